@@ -1,0 +1,87 @@
+"""The gateway's view of a replica: a Link, whatever lies between (a socket, or nothing at all).
+
+A Router gives the gateway a Link for each request. Both are called on the gateway's event loop
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..engine.errors import ShoalError
+from ..engine.request import Request, Update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a gateway must know of a model to speak for it; a replica states it once, when it is
+    ready.
+
+    `names` are the served names, the first one is answered with. `model` and `tokenizer` are
+    folders or hub ids that the gateway can open too. `sampling_defaults` comes from
+    generation_config.json. `digest` names the weights.
+    """
+
+    names: tuple[str, ...]
+    model: str
+    tokenizer: str
+    max_model_len: int
+    vocab_size: int
+    max_logprobs: int
+    eos_token_ids: tuple[int, ...]
+    sampling_defaults: dict[str, float]
+    digest: str
+    created: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A replica's load, as of its last message."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    counters: dict[str, float] | None = None
+
+
+class Link(Protocol):
+    """A replica within reach."""
+
+    replica: str
+    card: ModelCard
+    load: Load
+
+    def submit(self, request: Request, on_update: Callable[[Update | ShoalError], None]) -> None:
+        """Send a request. `on_update` gets each of its updates in order, or one ShoalError and
+        nothing after it.
+
+        Never raises for the request's sake: a refusal (Overloaded, RequestError, EngineLost) comes
+        through `on_update`.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Free what the request holds; no update of it follows. Unknown ids are ignored."""
+        ...
+
+
+class Router(Protocol):
+    """Chooses replicas."""
+
+    def choose(self, model: str | None, request: Request) -> Link:
+        """The replica to send `request` to. Raises UnknownModel, or EngineLost while none is alive."""
+        ...
+
+    def cards(self) -> list[ModelCard]:
+        """The models served."""
+        ...
+
+    def links(self) -> list[Link]:
+        """Every replica within reach."""
+        ...
+
+    def status(self) -> str:
+        """loading, ready, degraded (fewer replicas than asked for) or down."""
+        ...

@@ -1,0 +1,251 @@
+"""What an engine is told. Frozen: what start-up finds out comes back as `Capacity`.
+
+Each field is at once an argument of `LLM`, a flag of `shoal serve` (with dashes) and a YAML key,
+under the name that vLLM gives it; `setting(...)` carries its help text and its group for all three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+
+DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+POLICIES = ("fcfs", "priority")
+
+
+def setting(default: Any, help: str, *, group: str, first: bool = False) -> Any:
+    """A field with the help text and group that flags and documentation show; `first` puts it on the short list."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "group": group, "first": first}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine: which model, in what memory, with what limits. Raises ConfigError naming the key."""
+
+    model: str = setting("", "Model folder or hub id.", group="Model", first=True)
+    tokenizer: str | None = setting(
+        None, "Tokenizer folder or hub id, where it is not the model's.", group="Model"
+    )
+    revision: str | None = setting(None, "Branch, tag or commit of a hub model.", group="Model")
+    download_dir: str | None = setting(
+        None, "Where hub models are kept (default: the hub's own cache).", group="Model"
+    )
+    load_format: str = setting(
+        "auto",
+        "auto or safetensors; dummy gives random weights of the real shapes.",
+        group="Model",
+    )
+    dtype: str = setting(
+        "auto",
+        "auto, float32, bfloat16, float16 or half. On CPUs auto means float32 for small models.",
+        group="Model",
+        first=True,
+    )
+    max_model_len: int | None = setting(
+        None,
+        "Longest prompt plus output, in tokens; 32k stands for 32,768 (default: the model's own).",
+        group="Model",
+        first=True,
+    )
+    generation_config: str = setting(
+        "auto",
+        "auto: the model's generation_config.json gives default sampling parameters; "
+        "vllm or shoal: it does not.",
+        group="Model",
+    )
+    chat_template: str | None = setting(
+        None, "File with a Jinja chat template that replaces the model's.", group="Model"
+    )
+    seed: int = setting(0, "Seeds what a request without a seed draws.", group="Model")
+    device: str = setting("auto", "auto, cpu or cuda.", group="Model")
+    max_logprobs: int = setting(
+        20, "Most alternatives a request may ask log probabilities of; -1: any.", group="Model"
+    )
+
+    gpu_memory_utilization: float = setting(
+        0.9,
+        "Share of the GPU's free memory for weights and cache; unused on CPUs.",
+        group="Memory",
+        first=True,
+    )
+    kv_cache_memory_bytes: int | None = setting(
+        None, "Bytes for the KV cache, instead of a share of what is free.", group="Memory"
+    )
+    num_gpu_blocks_override: int | None = setting(
+        None, "Number of KV blocks, instead of as many as fit.", group="Memory"
+    )
+    cpu_memory_share: float = setting(
+        0.4, "On CPUs: share of the free memory that the KV cache may take.", group="Memory"
+    )
+    memory_sharers: int = setting(
+        1,
+        "How many engines share this machine's memory and cores; set by `--replicas`.",
+        group="Memory",
+    )
+    block_size: int | None = setting(
+        None, "Tokens a KV block (default: 16 on CUDA, 32 on CPUs).", group="Memory"
+    )
+    enable_prefix_caching: bool = setting(
+        True, "Reuse the KV blocks of equal prompt beginnings.", group="Memory"
+    )
+
+    max_num_seqs: int = setting(
+        256, "Most sequences computed at once.", group="Scheduling", first=True
+    )
+    max_num_batched_tokens: int | None = setting(
+        None, "Most tokens a step computes (default: 2,048).", group="Scheduling", first=True
+    )
+    max_waiting: int = setting(
+        1024, "Most requests that wait; one more is answered 429.", group="Scheduling"
+    )
+    enable_chunked_prefill: bool = setting(
+        True, "Compute long prompts in pieces, beside other requests.", group="Scheduling"
+    )
+    scheduling_policy: str = setting(
+        "fcfs", "fcfs, or priority: lower `priority` goes first.", group="Scheduling"
+    )
+    async_scheduling: bool = setting(
+        False, "Plan the next step while this one computes.", group="Scheduling"
+    )
+    threads: int | None = setting(
+        None,
+        "CPU threads an engine computes with (default: its share of the cores).",
+        group="Scheduling",
+    )
+
+    tensor_parallel_size: int = setting(
+        1, "Ranks that each hold a slice of every layer.", group="Parallel", first=True
+    )
+    pipeline_parallel_size: int = setting(
+        1, "Stages that each hold some of the layers.", group="Parallel"
+    )
+    enforce_eager: bool = setting(
+        False, "Never record steps for replay (nothing records yet).", group="Parallel"
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def batched_tokens(self) -> int:
+        """The token budget of a step."""
+        return self.max_num_batched_tokens or max(2048, self.max_num_seqs)
+
+
+NOT_BUILT: Mapping[str, tuple[object, str]] = {
+    "quantization": (None, "quantized weights are not built yet"),
+    "kv_cache_dtype": ("auto", "a quantized KV cache is not built yet"),
+    "trust_remote_code": (False, "code from a model's repository is never run"),
+    "speculative_config": (None, "speculative decoding is not built yet"),
+    "enable_lora": (False, "LoRA adapters are not built yet"),
+    "lora_modules": (None, "LoRA adapters are not built yet"),
+    "enable_expert_parallel": (False, "mixture-of-experts models are not built yet"),
+    "data_parallel_size": (1, "several copies of a model are made with --replicas N"),
+    "enable_auto_tool_choice": (False, "tool calls are not built yet"),
+    "tool_call_parser": (None, "tool calls are not built yet"),
+    "reasoning_parser": (None, "reasoning parsers are not built yet"),
+    "rope_scaling": (None, "overriding the checkpoint's rope is not built yet"),
+    "hf_overrides": (None, "overriding the checkpoint's configuration is not built yet"),
+    "kv_transfer_config": (None, "moving KV between engines is not built yet"),
+    "cpu_offload_gb": (0, "offloading weights is not built yet"),
+    "swap_space": (None, "preempted requests are recomputed, not swapped"),
+    "limit_mm_per_prompt": (None, "images, audio and video are not built yet"),
+}
+"""Keys of vLLM that are known and refused: the value that changes nothing, and the reason in plain words."""
+
+
+def engine_keys() -> tuple[str, ...]:
+    """The names that EngineConfig takes."""
+    return tuple(f.name for f in dataclasses.fields(EngineConfig))
+
+
+def from_keys(keys: Mapping[str, Any]) -> EngineConfig:
+    """An EngineConfig from vLLM's keys by their underscore names.
+
+    Raises ConfigError for an unknown key (with the nearest known one) and for a feature that is not
+    built.
+    """
+    known = {}
+    for key, value in keys.items():
+        if key in NOT_BUILT:
+            refuse_unbuilt(key, value)
+        elif key in engine_keys():
+            known[key] = value
+        else:
+            raise ConfigError(unknown_key(key, [*engine_keys(), *NOT_BUILT]), key)
+    return EngineConfig(**known)
+
+
+def refuse_unbuilt(key: str, value: object) -> None:
+    """Raise ConfigError unless `value` leaves the unbuilt feature off."""
+    off, reason = NOT_BUILT[key]
+    if value is not None and value != off:
+        raise ConfigError(f"{key}={value!r} cannot be kept: {reason}. Remove it to go on.", key)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The sentence that refuses an unknown key and names the nearest known one."""
+    near = difflib.get_close_matches(key.replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _check(config: EngineConfig) -> None:
+    _one_of(config, "dtype", DTYPES)
+    _one_of(config, "load_format", LOAD_FORMATS)
+    _one_of(config, "scheduling_policy", POLICIES)
+    _one_of(config, "device", ("auto", "cpu", "cuda"))
+    for name in ("max_num_seqs", "max_waiting", "memory_sharers"):
+        _at_least(config, name, 1)
+    for name in (
+        "max_model_len",
+        "max_num_batched_tokens",
+        "kv_cache_memory_bytes",
+        "block_size",
+        "threads",
+    ):
+        if getattr(config, name) is not None:
+            _at_least(config, name, 1)
+    if config.num_gpu_blocks_override is not None:
+        _at_least(config, "num_gpu_blocks_override", 2)
+    for name in ("gpu_memory_utilization", "cpu_memory_share"):
+        value = getattr(config, name)
+        if not 0.0 < value <= 1.0:
+            raise ConfigError(f"{name} must be above 0 and at most 1, got {value}", name)
+    if config.block_size is not None and config.block_size & (config.block_size - 1):
+        raise ConfigError(
+            f"block_size must be a power of two, got {config.block_size}", "block_size"
+        )
+    if config.batched_tokens < config.max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens ({config.batched_tokens}) must be at least "
+            f"max_num_seqs ({config.max_num_seqs}): each running sequence needs a token a step",
+            "max_num_batched_tokens",
+        )
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        _at_least(config, name, 1)
+        if getattr(config, name) > 1:
+            raise ConfigError(
+                f"{name}={getattr(config, name)} cannot be kept: engines of several ranks are not "
+                f"built yet; use 1",
+                name,
+            )
+
+
+def _one_of(config: EngineConfig, name: str, values: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in values:
+        raise ConfigError(f"{name} must be one of {', '.join(values)}; got {value!r}", name)
+
+
+def _at_least(config: EngineConfig, name: str, low: int) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name} must be an integer of at least {low}, got {value!r}", name)

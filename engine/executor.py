@@ -1,0 +1,63 @@
+"""The seam between the loop and whoever computes: this process, or ranks elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .plan import CacheSpec, Plan, Result
+
+if TYPE_CHECKING:
+    from .config import EngineConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What start-up found out; nothing of it is ever written back into a config.
+
+    `groups[g]` is the spec of cache group g and `num_blocks[g]` how many blocks it has, block 0
+    (never handed out) included. `digest` names the weights: two engines of equal digest give equal
+    text. `table` is the sizing report, label and value a line. `phases`: seconds spent, by name.
+    """
+
+    groups: tuple[CacheSpec, ...]
+    num_blocks: tuple[int, ...]
+    block_size: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    dtype: str
+    device: str
+    digest: str
+    table: tuple[tuple[str, str], ...] = ()
+    phases: tuple[tuple[str, float], ...] = ()
+
+
+class Executor(Protocol):
+    """Runs plans in order. `depth` plans may be under way at once."""
+
+    depth: int
+
+    def start(self, config: EngineConfig) -> Capacity:
+        """Load the model, size the cache, and say what came of it. Raises ConfigError, LoadError."""
+        ...
+
+    def submit(self, plan: Plan) -> None:
+        """Queue a plan; returns at once where depth > 1."""
+        ...
+
+    def supply(self, step: int, masks: object) -> None:
+        """Hand in what the submitted plan `step` announced and the host had not ready; only its sampler waits for it."""
+        ...
+
+    def collect(self) -> Result:
+        """The result of the oldest plan under way. Raises WorkerLost."""
+        ...
+
+    def call(self, method: str, *args: object) -> list[object]:
+        """Run a control method on every rank, behind the plans submitted so far; one answer a rank."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; harmless when repeated."""
+        ...

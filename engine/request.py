@@ -1,0 +1,222 @@
+"""What a caller asks for and what comes back: plain data that crosses every process border."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from .errors import InvalidRequest
+
+MAX_N = 128
+MAX_LOGPROBS = 20
+MAX_STOPS = 64
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; the values are those of the OpenAI API, beside `abort` and `error`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens and when to stop; names, defaults and meanings are those of vLLM.
+
+    `top_k` 0 or -1 means all tokens. `temperature` below 1e-5 means greedy. `max_tokens` None means
+    up to the context. `logprobs` and `prompt_logprobs` count alternatives beside the chosen token;
+    -1 means the whole vocabulary. `logits_processors` are callables `(emitted ids, logits row) ->
+    logits row`; they cannot leave the process. `bad_words_ids` is `bad_words` in token ids, filled
+    in at the door, where the tokenizer is. Raises InvalidRequest naming the field.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = ()
+    stop_token_ids: Sequence[int] | None = ()
+    bad_words: Sequence[str] | None = ()
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    logits_processors: Sequence[Callable[[list[int], Any], Any]] | None = None
+
+    def __post_init__(self) -> None:
+        _freeze(self)
+        _check(self)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken and nothing is drawn."""
+        return self.temperature < 1e-5
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return self.stop  # type: ignore[return-value]
+
+
+def _freeze(params: SamplingParams) -> None:
+    """Turn lists and nulls into tuples, so that a value can be shared and compared."""
+
+    def put(name: str, value: object) -> None:
+        object.__setattr__(params, name, value)
+
+    put("stop", (params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ()))
+    put("stop_token_ids", tuple(params.stop_token_ids or ()))
+    put("bad_words", tuple(params.bad_words or ()))
+    put("bad_words_ids", tuple(tuple(ids) for ids in params.bad_words_ids))
+    put("top_k", 0 if params.top_k == -1 else params.top_k)
+    if params.logit_bias is not None:
+        try:
+            put("logit_bias", {int(k): float(v) for k, v in params.logit_bias.items()} or None)
+        except (TypeError, ValueError):
+            raise InvalidRequest("logit_bias must map token ids to numbers", "logit_bias") from None
+    if params.allowed_token_ids is not None:
+        put("allowed_token_ids", tuple(params.allowed_token_ids))
+    put("logits_processors", tuple(params.logits_processors or ()) or None)
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "n": (1, MAX_N),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "temperature": (0.0, math.inf),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, math.inf),
+    "min_p": (0.0, 1.0),
+    "min_tokens": (0, math.inf),
+}
+
+
+def _check(params: SamplingParams) -> None:
+    for name, (low, high) in _BOUNDS.items():
+        value = getattr(params, name)
+        whole = isinstance(low, int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            kind = "an integer" if whole else "a number"
+            raise InvalidRequest(f"{name} must be {kind}, got {value!r}", name)
+        if not low <= value <= high or math.isnan(value):
+            bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise InvalidRequest(f"{name} must be {bound}, got {value}", name)
+    _refuse(params.top_p == 0.0, "top_p must be above 0, got 0", "top_p")
+    _refuse(
+        not 0.0 < params.repetition_penalty < math.inf,
+        f"repetition_penalty must be above 0 and finite, got {params.repetition_penalty}",
+        "repetition_penalty",
+    )
+    _refuse(math.isinf(params.temperature), "temperature must be finite", "temperature")
+    if params.max_tokens is not None:
+        _refuse(
+            params.max_tokens < 0,
+            f"max_tokens must be at least 0, got {params.max_tokens}",
+            "max_tokens",
+        )
+        _refuse(
+            params.min_tokens > params.max_tokens,
+            f"min_tokens ({params.min_tokens}) must not exceed max_tokens ({params.max_tokens})",
+            "min_tokens",
+        )
+    for name in ("logprobs", "prompt_logprobs"):
+        value = getattr(params, name)
+        _refuse(
+            value is not None and value < -1,
+            f"{name} must be at least 0, or -1 for the whole vocabulary, got {value}",
+            name,
+        )
+    _refuse("" in params.stops, "stop must not contain an empty string", "stop")
+    _refuse(
+        len(params.stops) > MAX_STOPS,
+        f"stop takes at most {MAX_STOPS} strings, got {len(params.stops)}",
+        "stop",
+    )
+    _refuse(
+        bool(params.stops) and not params.detokenize,
+        "stop strings need detokenize=True; use stop_token_ids instead",
+        "stop",
+    )
+    _refuse(
+        "" in (params.bad_words or ()), "bad_words must not contain an empty string", "bad_words"
+    )
+    _refuse(
+        params.allowed_token_ids is not None and not params.allowed_token_ids,
+        "allowed_token_ids must not be empty: no token could be chosen",
+        "allowed_token_ids",
+    )
+
+
+def _refuse(wrong: bool, message: str, param: str) -> None:
+    if wrong:
+        raise InvalidRequest(message, param)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """All that is needed to begin a generation, or to go on with it anywhere.
+
+    `emitted` holds tokens already given to the caller: the engine continues after them exactly as
+    if it had made them itself. `params.n` siblings are numbered `sibling` .. `sibling + n - 1`; a
+    single sibling that moves is sent again with n = 1, its own `sibling` and its own `emitted`.
+    `params.seed` is set at the door, never None here. `cache_salt` and `adapter` part the prefix
+    cache. `epoch` counts the starts of this stream.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    emitted: tuple[int, ...] = ()
+    sibling: int = 0
+    adapter: str | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    tenant: str = ""
+    epoch: int = 0
+
+
+class TokenLogprobs(NamedTuple):
+    """Log probabilities at one position: of the token there, its rank (1 is the most probable), and of the top ones."""
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Update(NamedTuple):
+    """What one step brought one sequence. `finish` is set once, on its last update.
+
+    `num_cached` (prompt tokens found in the prefix cache) and `prompt_logprobs` (one entry a prompt
+    token, the first None) come with a sequence's first update and are None on the others.
+    `stop_reason` is the stop token's id, or None for the end-of-sequence token. `error` says why
+    when finish is ERROR.
+    """
+
+    id: str
+    sibling: int
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    num_cached: int | None = None
+    finish: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+    epoch: int = 0

@@ -1,0 +1,75 @@
+"""The scheduler's book on one generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from .request import FinishReason, Request, TokenLogprobs
+
+
+class State(Enum):
+    """Prefill and decode are not states: they are only how far `computed` has come."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+_MOVES = {
+    State.WAITING: {State.RUNNING, State.FINISHED},
+    State.RUNNING: {State.WAITING, State.FINISHED},
+    State.FINISHED: set(),
+}
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """Mutable, with one owner: the scheduler.
+
+        tokens    known ids: prompt, then emitted
+        computed  tokens whose keys and values are in the cache, or will be once the plans under way
+        are done
+        expected  tokens sampled by plans under way, their ids not known yet
+        written   tokens whose keys and values are in the cache for certain
+
+    `blocks[g]` lists the blocks of cache group g by position; a block that left its window is 0.
+    `keys` are the prefix-cache keys of the full blocks so far. `blockers` names what a waiting
+    sequence waits for: who puts a word in takes it out.
+    """
+
+    request: Request
+    sibling: int
+    arrival: int
+    tokens: list[int]
+    num_prompt: int
+    computed: int = 0
+    written: int = 0
+    expected: int = 0
+    in_flight: int = 0
+    blocks: list[list[int]] = field(default_factory=list)
+    published: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    draft: tuple[int, ...] = ()
+    blockers: set[str] = field(default_factory=set)
+    slot: int = -1
+    state: State = State.WAITING
+    finish: FinishReason | None = None
+    num_cached: int | None = None
+    told: bool = False
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def behind(self) -> int:
+        """How many tokens, known or expected, have no keys and values yet."""
+        return len(self.tokens) + self.expected - self.computed
+
+    @property
+    def num_emitted(self) -> int:
+        """Output tokens known so far, those of an earlier life included."""
+        return len(self.tokens) - self.num_prompt
+
+    def to(self, state: State) -> None:
+        """Move to `state`; a move outside the table is a bug."""
+        assert state in _MOVES[self.state], f"{self.request.id}: {self.state} -> {state}"
+        self.state = state
