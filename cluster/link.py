@@ -71,7 +71,10 @@ class Router(Protocol):
     """Chooses replicas."""
 
     def choose(self, model: str | None, request: Request) -> Link:
-        """The replica to send `request` to. Raises UnknownModel, or EngineLost while none is alive."""
+        """The replica to send `request` to.
+
+        Raises UnknownModel, or EngineLost while none is alive.
+        """
         ...
 
     def cards(self) -> list[ModelCard]:

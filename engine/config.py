@@ -20,7 +20,10 @@ POLICIES = ("fcfs", "priority")
 
 
 def setting(default: Any, help: str, *, group: str, first: bool = False) -> Any:
-    """A field with the help text and group that flags and documentation show; `first` puts it on the short list."""
+    """A field with the help text and group that flags and documentation show.
+
+    `first` puts it on the short list.
+    """
     return dataclasses.field(
         default=default, metadata={"help": help, "group": group, "first": first}
     )
@@ -28,7 +31,10 @@ def setting(default: Any, help: str, *, group: str, first: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """One engine: which model, in what memory, with what limits. Raises ConfigError naming the key."""
+    """One engine.
+
+    Which model, in what memory, with what limits. Raises ConfigError naming the key.
+    """
 
     model: str = setting("", "Model folder or hub id.", group="Model", first=True)
     tokenizer: str | None = setting(
@@ -159,7 +165,10 @@ NOT_BUILT: Mapping[str, tuple[object, str]] = {
     "swap_space": (None, "preempted requests are recomputed, not swapped"),
     "limit_mm_per_prompt": (None, "images, audio and video are not built yet"),
 }
-"""Keys of vLLM that are known and refused: the value that changes nothing, and the reason in plain words."""
+"""Keys of vLLM that are known and refused.
+
+The value that changes nothing, and the reason in plain words.
+"""
 
 
 def engine_keys() -> tuple[str, ...]:

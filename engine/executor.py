@@ -39,7 +39,10 @@ class Executor(Protocol):
     depth: int
 
     def start(self, config: EngineConfig) -> Capacity:
-        """Load the model, size the cache, and say what came of it. Raises ConfigError, LoadError."""
+        """Load the model, size the cache, and say what came of it.
+
+        Raises ConfigError, LoadError.
+        """
         ...
 
     def submit(self, plan: Plan) -> None:
@@ -47,7 +50,10 @@ class Executor(Protocol):
         ...
 
     def supply(self, step: int, masks: object) -> None:
-        """Hand in what the submitted plan `step` announced and the host had not ready; only its sampler waits for it."""
+        """Hand in what the submitted plan `step` announced and the host had not ready.
+
+        Only its sampler waits for it.
+        """
         ...
 
     def collect(self) -> Result:
@@ -55,7 +61,10 @@ class Executor(Protocol):
         ...
 
     def call(self, method: str, *args: object) -> list[object]:
-        """Run a control method on every rank, behind the plans submitted so far; one answer a rank."""
+        """Run a control method on every rank, behind the plans submitted so far.
+
+        One answer a rank.
+        """
         ...
 
     def close(self) -> None:

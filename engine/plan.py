@@ -1,4 +1,7 @@
-"""One step, as the scheduler tells it to the workers and as they answer. Plans are diffs: workers keep rows by slot."""
+"""One step, as the scheduler tells it to the workers and as they answer.
+
+Plans are diffs: workers keep rows by slot.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ class CacheSpec(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A sequence enters the device row `slot`. Tokens after `num_prompt` were emitted before. `sibling` keys its draws."""
+    """A sequence enters the device row `slot`.
+
+    Tokens after `num_prompt` were emitted before. `sibling` keys its draws.
+    """
 
     slot: int
     tokens: tuple[int, ...]

@@ -194,7 +194,10 @@ class Request:
 
 
 class TokenLogprobs(NamedTuple):
-    """Log probabilities at one position: of the token there, its rank (1 is the most probable), and of the top ones."""
+    """Log probabilities at one position.
+
+    Of the token there, its rank (1 is the most probable), and of the top ones.
+    """
 
     logprob: float
     rank: int
