@@ -62,8 +62,11 @@ class Link(Protocol):
         """
         ...
 
-    def abort(self, request_id: str) -> None:
-        """Free what the request holds; no update of it follows. Unknown ids are ignored."""
+    def abort(self, request_id: str, sibling: int | None = None) -> None:
+        """Free what the request, or one of its siblings, holds; no update of it follows.
+
+        Unknown ids are ignored.
+        """
         ...
 
 
