@@ -64,6 +64,8 @@ class FakeExecutor:
         self.tokens: dict[int, list[int]] = {}
         self.tables: dict[int, list[list[int]]] = {}
         self.plans: deque[Plan] = deque()
+        self.owned: dict[int, tuple[int, list[list[int]]]] = {}
+        self.written: deque[dict[tuple[int, int], tuple[int, int]]] = deque()
         self.poisoned: set[int] = set()
         self.most_under_way = 0
 
@@ -83,9 +85,29 @@ class FakeExecutor:
         self.plans.append(plan)
         self.most_under_way = max(self.most_under_way, len(self.plans))
         assert len(self.plans) <= self.depth
+        self._own(plan)
+
+    def _own(self, plan: Plan) -> None:
+        """Nothing that a plan under way writes is given to another sequence by a later plan."""
+        for start in plan.started:
+            self.owned[start.slot] = (plan.step, [list(blocks) for blocks in start.blocks])
+        writes = {}
+        for row in plan.rows:
+            owner, tables = self.owned[row.slot]
+            for group, table in enumerate(tables):
+                table += row.grown[group] if row.grown else ()
+                for position in range(row.start, row.start + row.num_tokens):
+                    writes[group, table[position // self.size]] = (row.slot, owner)
+        for copy in plan.copies:
+            assert (copy.group, copy.target) in writes, "a copy that nobody wanted"
+        for earlier in self.written:
+            for cell, owner in writes.items():
+                assert earlier.get(cell, owner) == owner, "given away while under way"
+        self.written.append(writes)
 
     def collect(self) -> Result:
         plan = self.plans.popleft()
+        self.written.popleft()
         for slot in plan.stopped:
             del self.rows[slot], self.tokens[slot], self.tables[slot]
         for start in plan.started:
