@@ -251,8 +251,14 @@ class Scheduler:
         Those one token behind first, so that no prompt can starve them.
         """
         order = sorted(self._running.values(), key=self._rank)
-        wants = [(seq, self._wanted(seq)) for seq in order]
-        for seq, num in [w for w in wants if w[1] == 1] + [w for w in wants if w[1] > 1]:
+        ones, more = [], []
+        for seq in order:
+            num = self._wanted(seq)
+            if num == 1:
+                ones.append((seq, 1))
+            elif num:
+                more.append((seq, num))
+        for seq, num in ones + more:
             if not draft.budget or not draft.places:
                 return
             if seq.slot < 0:
