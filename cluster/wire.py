@@ -243,7 +243,7 @@ def new_nonce() -> bytes:
 def prove(secret: bytes, who: str, ours: bytes, theirs: bytes) -> bytes:
     """What shows that `who` ("gateway" or "replica") holds the secret.
 
-    `ours` is the gateway's nonce on both sides, `theirs` the replica's. All nonces are of one length.
+    `ours` is the gateway's nonce on both sides, `theirs` the replica's; both have NONCE bytes.
     """
     return hmac.new(secret, b"\0".join((who.encode(), ours, theirs)), hashlib.sha256).digest()
 
