@@ -193,7 +193,7 @@ def target(raw: str) -> str:
 def _held(raw: str, name: str, value: object) -> object:
     """The value that `raw` gives to `name`."""
     if plain(raw) in CHANGES_NOTHING:
-        return _converted(raw, value, bool)
+        return converted(raw, value, bool)
     if plain(raw) in NOT_BUILT:
         refuse_unbuilt(raw, value)
         return None
@@ -208,8 +208,8 @@ def _held(raw: str, name: str, value: object) -> object:
             raw,
         )
     if RENAMED.get(plain(raw), "").startswith("!"):
-        return not _converted(raw, value, bool)
-    return _converted(raw, value, keys()[name].kind)
+        return not converted(raw, value, bool)
+    return converted(raw, value, keys()[name].kind)
 
 
 def nearest(raw: str) -> str | None:
@@ -230,7 +230,8 @@ def refuse_unbuilt(raw: str, value: object) -> None:
         raise ConfigError(f"`{raw}{shown}` cannot be kept: {reason}. Remove it to go on", raw)
 
 
-def _converted(raw: str, value: object, kind: Any) -> object:
+def converted(raw: str, value: object, kind: Any) -> object:
+    """`value` as the annotation `kind` wants it. Raises ConfigError naming `raw`."""
     try:
         return convert(value, kind)
     except ValueError as error:

@@ -11,7 +11,7 @@ RENAMED: Mapping[str, str] = {
     "enable_log_requests": "log_requests",
     "disable_log_requests": "!log_requests",
     "disable_async_scheduling": "!async_scheduling",
-    "no_async_scheduling": "!async_scheduling",
+    "use_cuda_graph": "!enforce_eager",
 }
 """Other names of a key; `!` turns true into false."""
 
