@@ -15,6 +15,7 @@ from shoal.engine.worker.columns import SamplingColumns, fold_seed
 from shoal.engine.worker.device import pick
 from shoal.engine.worker.sampler import Sampler
 from shoal.engine.worker.slots import Slots
+
 from tests.engine.worker import oracle
 
 VOCAB = 97
@@ -241,7 +242,7 @@ def test_a_row_that_fails_fails_alone(fault, reason, temperature):
     starts, logits = some_starts(rng, 16), some_logits(16, 9)
     well = Bench(starts).sample(logits)
     params = SamplingParams(temperature=temperature, seed=1, logprobs=2, top_p=0.9, **fault)
-    broken = starts[:6] + [start(starts[6].slot, params)] + starts[7:]
+    broken = [*starts[:6], start(starts[6].slot, params), *starts[7:]]
     found = Bench(broken).sample(logits)
     assert list(found.failed) == [6] and reason in found.failed[6]
     for row in {*range(16)} - {6}:
