@@ -267,7 +267,9 @@ def _table(
 
 def _group(spec: CacheSpec, layers: int) -> str:
     seen = "all tokens" if spec.window is None else f"the last {spec.window:,} tokens"
-    return f"{layers} layers, {spec.num_kv_heads} heads of {spec.head_size}, {seen}"
+    return (
+        f"{layers} layer{'s'[: layers > 1]}, {spec.num_kv_heads} heads of {spec.head_size}, {seen}"
+    )
 
 
 def _rule(config: EngineConfig, memory: Memory) -> str:
