@@ -56,6 +56,9 @@ class AsyncEngine:
         self._executor = executor
         self._capacity: Capacity | None = None
         self._seeds = admission.Seeds(config.seed)
+        self._thread = threading.Thread(target=self._main, name="shoal-engine", daemon=True)
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
         self._wake = threading.Condition()
         # Guarded by `_wake`:
         self._inbox: deque[Request | _Abort | Update] = deque()
@@ -69,24 +72,12 @@ class AsyncEngine:
 
         Raises ConfigError, LoadError.
         """
-        assert self._capacity is None, "start is called once"
-        if self._executor is None:
-            from .local import LocalExecutor
-
-            self._executor = LocalExecutor(self.config)
-        executor = self._executor
-        try:
-            self._capacity = executor.start(self.config)
-        except BaseException:
-            executor.close()
-            raise
-        self._scheduler = Scheduler(
-            self.config, self._capacity, depth=executor.depth, resident=executor.resident
-        )
-        self._loop = Loop(self._scheduler, executor)
-        self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
         self._thread.start()
-        return self._capacity
+        self._ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        return self.capacity
 
     @property
     def capacity(self) -> Capacity:
@@ -187,12 +178,9 @@ class AsyncEngine:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._capacity is None:
+        if self._thread.ident is None or self._thread is threading.current_thread():
             return
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        assert self._executor is not None
-        self._executor.close()
+        self._thread.join()
         bug = self._lost.__cause__ if self._lost is not None else None
         if isinstance(bug, AssertionError):
             raise bug
@@ -204,6 +192,8 @@ class AsyncEngine:
             raise EngineLost(*self._lost.args)
         if self._closing:
             raise EngineLost("the engine is closed")
+        if self._capacity is None:
+            raise EngineLost("the engine has not started yet")
 
     def _num_waiting(self) -> int:
         """Sequences that wait, as far as one can know while a step is under way: of those to come,
@@ -219,6 +209,28 @@ class AsyncEngine:
             del self._live[request_id]
 
     # On the engine's thread.
+
+    def _main(self) -> None:
+        """All that an executor does, from its start to its end, happens on this thread."""
+        with contextlib.ExitStack() as stack:
+            try:
+                executor = self._executor or _local(self.config)
+                stack.callback(executor.close)
+                self._load(executor)
+            except BaseException as error:
+                self._failure = error
+                return
+            finally:
+                self._ready.set()
+            self._run()
+
+    def _load(self, executor: Executor) -> None:
+        capacity = executor.start(self.config)
+        self._scheduler = Scheduler(
+            self.config, capacity, depth=executor.depth, resident=executor.resident
+        )
+        self._loop = Loop(self._scheduler, executor)
+        self._capacity = capacity
 
     def _run(self) -> None:
         try:
@@ -306,3 +318,9 @@ class AsyncEngine:
         for sink, batch in batches.items():
             with contextlib.suppress(Exception):
                 sink(batch)
+
+
+def _local(config: EngineConfig) -> Executor:
+    from .local import LocalExecutor
+
+    return LocalExecutor(config)

@@ -187,8 +187,13 @@ def _bar(name: str) -> Callable[[int, int], None]:
         nonlocal bar
         if bar is None:
             bar = tqdm(
-                total=total, desc=f"loading {name}", unit="B", unit_scale=True, disable=None,
-                file=sys.stderr, leave=False,
+                total=total,
+                desc=f"loading {name}",
+                unit="B",
+                unit_scale=True,
+                disable=None,
+                file=sys.stderr,
+                leave=False,
             )
         bar.update(done - bar.n)
         if done >= total:
