@@ -7,6 +7,7 @@ command line wins, then the YAML file, then the environment.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import typing
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..engine import config as engine_config
-from ..engine.config import EngineConfig, unknown_key
+from ..engine.config import EngineConfig
 from ..engine.errors import ConfigError
+from .names import CHANGES_NOTHING, NOT_BUILT, RENAMED
 from .values import convert
 
 BUNDLED = "shoal-tiny"
@@ -30,61 +32,6 @@ ENVIRONMENT = {
 }
 """Keys that the environment may set, by variables of which the first one set counts; several API
 keys are parted by commas."""
-
-RENAMED: Mapping[str, str] = {
-    "model_tag": "model",
-    "enable_log_requests": "log_requests",
-    "disable_log_requests": "!log_requests",
-    "disable_async_scheduling": "!async_scheduling",
-    "no_async_scheduling": "!async_scheduling",
-}
-"""Other names of a key; `!` turns true into false."""
-
-CHANGES_NOTHING: Mapping[str, str] = {
-    "disable_log_stats": "statistics are on /metrics, never in the log",
-    "disable_uvicorn_access_log": "requests are logged only with --log-requests",
-    "disable_access_log_for_endpoints": "requests are logged only with --log-requests",
-    "enable_request_id_headers": "X-Request-Id is always answered",
-    "enable_prompt_tokens_details": "cached prompt tokens are always counted in usage",
-    "enable_offline_docs": "/docs never needs a network",
-    "disable_frontend_multiprocessing": "gateways are made with --gateways N",
-    "use_v2_block_manager": "there is one block manager",
-    "use_tqdm_on_load": "loading always shows its progress",
-    "disable_custom_all_reduce": "there is no such kernel to switch off",
-    "max_parallel_loading_workers": "weights are read shard by shard, once",
-}
-"""Keys of vLLM that are taken and change nothing, and why."""
-
-NOT_BUILT: Mapping[str, tuple[object, str]] = {
-    **engine_config.NOT_BUILT,
-    "uds": (None, "serving on a Unix socket is not built yet; use --host and --port"),
-    "api_server_count": (1, "several front ends are made with --gateways N"),
-    "headless": (False, "nodes join through Ray: `ray start --address=...`"),
-    "middleware": (None, "code from elsewhere is not run inside the gateway"),
-    "log_config_file": (None, "logging is set by --log-dir and --uvicorn-log-level"),
-    "enable_log_outputs": (False, "answers are never logged"),
-    "enable_server_load_tracking": (False, "the load is on /metrics"),
-    "enable_force_include_usage": (False, "clients ask for it by stream_options.include_usage"),
-    "enable_tokenizer_info_endpoint": (False, "that route is not built yet"),
-    "return_tokens_as_token_ids": (False, "tokens as ids are not built yet"),
-    "chat_template_content_format": ("auto", "the template's own form is always used"),
-    "trust_request_chat_template": (False, "templates of callers are never run"),
-    "default_chat_template_kwargs": (None, "default template arguments are not built yet"),
-    "tool_parser_plugin": ("", "tool calls are not built yet"),
-    "tool_server": (None, "tool calls are not built yet"),
-    "exclude_tools_when_tool_choice_none": (False, "tool calls are not built yet"),
-    "prompt_adapters": (None, "prompt adapters are not built"),
-    "ssl_ca_certs": (None, "certificates of clients are not checked yet"),
-    "ssl_cert_reqs": (0, "certificates of clients are not checked yet"),
-    "ssl_ciphers": (None, "choosing ciphers is not built yet"),
-    "enable_ssl_refresh": (False, "certificates are read once, at start"),
-    "h11_max_incomplete_event_size": (4 * 2**20, "bodies are bounded by --max-body-bytes"),
-    "h11_max_header_count": (256, "the header count is not adjustable"),
-}
-"""Keys of vLLM that are known and refused.
-
-The value that changes nothing, and the reason in plain words.
-"""
 
 
 def option(default: Any, help: str, *, group: str, first: bool = False, **bounds: Any) -> Any:
@@ -210,20 +157,21 @@ def bundled_model() -> Path:
 def serve_config(
     settings: Mapping[str, object], environ: Mapping[str, str] = os.environ
 ) -> ServeConfig:
-    """A ServeConfig from flat keys, with dashes or underscores; values may be text.
+    """A ServeConfig from flat keys: `max_model_len`, `max-model-len` or `--max-model-len`.
 
-    Raises ConfigError, whose `key` is the key as it was given.
+    Values may be text. Raises ConfigError, whose `key` is the key as it was given.
     """
     given: dict[str, object] = {}
     written: dict[str, str] = {}
     for raw, value in settings.items():
-        name, value = _resolve(raw, value)
-        if name is None:
+        name = target(raw)
+        held = _held(raw, name, value)
+        if name not in keys():
             continue
         if name in written:
             raise ConfigError(f"{raw} and {written[name]} set the same thing; keep one", raw)
         written[name] = raw
-        given[name] = value
+        given[name] = held
     for name, value in _from_environment(environ).items():
         given.setdefault(name, value)
     try:
@@ -232,45 +180,58 @@ def serve_config(
         raise ConfigError(error.message, written.get(error.key or "", error.key)) from None
 
 
-def _resolve(raw: str, value: object) -> tuple[str | None, object]:
-    """The field a key means, or None where nothing follows from it, and its value."""
-    name = raw.replace("-", "_")
-    if name in RENAMED:
-        target = RENAMED[name]
-        if target.startswith("!"):
-            return target[1:], not _converted(raw, value, bool)
-        name = target
-    if name in CHANGES_NOTHING:
-        return None, value
-    if name in NOT_BUILT:
+def plain(raw: str) -> str:
+    """A key without a flag's dashes."""
+    return raw.lstrip("-").replace("-", "_")
+
+
+def target(raw: str) -> str:
+    """The key that `raw` sets; itself where it is no other name of one."""
+    return RENAMED.get(plain(raw), plain(raw)).lstrip("!")
+
+
+def _held(raw: str, name: str, value: object) -> object:
+    """The value that `raw` gives to `name`."""
+    if plain(raw) in CHANGES_NOTHING:
+        return converted(raw, value, bool)
+    if plain(raw) in NOT_BUILT:
         refuse_unbuilt(raw, value)
-        return None, value
+        return None
     if name not in keys():
-        raise ConfigError(unknown_key(raw, known_names()), raw)
+        near = nearest(raw)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"unknown setting {raw!r}{hint}", raw)
     if name == "max_model_len" and value in ("auto", -1, "-1"):
         raise ConfigError(
-            f"max_model_len={value} cannot be kept: choosing the longest that fits is not built "
-            "yet. Leave it out for the model's own, or give a number",
+            f"{raw}={value} cannot be kept: choosing the longest that fits is not built yet. "
+            "Leave it out for the model's own, or give a number",
             raw,
         )
-    return name, _converted(raw, value, keys()[name].kind)
+    if RENAMED.get(plain(raw), "").startswith("!"):
+        return not converted(raw, value, bool)
+    return converted(raw, value, keys()[name].kind)
 
 
-def known_names() -> list[str]:
-    """Every key that means something, be it only a refusal."""
-    return [*keys(), *RENAMED, *CHANGES_NOTHING, *NOT_BUILT]
+def nearest(raw: str) -> str | None:
+    """The known key most like `raw`, in its style of dashes."""
+    known = [*keys(), *RENAMED, *CHANGES_NOTHING, *NOT_BUILT]
+    near = difflib.get_close_matches(plain(raw), known, n=1, cutoff=0.6)
+    if not near:
+        return None
+    dashed = near[0].replace("_", "-")
+    return f"--{dashed}" if raw.startswith("--") else dashed if "-" in raw else near[0]
 
 
 def refuse_unbuilt(raw: str, value: object) -> None:
     """Raise ConfigError unless `value`, which may be text, leaves the unbuilt feature off."""
-    off, reason = NOT_BUILT[raw.replace("-", "_")]
-    same = value is None or value == off or str(value).lower() in ("none", str(off).lower())
-    if not same:
-        shown = "" if value is True else f"={value}"
-        raise ConfigError(f"{raw}{shown} cannot be kept: {reason}. Remove it to go on", raw)
+    off, reason = NOT_BUILT[plain(raw)]
+    if value is not None and str(value).lower() not in ("none", str(off).lower()):
+        shown = "" if value is True else f" {value}" if raw.startswith("--") else f": {value}"
+        raise ConfigError(f"`{raw}{shown}` cannot be kept: {reason}. Remove it to go on", raw)
 
 
-def _converted(raw: str, value: object, kind: Any) -> object:
+def converted(raw: str, value: object, kind: Any) -> object:
+    """`value` as the annotation `kind` wants it. Raises ConfigError naming `raw`."""
     try:
         return convert(value, kind)
     except ValueError as error:

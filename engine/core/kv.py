@@ -28,6 +28,7 @@ class KVManager:
         self.caching = caching
         self.groups = [Blocks(num) for num in capacity.num_blocks]
         self.windows = [spec.window for spec in capacity.groups]
+        self._windowed = any(self.windows)
         self.version = 0
 
     @property
@@ -64,6 +65,8 @@ class KVManager:
         None, and nothing taken, where some group would be left with fewer than `spare` free blocks.
         """
         total = -(-upto // self.block_size)
+        if total <= len(seq.blocks[0]):
+            return ()
         wants = [max(0, total - len(blocks)) for blocks in seq.blocks]
         for group, num in zip(self.groups, wants, strict=True):
             if num and group.num_free - num < spare:
@@ -81,13 +84,12 @@ class KVManager:
         token.
         """
         full = seq.written // self.block_size
-        if self.caching and full > seq.published:
-            keys = self._keys(seq, full)
-            for group, blocks in zip(self.groups, seq.blocks, strict=True):
-                for position in range(seq.published, full):
-                    group.publish(blocks[position], keys[position])
+        if full == seq.published and not self._windowed:
+            return
+        if full > seq.published:
+            if self.caching:
+                self._announce(seq, full)
             seq.published = full
-            self.version += 1
         for group, window, blocks in zip(self.groups, self.windows, seq.blocks, strict=True):
             if window is not None:
                 self._slide(group, blocks, self._first_needed(seq.written - 1, window))
@@ -139,6 +141,13 @@ class KVManager:
                 count.update(mine)
         for group, count in zip(self.groups, held, strict=True):
             group.verify(count)
+
+    def _announce(self, seq: Sequence, full: int) -> None:
+        keys = self._keys(seq, full)
+        for group, blocks in zip(self.groups, seq.blocks, strict=True):
+            for position in range(seq.published, full):
+                group.publish(blocks[position], keys[position])
+        self.version += 1
 
     def _keys(self, seq: Sequence, num: int) -> list[bytes]:
         """The keys of the first `num` blocks; each is computed once in a sequence's life."""

@@ -255,13 +255,13 @@ def test_waiting_costs_a_step_nothing() -> None:
         EngineConfig(max_num_seqs=1, max_waiting=20_000), capacity(num_blocks=40), checked=False
     )
     touched = []
-    peek = world.scheduler._waiting.peek
+    peek = world.scheduler.roster.waiting.peek
 
     def counted() -> object:
         touched.append(1)
         return peek()
 
-    world.scheduler._waiting.peek = counted  # type: ignore[method-assign, assignment]
+    world.scheduler.roster.waiting.peek = counted  # type: ignore[method-assign, assignment]
     for number in range(10_000):
         params = SamplingParams(max_tokens=8, ignore_eos=True, seed=0)
         world.add(Request(id=str(number), prompt=(1, 2), params=params))
