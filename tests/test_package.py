@@ -205,7 +205,17 @@ def test_it_runs_from_a_clone_of_another_name(elsewhere: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to("../..")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_layout.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/test_layout.py",
+            "-k",
+            "import",
+        ],
         cwd=elsewhere,
         env=os.environ | {"PYTHONPATH": str(link.parent)},
         capture_output=True,

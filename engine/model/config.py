@@ -63,6 +63,22 @@ class ModelConfig:
         """Key-value heads; as many as query heads unless they are grouped."""
         return int(self.get("num_key_value_heads") or self.num_attention_heads)
 
+    def window(self, layer: int) -> int | None:
+        """How many tokens layer `layer` sees, where it sees a sliding window.
+
+        `layer_types` says which layers do, else all from `max_window_layers` on; both count only
+        with `use_sliding_window`.
+        """
+        if not self.get("use_sliding_window", False):
+            return None
+        kinds = self.get("layer_types")
+        sliding = (
+            layer >= self.get("max_window_layers", 28)
+            if kinds is None
+            else kinds[layer] == "sliding_attention"
+        )
+        return int(self.sliding_window) if sliding else None
+
     @property
     def rope(self) -> dict[str, Any]:
         """The rope's parameters with `rope_type` and `rope_theta` always there.

@@ -7,11 +7,13 @@ dtype, a device and storage.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import ops
+from .config import ModelConfig
 from .mesh import Mesh
 from .shard import Claim, column_share, row_share
 
@@ -61,6 +63,29 @@ class ColumnLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
+
+
+class Heads(NamedTuple):
+    """How many query heads and key-value heads this rank computes."""
+
+    q: int
+    kv: int
+
+
+def qkv_linear(config: ModelConfig, mesh: Mesh, *, bias: bool) -> tuple[ColumnLinear, Heads]:
+    """Queries, keys and values of an attention block as one product."""
+    num_heads, num_kv_heads, size = (
+        config.num_attention_heads,
+        config.num_kv_heads,
+        config.head_size,
+    )
+    parts = {
+        "q_proj": (num_heads, size),
+        "k_proj": (num_kv_heads, size),
+        "v_proj": (num_kv_heads, size),
+    }
+    linear = ColumnLinear(mesh, config.hidden_size, parts, bias=bias, unit="heads")
+    return linear, Heads(linear.shares[0].units, linear.shares[1].units)
 
 
 class RowLinear(nn.Module):

@@ -104,12 +104,13 @@ def _llama3(config: ModelConfig, rope: Rope, size: int, max_len: int) -> Tensor:
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = original * inv_freq / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return inv_freq * ((1 - kept) / factor + kept)
+    scaled: Tensor = inv_freq * ((1 - kept) / factor + kept)
+    return scaled
 
 
 def _yarn(config: ModelConfig, rope: Rope, size: int, max_len: int) -> Tensor:
     """YaRN: Peng et al., 2023. Interpolates what turns seldom, extrapolates what turns often."""
-    theta, original = rope["rope_theta"], rope["original_max_position_embeddings"]
+    theta, original = float(rope["rope_theta"]), rope["original_max_position_embeddings"]
 
     def dimension(turns: float) -> float:
         return size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -120,7 +121,7 @@ def _yarn(config: ModelConfig, rope: Rope, size: int, max_len: int) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
     span = high - low if high != low else 0.001
-    interpolated = ((torch.arange(size // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
+    interpolated: Tensor = ((torch.arange(size // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
     inv_freq = _default(config, rope, size, max_len)
     return inv_freq / _factor(config, rope) * interpolated + inv_freq * (1 - interpolated)
 

@@ -154,12 +154,10 @@ def test_an_explicit_cache_beyond_the_free_memory_is_refused(config):
 
 
 @pytest.mark.parametrize("host", [True, False])
-def test_weights_that_do_not_fit_are_refused_before_loading(host):
-    shape, mem = footprint(weight_bytes=30 * GIB), memory(16, host=host)
+def test_weights_that_do_not_fit_are_refused(host):
     with pytest.raises(ConfigError, match="weights and activations take") as error:
-        sizing.check_weights(EngineConfig(), shape, mem)
+        size(memory(16, host=host), footprint(weight_bytes=30 * GIB))
     assert error.value.key == "model"
-    sizing.check_weights(EngineConfig(), footprint(), mem)
 
 
 def test_the_length_is_the_models_own_unless_lowered():

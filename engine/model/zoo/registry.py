@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,9 @@ from ...plan import CacheSpec
 from ..batch import ModelInput
 from ..config import ModelConfig
 from ..mesh import Mesh
-from .llama import LlamaForCausalLM
-
-ARCHITECTURES: dict[str, Any] = {
-    "LlamaForCausalLM": LlamaForCausalLM,
-}
+from .llama import llama
+from .qwen2 import qwen2
+from .qwen3 import qwen3
 
 
 class CausalLM(Protocol):
@@ -34,6 +33,13 @@ class CausalLM(Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, vocabulary] float32 of hidden states [S, d], whole on every rank."""
         ...
+
+
+ARCHITECTURES: dict[str, Callable[..., CausalLM]] = {
+    "LlamaForCausalLM": llama,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
+}
 
 
 def build(
@@ -65,8 +71,9 @@ def build(
     if config.get("hidden_act", "silu") != "silu":
         raise LoadError(f"{config.path}: hidden_act {config.hidden_act!r} is not known, only silu")
     model = ARCHITECTURES[name](config, mesh, layers=layers, max_len=max_len)
+    assert isinstance(model, nn.Module)
     _materialize(model, dtype, torch.device(device))
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def num_bytes(model: CausalLM) -> int:

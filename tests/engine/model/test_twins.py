@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shoal.engine.errors import ConfigError
+from shoal.engine.model.config import read_config
 from shoal.engine.model.load import load
+from shoal.engine.model.mesh import team
+from shoal.engine.model.zoo.registry import build
 from torch import Tensor
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
@@ -190,3 +195,101 @@ def test_logits(name: str, checkpoint: Any, paged: Any) -> None:
             worst = max(worst, difference(torch.cat(found[key]), right[key]))
     print(f"\n{name:28} largest relative logit difference {worst:.1e}", end="")
     assert worst < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-tied", "qwen2-windows", "qwen3-windows"])
+def test_greedy_text(name: str, checkpoint: Any, paged: Any) -> None:
+    """Token for token, alone and side by side, over the end of blocks and windows."""
+    twin = TWINS[name]
+    folder, twin_model = checkpoint(name)
+    model = load(folder, dtype="float32").model
+    texts = prompts(twin)
+    right = {}
+    for key, tokens in texts.items():
+        with torch.inference_mode():
+            whole = twin_model.generate(
+                torch.tensor([tokens]),
+                attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
+                max_new_tokens=24,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        right[key] = whole[0, len(tokens) :].tolist()
+    assert paged(model).greedy(texts, 24) == right
+    for key, tokens in texts.items():
+        assert paged(model, block_size=32, seed=3).greedy({key: tokens}, 24) == {key: right[key]}
+
+
+RANKS = {
+    "llama-biases": llama(
+        num_attention_heads=8, num_key_value_heads=2, attention_bias=True, mlp_bias=True
+    ),
+    "llama-mqa-tied": llama(num_key_value_heads=1, tie_word_embeddings=True),
+    "qwen2-windows": qwen2(num_key_value_heads=4, **WINDOWS),
+    "qwen3": qwen3(num_attention_heads=8, num_key_value_heads=2),
+}
+"""The vocabulary of 331 is no multiple of 2 or 4; key-value heads are fewer than ranks."""
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", RANKS)
+def test_ranks_share_a_model(
+    name: str, size: int, tmp_path: Path, random_model: Any, paged: Any
+) -> None:
+    random_model(RANKS[name], tmp_path)
+    texts = prompts(Twin(RANKS[name], (1, 33, 50)))
+
+    def rank(mesh: Any) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+        torch.set_num_threads(1)
+        model = load(tmp_path, mesh=mesh, dtype="float32").model
+        logits = paged(model).step(texts)
+        return logits, paged(model).greedy(texts, 8)
+
+    [(right, text)] = run_team(1, rank)
+    for logits, found in run_team(size, rank):
+        assert found == text
+        for key in texts:
+            assert difference(logits[key], right[key]) < 1e-5
+
+
+def run_team(size: int, rank: Any) -> list[Any]:
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(rank, team(size)))
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "word"),
+    [
+        (llama(num_attention_heads=4), 3, "heads"),
+        (llama(num_attention_heads=6, hidden_size=96, num_key_value_heads=3), 2, "k_proj heads"),
+        (llama(num_attention_heads=2), 4, "attention heads"),
+        (llama(intermediate_size=98), 4, "columns"),
+    ],
+)
+def test_uneven_ranks_are_refused(
+    config: Any, size: int, word: str, tmp_path: Path, random_model: Any
+) -> None:
+    config.save_pretrained(tmp_path)
+    values = read_config(tmp_path)
+    values.values["architectures"] = ["LlamaForCausalLM"]
+    with pytest.raises(ConfigError, match=f"tensor_parallel_size={size}.*{word}") as error:
+        build(values, team(size)[1], torch.float32, "meta")
+    assert error.value.key == "tensor_parallel_size"
+
+
+def test_one_rows_nan_stays_its_own(checkpoint: Any, paged: Any) -> None:
+    folder, _ = checkpoint("llama-gqa")
+    model = load(folder, dtype="float32").model
+    texts = {f"{n}": list(range(n)) for n in range(1, 17)}
+    run = paged(model)
+    run.step(texts)
+    sick = run.blocks["5"][0][0]
+    for kv in run.kv:
+        kv[:, sick, :5] = torch.nan
+    found = run.step({name: [7] for name in texts})
+    for name, logits in found.items():
+        assert logits.isfinite().all() == (name != "5")
+        if name != "5":
+            alone = paged(model)
+            alone.step({name: texts[name]})
+            assert difference(logits, alone.step({name: [7]})[name]) < 1e-5
