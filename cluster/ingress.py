@@ -86,7 +86,7 @@ class Ingress:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+            with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
                 runner.run(self._serve())
         except BaseException as error:
             log.exception("the gateway ended")
