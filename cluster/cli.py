@@ -15,6 +15,7 @@ import typer.core
 
 from .. import __version__
 from ..engine.errors import ConfigError, ShoalError
+from .client import Client
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -113,6 +114,56 @@ def _add_serve() -> None:
 
 
 _add_serve()
+
+
+Url = Annotated[str, typer.Option(help="Address of the server.", metavar="URL")]
+Model = Annotated[str | None, typer.Option(help="Served name (default: the server's first).")]
+Secret = Annotated[str | None, typer.Option(help="Key of the server (default: SHOAL_API_KEY).")]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer.", metavar="N")]
+Heat = Annotated[float | None, typer.Option(help="0 always takes the likeliest.", metavar="X")]
+HERE = "http://127.0.0.1:8000"
+
+
+def _client(url: str, api_key: str | None) -> Client:
+    return Client(url, api_key or os.environ.get("SHOAL_API_KEY", "").split(",")[0])
+
+
+def _sampling(max_tokens: int | None, temperature: float | None) -> dict[str, object]:
+    options = {"max_tokens": max_tokens, "temperature": temperature}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@app.command()
+def chat(
+    url: Url = HERE,
+    model: Model = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Heat = None,
+    api_key: Secret = None,
+) -> None:
+    """Talk to a model. Ctrl-C interrupts an answer, Ctrl-D leaves."""
+    from .chat import chat as converse
+
+    client = _client(url, api_key)
+    converse(client, model or client.model(), system, _sampling(max_tokens, temperature))
+
+
+@app.command()
+def complete(
+    prompt: Annotated[str, typer.Argument(help="Text to go on from; - reads it from stdin.")],
+    url: Url = HERE,
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    temperature: Heat = None,
+    api_key: Secret = None,
+) -> None:
+    """Print how a model goes on from a text."""
+    from .chat import complete as go_on
+
+    client = _client(url, api_key)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    go_on(client, model or client.model(), text, _sampling(max_tokens, temperature))
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -181,23 +180,25 @@ async def connect(
 
     Raises EngineLost with what the replica said or did.
     """
-    writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(wire.GREETING_S):
             reader, writer = await asyncio.open_connection(host, port)
-            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return RemoteLink(
-                reader, writer, await _greet(reader, writer, secret, gateway), on_lost
-            )
+            try:
+                writer.get_extra_info("socket").setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+                )
+                welcome = await _greet(reader, writer, secret, gateway)
+            except BaseException:
+                writer.close()
+                raise
     except TimeoutError:
         reason = f"no greeting within {wire.GREETING_S:g} s"
     except asyncio.IncompleteReadError:
         reason = "it hung up during the greeting"
     except (wire.BadFrame, OSError) as error:
         reason = str(error)
-    if writer is not None:
-        with contextlib.suppress(OSError):
-            writer.close()
+    else:
+        return RemoteLink(reader, writer, welcome, on_lost)
     raise EngineLost(f"replica at {host}:{port} cannot be reached: {reason}")
 
 

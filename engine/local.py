@@ -42,6 +42,8 @@ class LocalExecutor:
     What a rank raises comes out of `collect` as WorkerLost; after that nothing runs any more.
     """
 
+    resident = True
+
     def __init__(self, config: EngineConfig, rank: Rank | None = None) -> None:
         self.depth = 2 if config.async_scheduling else 1
         self._rank = rank

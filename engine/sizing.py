@@ -85,12 +85,15 @@ def block_bytes(footprint: Footprint, block_size: int) -> int:
 def activation_bytes(config: EngineConfig, footprint: Footprint) -> int:
     """A bound on what a step needs beside weights and cache.
 
-    Every token of the budget at its widest in float32, and the logits of the sampled rows with what
-    sampling derives from them.
+    Every token of the budget at its widest in float32, the logits of the sampled rows with what
+    sampling derives from them, and, as plain attention gathers them, the keys and values that one
+    layer has of the longest sequence.
     """
     tokens = config.batched_tokens * footprint.width * 4
     logits = min(config.max_num_seqs * footprint.vocab_size * 4, PIECE_BYTES)
-    return tokens + logits * _COPIES_OF_LOGITS
+    widest = max(spec.num_kv_heads * spec.head_size for spec in footprint.specs)
+    gathered = 2 * _max_model_len(config, footprint) * widest * footprint.itemsize
+    return tokens + logits * _COPIES_OF_LOGITS + gathered
 
 
 def size(config: EngineConfig, footprint: Footprint, memory: Memory, block_size: int) -> Sizing:
@@ -120,12 +123,6 @@ def size(config: EngineConfig, footprint: Footprint, memory: Memory, block_size:
         max_model_len=length,
         table=_table(config, footprint, memory, activations, num_blocks, block_size, length),
     )
-
-
-def check_weights(config: EngineConfig, footprint: Footprint, memory: Memory) -> None:
-    """Refuse, before anything is loaded, a model whose weights alone do not fit: ConfigError."""
-    needs = footprint.weight_bytes + activation_bytes(config, footprint)
-    _budget(config, memory, needs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +264,9 @@ def _table(
 
 def _group(spec: CacheSpec, layers: int) -> str:
     seen = "all tokens" if spec.window is None else f"the last {spec.window:,} tokens"
-    return f"{layers} layers, {spec.num_kv_heads} heads of {spec.head_size}, {seen}"
+    return (
+        f"{layers} layer{'s'[: layers > 1]}, {spec.num_kv_heads} heads of {spec.head_size}, {seen}"
+    )
 
 
 def _rule(config: EngineConfig, memory: Memory) -> str:

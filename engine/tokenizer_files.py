@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import tokenizers
 
 from .errors import ConfigError, LoadError
+from .model.hub import find_model
 
 NAMED_TOKENS = (
     "bos_token",
@@ -74,7 +75,7 @@ def read(
     `chat_template`, a file or a template's own text, replaces the model's. Raises LoadError, and
     ConfigError for the template.
     """
-    folder = _folder(path, revision, download_dir)
+    folder = find_model(path, revision=revision, download_dir=download_dir, wanted=_PATTERNS)
     config = _json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         backend = _fast(folder, config)
@@ -85,30 +86,6 @@ def read(
         templates = {"default": _override(chat_template)}
     special = {n: _content(config[n]) for n in NAMED_TOKENS if config.get(n) is not None}
     return TokenizerFiles(backend=backend, special_tokens=special, templates=templates)
-
-
-def _folder(path: str, revision: str | None, download_dir: str | None) -> Path:
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
-    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
-        raise LoadError(f"no tokenizer at {path!r}: there is no such folder, and it is no hub id")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                path,
-                revision=revision,
-                cache_dir=download_dir,
-                allow_patterns=list(_PATTERNS),
-            )
-        )
-    except Exception as error:
-        raise LoadError(
-            f"the tokenizer of {path!r} cannot be had from the hub: {error}. Check the name and "
-            f"the network, set HF_TOKEN if it is gated, or give a local folder"
-        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def draw_any(x: Tensor, u: Tensor) -> Tensor:
     sums of 128 ids in float32, their cumulative sum in float64, then inside one block the same.
     """
     weight = torch.softmax(x, -1)
-    weight = F.pad(weight, (0, -weight.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    weight = F.pad(weight, (0, -weight.shape[1] % _BLOCK)).view(len(x), -1, _BLOCK)
     upto = weight.sum(-1).cumsum(-1, dtype=torch.float64)
     target = u * upto[:, -1]
     block = _first_above(upto, target)

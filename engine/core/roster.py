@@ -62,32 +62,35 @@ class Roster:
         """Take on a request: `params.n` sequences, of which all but the first wait for its prompt
         to be computed.
 
-        The caller has checked that prompt and output fit, and that the seed is set.
+        Siblings that were parted come back one by one under the same id. The caller has checked
+        that prompt and output fit, and that the seed is set.
         """
         params = request.params
         total = len(request.prompt) + len(request.emitted)
-        assert request.id not in self.live, f"{request.id} is known already"
         assert request.prompt and total < self._max_len, "the door checks lengths"
         assert not request.emitted or params.n == 1, "siblings are resumed one by one"
         limit = self._max_len
         if params.max_tokens is not None:
             limit = min(limit, len(request.prompt) + params.max_tokens)
         assert not request.emitted or total < limit, "nothing is left to generate"
+        known = self.live.get(request.id, [])
+        siblings = range(request.sibling, request.sibling + params.n)
+        assert not any(s.sibling in siblings for s in known), f"{request.id} is known already"
         family = [
             Sequence(
                 request=request,
-                sibling=request.sibling + i,
+                sibling=sibling,
                 arrival=self._arrivals,
                 tokens=[*request.prompt, *request.emitted],
                 num_prompt=len(request.prompt),
                 limit=limit,
             )
-            for i in range(params.n)
+            for sibling in siblings
         ]
         if params.prompt_logprobs is not None:
             family[0].prompt_logprobs = [None] * len(request.prompt)
         self._arrivals += 1
-        self.live[request.id] = list(family)
+        self.live[request.id] = [*known, *family]
         self.waiting.push(family[0])
         for seq in family[1:]:
             seq.leader = family[0]

@@ -16,10 +16,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 def free_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Memory:
     """Memory that can be had without swapping, within the tightest control group (v1 and v2)."""
     total, free = _machine(proc)
+    machine_total = total
     source = "RAM"
     for group in _groups("memory", proc, cgroup):
         limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
-        if limit is None or limit >= _machine(proc)[0]:
+        if limit is None or limit >= machine_total:
             continue
         used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
         left = max(0, limit - used + _reclaimable(group))
@@ -54,7 +55,7 @@ def _machine(proc: Path) -> tuple[int, int]:
         total = os.sysconf("SC_PHYS_PAGES") * page
         return total, total // 2
     values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if ":" in line}
-    return values["MemTotal"], values.get("MemAvailable", values["MemFree"])
+    return values["MemTotal"], values["MemAvailable"]
 
 
 def _groups(controller: str, proc: Path, cgroup: Path) -> Iterator[Path]:

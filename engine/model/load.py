@@ -1,0 +1,211 @@
+"""From a checkpoint to a model on its device, each tensor straight to its place."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import LoadError
+from .config import ModelConfig, read_config
+from .hub import find_model
+from .mesh import Mesh
+from .shard import Claim, claims
+from .weights import WeightFile, digest, weight_files
+from .zoo.registry import CausalLM, build
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+FLOAT32_BYTES = 1 << 30
+"""On CPUs a model whose weights in float32 take less than this is served in float32."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
+
+PLAIN_DTYPES = ("F64", "F32", "BF16", "F16")
+"""What safetensors calls the dtypes that are weights as they stand."""
+
+DUMMY_SCALE = 0.02
+DUMMY_PERIOD = 1_000_003
+"""A prime: no two rows of a table are a whole number of periods apart, so none are equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run. `digest` names its weights and the dtype they are served in."""
+
+    model: CausalLM
+    config: ModelConfig
+    dtype: torch.dtype
+    digest: str
+
+
+def load(
+    model: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    device: torch.device | str = "cpu",
+    dtype: str = "auto",
+    load_format: str = "auto",
+    seed: int = 0,
+    max_len: int | None = None,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Build this rank's slice of a model and fill it from its checkpoint.
+
+    `load_format` "dummy" needs config.json alone and draws weights from `seed`. `progress` is
+    called with (bytes done, bytes in all). Raises LoadError, ConfigError.
+    """
+    folder = find_model(str(model), revision=revision, download_dir=download_dir)
+    config = read_config(folder)
+    mesh = mesh or Mesh()
+    files = [] if load_format == "dummy" else weight_files(folder)
+    chosen = choose_dtype(dtype, config, torch.device(device))
+    built = build(config, mesh, chosen, device, max_len=max_len)
+    assert isinstance(built, nn.Module)
+    if load_format == "dummy":
+        draw(claims(built), seed)
+        name = digest(config.text, (), f"dummy {seed}", str(chosen))
+    else:
+        fill(list(claims(built)), files, progress or _silent, _leftovers(config))
+        name = digest(config.text, files, str(chosen))
+    return LoadedModel(model=built, config=config, dtype=chosen, digest=name)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype to serve in.
+
+    A name is taken at its word. "auto" is the checkpoint's own dtype, but float16 on a GPU that
+    lacks bfloat16; on CPUs float32 while the weights take less than `FLOAT32_BYTES` in it, and
+    bfloat16 beyond, where float16 would be slow.
+    """
+    if name != "auto":
+        return DTYPES[name]
+    own = DTYPES.get(config.dtype, torch.float32)
+    if device.type == "cuda":
+        bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return own if bfloat16 or own is not torch.bfloat16 else torch.float16
+    model = build(config, Mesh(), torch.float32, "meta")
+    assert isinstance(model, nn.Module)
+    if sum(weight.nbytes for weight in model.parameters()) < FLOAT32_BYTES:
+        return torch.float32
+    if own is torch.float16:
+        log.info("float16 weights are served in bfloat16 on CPUs; dtype: float16 keeps them")
+    return torch.bfloat16
+
+
+def fill(
+    wanted: Sequence[Claim],
+    files: Iterable[WeightFile],
+    progress: Progress = _silent,
+    leftovers: re.Pattern[str] | None = None,
+) -> None:
+    """Copy every claimed piece to its place, file after file in the order on disk.
+
+    Raises LoadError naming a tensor that nobody claims (unless `leftovers` matches it), a claim
+    that no file fills, a wrong shape, or a dtype that is no plain float.
+    """
+    by_name: dict[str, list[Claim]] = defaultdict(list)
+    for claim in wanted:
+        by_name[claim.name].append(claim)
+    total = sum(claim.into.nbytes for claim in wanted)
+    done = 0
+    strangers: list[str] = []
+    for file in files:
+        try:
+            with safe_open(file.path, framework="pt") as tensors:
+                for name in sorted(file.entries, key=lambda n: file.entries[n].start):
+                    if name not in by_name:
+                        strangers.append(name)
+                        continue
+                    for claim in by_name.pop(name):
+                        _copy(claim, tensors.get_slice(name), file, name)
+                        done += claim.into.nbytes
+                        progress(done, total)
+        except SafetensorError as error:
+            raise LoadError(f"{file.path} cannot be read: {error}; fetch it again") from error
+    unknown = [n for n in strangers if not (leftovers and leftovers.search(n))]
+    if unknown:
+        raise LoadError(f"the checkpoint holds {_names(unknown)}, which the model has no place for")
+    if by_name:
+        raise LoadError(f"the checkpoint lacks {_names(list(by_name))}, which the model needs")
+
+
+def _copy(claim: Claim, tensor: object, file: WeightFile, name: str) -> None:
+    entry = file.entries[name]
+    if entry.dtype not in PLAIN_DTYPES:
+        raise LoadError(
+            f"{name} in {file.path} is of type {entry.dtype}: quantized weights are not built yet"
+        )
+    piece = claim.cut(entry.shape)
+    if tuple(p.stop - p.start for p in piece) != tuple(claim.into.shape):
+        raise LoadError(
+            f"{name} in {file.path} has the shape {list(entry.shape)}, of which a piece of "
+            f"{list(claim.into.shape)} was expected: config.json and weights do not belong together"
+        )
+    if claim.into.numel():
+        claim.into.copy_(tensor[piece])  # type: ignore[index]
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more
+
+
+def _leftovers(config: ModelConfig) -> re.Pattern[str]:
+    """Tensors that checkpoints hold and models need not: rotary tables, a tied head."""
+    rules = [r"\.rotary_emb\.inv_freq$"]
+    if config.get("tie_word_embeddings", False):
+        rules.append(r"^lm_head\.weight$")
+    return re.compile("|".join(rules))
+
+
+def draw(wanted: Iterable[Claim], seed: int) -> None:
+    """Fill claims with random numbers that follow from the seed, the tensor's name and the share.
+
+    Matrices and biases are normal with a deviation of 0.02; norms, the other vectors, are one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(DUMMY_PERIOD, generator=generator) * DUMMY_SCALE
+    cast: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+    for claim in wanted:
+        into = claim.into
+        if into.dim() == 1 and not claim.name.endswith(".bias"):
+            into.fill_(1.0)
+            continue
+        key = (into.dtype, into.device)
+        if key not in cast:
+            cast[key] = base.to(into.device, into.dtype)
+        word = hashlib.blake2b(f"{claim.name} {claim.share}/{claim.of}".encode(), digest_size=8)
+        _tile(into, cast[key], int.from_bytes(word.digest(), "little") % DUMMY_PERIOD)
+
+
+def _tile(into: Tensor, period: Tensor, offset: int) -> None:
+    """Repeat `period` over `into`, beginning at `offset` of it."""
+    flat = into.view(-1)
+    place, first = 0, offset
+    while place < len(flat):
+        piece = period[first : first + len(flat) - place]
+        flat[place : place + len(piece)] = piece
+        place, first = place + len(piece), 0

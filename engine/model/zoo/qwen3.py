@@ -1,0 +1,56 @@
+"""Qwen3, dense: Yang et al., 2025. Each head's query and key are normed before they turn."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ....kernels import ops
+from ...plan import CacheSpec
+from ..config import ModelConfig
+from ..decoder import Angles, DecoderLM, PreNormLayer
+from ..layers import GatedMLP, RMSNorm, RowLinear, qkv_linear
+from ..mesh import Mesh
+from ..pages import Pages
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normed queries and keys, over all keys or the last `window`."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, window: int | None) -> None:
+        super().__init__()
+        bias = config.get("attention_bias", False)
+        eps = config.get("rms_norm_eps", 1e-6)
+        self.size = config.head_size
+        self.scale = self.size**-0.5
+        self.qkv, self.heads = qkv_linear(config, mesh, bias=bias)
+        self.q_norm = RMSNorm(self.size, eps)
+        self.k_norm = RMSNorm(self.size, eps)
+        self.o_proj = RowLinear(
+            mesh,
+            config.num_attention_heads,
+            self.size,
+            config.hidden_size,
+            bias=bias,
+            unit="attention heads",
+        )
+        self.spec = CacheSpec(self.heads.kv, self.size, window)
+
+    def forward(self, x: Tensor, angles: Angles, pages: Pages) -> Tensor:
+        heads = self.qkv(x).view(len(x), -1, self.size)
+        q, k, v = heads.split((self.heads.q, self.heads.kv, self.heads.kv), dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        ops.rope(q, *angles)
+        ops.rope(k, *angles)
+        out: Tensor = self.o_proj(pages.attend(q, k, v, scale=self.scale))
+        return out
+
+
+def qwen3(
+    config: ModelConfig, mesh: Mesh, *, layers: range | None = None, max_len: int | None = None
+) -> DecoderLM:
+    def layer(index: int) -> PreNormLayer:
+        attention = Attention(config, mesh, config.window(index))
+        mlp = GatedMLP(mesh, config.hidden_size, config.intermediate_size)
+        return PreNormLayer(config, attention, mlp, attention.spec)
+
+    return DecoderLM(config, mesh, layer, layers=layers, max_len=max_len)

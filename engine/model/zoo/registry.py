@@ -1,0 +1,92 @@
+"""Which architecture is which class, and how one is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import LoadError
+from ...plan import CacheSpec
+from ..batch import ModelInput
+from ..config import ModelConfig
+from ..mesh import Mesh
+from .llama import llama
+from .qwen2 import qwen2
+from .qwen3 import qwen3
+
+
+class CausalLM(Protocol):
+    """What the worker sees of a model.
+
+    `cache_specs`: what each layer caches, in the order of `ModelInput.kv`, on this rank.
+    """
+
+    cache_specs: list[CacheSpec]
+
+    def forward(self, batch: ModelInput) -> Tensor:
+        """Hidden states [T, d] of the batch's tokens, behind the last norm."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[S, vocabulary] float32 of hidden states [S, d], whole on every rank."""
+        ...
+
+
+ARCHITECTURES: dict[str, Callable[..., CausalLM]] = {
+    "LlamaForCausalLM": llama,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
+}
+
+
+def build(
+    config: ModelConfig,
+    mesh: Mesh,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    layers: range | None = None,
+    max_len: int | None = None,
+) -> CausalLM:
+    """The model that `config` names, this rank's slices, weights not yet loaded.
+
+    On device "meta" it takes no memory. `layers`: only those (all by default). `max_len`: the
+    longest text that the engine takes (the model's own by default). Raises LoadError for an
+    architecture that is not known, ConfigError where the ranks cannot share it evenly.
+    """
+    name = config.architecture
+    if name not in ARCHITECTURES:
+        raise LoadError(
+            f"{config.path}: architecture {name!r} is not known; known are "
+            f"{', '.join(sorted(ARCHITECTURES))}"
+        )
+    if config.get("quantization_config"):
+        raise LoadError(
+            f"{config.path}: quantized weights are not built yet; use the checkpoint's "
+            f"bfloat16 or float32 form"
+        )
+    if config.get("hidden_act", "silu") != "silu":
+        raise LoadError(f"{config.path}: hidden_act {config.hidden_act!r} is not known, only silu")
+    model = ARCHITECTURES[name](config, mesh, layers=layers, max_len=max_len)
+    assert isinstance(model, nn.Module)
+    _materialize(model, dtype, torch.device(device))
+    return model
+
+
+def num_bytes(model: CausalLM) -> int:
+    """Bytes of this rank's weights; true on the meta device too."""
+    assert isinstance(model, nn.Module)
+    return sum(weight.nbytes for weight in model.parameters())
+
+
+def _materialize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Give parameters storage and move constants, which stay float32."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            storage = torch.empty(weight.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(storage, requires_grad=False))
+        for name, constant in module.named_buffers(recurse=False):
+            setattr(module, name, constant.to(device))

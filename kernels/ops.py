@@ -1,0 +1,200 @@
+"""The arithmetic of a model's step: every op, its contract, and which backend computes it.
+
+This is the only face of the folder. A backend is a module with functions of these names and
+signatures; an op that it lacks, or a dtype that it does not take, falls to the next one and in the
+end to `reference`, which states what is right.
+
+T tokens, H query heads, G key-value heads (H a multiple of G), D head size, B sequences, N blocks
+of P tokens in a paged cache, M blocks in the longest table. Floating tensors are float32, bfloat16
+or float16, those of one call alike unless said otherwise. Strides are free where a shape is packed
+in its last dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+_BACKENDS: dict[str, tuple[ModuleType, ...]] = {"cpu": (reference,), "cuda": (reference,)}
+"""A device's backends, the preferred one first. One with `DTYPES` takes only those."""
+
+
+@cache
+def _find(op: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
+    for backend in _BACKENDS.get(device, ()):
+        if hasattr(backend, op) and dtype in getattr(backend, "DTYPES", (dtype,)):
+            return getattr(backend, op)  # type: ignore[no-any-return]
+    return getattr(reference, op)  # type: ignore[no-any-return]
+
+
+def _backend(op: str, x: Tensor) -> Callable[..., Any]:
+    return _find(op, x.device.type, x.dtype)
+
+
+def embed(tokens: Tensor, weight: Tensor, *, start: int = 0) -> Tensor:
+    """Rows of an embedding table.
+
+    tokens [T] int64; weight [V, C], the rows `start` to `start + V` of the vocabulary. A token
+    outside of them gives zeros, so that the sum over a table's shards is the whole one's row.
+    Returns [T, C], a fresh tensor.
+    """
+    return _backend("embed", weight)(tokens, weight, start=start)  # type: ignore[no-any-return]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`.
+
+    x [T, K]; weight [C, K]; bias [C]. Accumulates in float32; returns [T, C] in x's dtype.
+    """
+    if x.shape[-1] != weight.shape[-1]:
+        raise ValueError(f"linear: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
+    return _backend("linear", x)(x, weight, bias)  # type: ignore[no-any-return]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm over the last dimension.
+
+    x [..., C]; weight [C]. The norm is computed in float32 and rounded to x's dtype before the
+    product with the weight, as Llama's checkpoints were trained. Returns x's shape and dtype.
+    Source: Zhang and Sennrich, 2019.
+    """
+    if x.shape[-1:] != weight.shape:
+        raise ValueError(f"rms_norm: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
+    return _backend("rms_norm", x)(x, weight, eps)  # type: ignore[no-any-return]
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add x to the residual stream in place, and the norm of the sum.
+
+    x, residual [T, C]; weight [C]. The sum is rounded to the dtype before it is normed. Returns
+    `rms_norm(residual + x, weight, eps)`; x is left as it was.
+    """
+    if x.shape != residual.shape:
+        raise ValueError(
+            f"add_rms_norm: x {tuple(x.shape)} is not of the residual's shape "
+            f"{tuple(residual.shape)}"
+        )
+    return _backend("add_rms_norm", x)(x, residual, weight, eps)  # type: ignore[no-any-return]
+
+
+def rope_angles(
+    positions: Tensor, inv_freq: Tensor, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of `position * inv_freq`, times `scale`.
+
+    positions [T] int64; inv_freq [R] float32. Computed in float32, returned as two [T, R] of
+    `dtype`. Once a step: all layers of the same frequencies share them.
+    """
+    return _backend("rope_angles", inv_freq)(positions, inv_freq, scale, dtype)  # type: ignore[no-any-return]
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate heads by their token's position, in place.
+
+    x [T, H, D]; cos, sin [T, R] with 2 R <= D. Element i < R turns with element R + i by angle i
+    (the half-split order of Hugging Face checkpoints); elements from 2 R on stay.
+    Source: RoFormer (Su et al., 2021).
+    """
+    if cos.shape != sin.shape or cos.shape[0] != x.shape[0] or 2 * cos.shape[1] > x.shape[2]:
+        raise ValueError(
+            f"rope: angles {tuple(cos.shape)} and {tuple(sin.shape)} do not fit heads "
+            f"{tuple(x.shape)}"
+        )
+    _backend("rope", x)(x, cos, sin)
+
+
+def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
+    """Put new keys and values into their places of a paged cache.
+
+    k, v [T, G, D]; kv [2, N, P, G, D], keys then values, packed; slots [T] int64: block * P +
+    offset. Slots are distinct, but for those of block 0, whose content means nothing.
+    """
+    if k.shape != v.shape or k.shape[1:] != kv.shape[3:] or slots.shape[0] != k.shape[0]:
+        raise ValueError(
+            f"store_kv: keys {tuple(k.shape)}, values {tuple(v.shape)} and slots "
+            f"{tuple(slots.shape)} do not fit a cache of {tuple(kv.shape)}"
+        )
+    _backend("store_kv", kv)(k, v, kv, slots)
+
+
+def plan_attention(
+    kv: Tensor,
+    block_table: Tensor,
+    query_start: Tensor,
+    kv_len: Tensor,
+    *,
+    window: int | None = None,
+    max_query: int,
+    max_kv: int,
+) -> Any:
+    """What `paged_attention` can know before it sees a query: shared by a step's layers.
+
+    kv is the cache of any layer of the group; the rest as in `paged_attention`, with the longest
+    query and the most keys of the batch as plain numbers. Opaque: only `paged_attention` of the
+    same backend reads it.
+    """
+    return _backend("plan_attention", kv)(
+        kv, block_table, query_start, kv_len, window=window, max_query=max_query, max_kv=max_kv
+    )
+
+
+def paged_attention(
+    q: Tensor,
+    kv: Tensor,
+    block_table: Tensor,
+    query_start: Tensor,
+    kv_len: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    plan: Any = None,
+) -> Tensor:
+    """Causal attention of packed queries over a paged cache.
+
+    Shapes: q [T, H, D]; kv [2, N, P, G, D]; block_table [B, M] int32; query_start [B+1] int32;
+    kv_len [B] int32. Sequence b has the queries query_start[b] to query_start[b+1], n_b of them.
+    Query i of it sees keys 0 .. kv_len[b] - n_b + i, and of those the last `window`. Query head h
+    reads key-value head h // (H / G). `softcap` bounds the scores to +-softcap by tanh.
+    Rows of the table past kv_len are never read, nor is a key that no query of its sequence sees.
+    Rows of q past query_start[B] come back as zeros.
+    Accumulates in float32; returns [T, H, D] in q's dtype. `plan`: `plan_attention` of the same
+    tables and window, else it is made here. Raises ValueError on any other shape.
+    Source: FlashAttention-2 (Dao, 2023), over pages as in vLLM (Kwon et al., 2023).
+    """
+    num_heads, head_size = q.shape[1:]
+    if kv.shape[0] != 2 or head_size != kv.shape[4] or num_heads % kv.shape[3]:
+        raise ValueError(
+            f"paged_attention: queries {tuple(q.shape)} do not fit a cache of {tuple(kv.shape)}"
+        )
+    if not len(block_table) == len(kv_len) == len(query_start) - 1:
+        raise ValueError(
+            f"paged_attention: {len(block_table)} block tables, {len(kv_len)} lengths and "
+            f"{len(query_start)} query starts do not describe one batch"
+        )
+    return _backend("paged_attention", q)(  # type: ignore[no-any-return]
+        q,
+        kv,
+        block_table,
+        query_start,
+        kv_len,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        plan=plan,
+    )
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    """The gated unit `silu(gate) * up`.
+
+    x [T, 2 F], the gate's F columns first. Returns [T, F]. Source: GLU Variants (Shazeer, 2020).
+    """
+    return _backend("silu_mul", x)(x)  # type: ignore[no-any-return]

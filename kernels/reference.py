@@ -1,0 +1,74 @@
+"""Every op in plain torch: the oracle of the other backends, and what runs where none of them can.
+
+The contracts are in `ops`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .reference_attention import paged_attention, plan_attention
+
+__all__ = [
+    "add_rms_norm",
+    "embed",
+    "linear",
+    "paged_attention",
+    "plan_attention",
+    "rms_norm",
+    "rope",
+    "rope_angles",
+    "silu_mul",
+    "store_kv",
+]
+
+
+def embed(tokens: Tensor, weight: Tensor, *, start: int = 0) -> Tensor:
+    if not len(weight):
+        return weight.new_zeros(len(tokens), weight.shape[1])
+    rows = tokens - start
+    outside = (rows < 0) | (rows >= len(weight))
+    return F.embedding(rows.masked_fill(outside, 0), weight).masked_fill_(outside[:, None], 0)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    mean = wide.square().mean(-1, keepdim=True)
+    return (wide * mean.add_(eps).rsqrt_()).to(x.dtype).mul_(weight)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return rms_norm(residual.add_(x), weight, eps)
+
+
+def rope_angles(
+    positions: Tensor, inv_freq: Tensor, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    angles = positions[:, None].float() * inv_freq
+    return angles.cos().mul_(scale).to(dtype), angles.sin().mul_(scale).to(dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    half = cos.shape[1]
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    turned = first * sin
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).add_(turned)
+
+
+def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
+    keys, values = kv.flatten(1, 2).unbind(0)
+    keys.index_copy_(0, slots, k)
+    values.index_copy_(0, slots, v)
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
