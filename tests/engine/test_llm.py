@@ -28,6 +28,7 @@ def test_the_snippet_that_everyone_knows(folder: str, capsys: pytest.CaptureFixt
         max_num_seqs=256,
         max_num_batched_tokens=4096,
         gpu_memory_utilization=0.9,
+        threads=1,
         num_gpu_blocks_override=64,
     )
     params = SamplingParams(

@@ -29,6 +29,7 @@ KEYS: dict[str, Any] = {
     "max_num_seqs": 8,
     "num_gpu_blocks_override": 200,
     "block_size": 16,
+    "threads": 1,  # a second one gains nothing here, and waits for a core on a busy machine
 }
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
