@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..engine.errors import ShoalError
+from ..engine.request import Load as Load
 from ..engine.request import Request, Update
 
 
@@ -34,16 +35,6 @@ class ModelCard:
     sampling_defaults: dict[str, float]
     digest: str
     created: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """A replica's load, as of its last message."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_usage: float = 0.0
-    counters: dict[str, float] | None = None
 
 
 class Link(Protocol):

@@ -34,9 +34,14 @@ class Capacity:
 
 
 class Executor(Protocol):
-    """Runs plans in order. `depth` plans may be under way at once."""
+    """Runs plans in order. `depth` plans may be under way at once.
+
+    `resident`: a sampled token stays where the next plan needs it, so that a row may be in flight
+    twice; otherwise the host sends each token back (`Row.tokens`) once it has seen it.
+    """
 
     depth: int
+    resident: bool
 
     def start(self, config: EngineConfig) -> Capacity:
         """Load the model, size the cache, and say what came of it.

@@ -43,9 +43,9 @@ class Row(NamedTuple):
     """Compute `num_tokens` tokens of `slot` from position `start`; `sample` asks for the token
     after the last of them.
 
-    `grown`: block ids appended to each cache group's table since the last plan. `tokens`: ids at
-    `start` that the device row lacks (empty where the worker sampled them itself). `draft`: guesses
-    to verify after them.
+    `grown`: block ids appended to each cache group's table since the last plan; () where none are.
+    `tokens`: ids at `start` that the device row lacks (empty where the worker sampled them itself).
+    `draft`: guesses to verify after them.
     """
 
     slot: int
@@ -58,7 +58,10 @@ class Row(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """Copy all of block `source` to block `target` in one cache group, before the rows are computed."""
+    """Copy block `source` to block `target` in one cache group, before the rows are computed.
+
+    All copies of a plan read before any of them writes.
+    """
 
     group: int
     source: int

@@ -223,3 +223,15 @@ class Update(NamedTuple):
     stop_reason: int | None = None
     error: str | None = None
     epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How busy an engine is: sequences that run and wait, KV blocks held (0 to 1), and what has
+    happened since its start, by name.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    counters: dict[str, float] | None = None

@@ -43,14 +43,17 @@ class Sequence:
     arrival: int
     tokens: list[int]
     num_prompt: int
+    limit: int
     computed: int = 0
     written: int = 0
     expected: int = 0
     in_flight: int = 0
+    last_step: int = -1
+    sent: int = 0
+    leader: Sequence | None = None
     blocks: list[list[int]] = field(default_factory=list)
     published: int = 0
     keys: list[bytes] = field(default_factory=list)
-    draft: tuple[int, ...] = ()
     blockers: set[str] = field(default_factory=set)
     slot: int = -1
     state: State = State.WAITING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import LoadError
@@ -15,10 +15,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def find_model(model: str, *, revision: str | None = None, download_dir: str | None = None) -> Path:
+def find_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    wanted: Sequence[str] = WANTED,
+) -> Path:
     """The folder of `model`: a path, or a hub id that is fetched unless the cache holds it.
 
-    With HF_HUB_OFFLINE set only the cache is asked. Raises LoadError that says what to do.
+    `wanted` are the patterns of the files to fetch. With HF_HUB_OFFLINE set only the cache is
+    asked. Raises LoadError that says what to do.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -30,10 +37,12 @@ def find_model(model: str, *, revision: str | None = None, download_dir: str | N
             f"no folder {model!r} (seen from {Path.cwd()}), and it is no hub id of the form "
             f"'owner/name'"
         )
-    return _fetch(model, revision, download_dir)
+    return _fetch(model, revision, download_dir, wanted)
 
 
-def _fetch(model: str, revision: str | None, download_dir: str | None) -> Path:
+def _fetch(
+    model: str, revision: str | None, download_dir: str | None, wanted: Sequence[str]
+) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -45,7 +54,7 @@ def _fetch(model: str, revision: str | None, download_dir: str | None) -> Path:
             model,
             revision=revision,
             cache_dir=download_dir,
-            allow_patterns=list(WANTED),
+            allow_patterns=list(wanted),
             ignore_patterns=list(UNWANTED),
         )
     except Exception as error:

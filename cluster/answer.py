@@ -1,0 +1,174 @@
+"""One request's answer, from its generations to the client's socket.
+
+The request's own task only waits for the client to go away. Everything else happens in the
+callbacks that bring updates. Status and headers leave with the first of them, so that a refusal by
+the engine is a status and not an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from ..engine.errors import EngineLost, ShoalError
+from ..engine.request import Request
+from .errors import Failure, failure
+from .formats import DONE, Format, merged
+from .link import Link
+from .metrics import Metrics
+from .sender import Send, Sender
+from .stream import Choice, Delta, Generation
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+log = logging.getLogger(__name__)
+
+_JSON = (b"content-type", b"application/json")
+_STREAM = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class Answer(Response):
+    """An ASGI answer that begins its `generations` when it is called and ends with them.
+
+    A client that goes away, or leaves too much unread, has its generations aborted. A stream that
+    fails says so in an `error` event, and `[DONE]` follows it.
+    """
+
+    def __init__(
+        self,
+        format: Format,
+        *,
+        choose: Callable[[Request], Link],
+        metrics: Metrics,
+        stream: bool,
+        include_usage: bool,
+    ) -> None:
+        self.generations: Sequence[Generation] = ()
+        self.background = None
+        self._format = format
+        self._choose = choose
+        self._metrics = metrics
+        self._stream = stream
+        self._include_usage = include_usage
+        self._deltas: dict[Choice, list[Delta]] = {}
+        self._counted: set[Generation] = set()
+        self._num_open = 0
+        self._failed = False
+        self._gone = ""
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer. Returns when the client has the answer, or is gone."""
+        self._task = asyncio.current_task()
+        self._sender = Sender(send, self._give_up)
+        self._num_open = sum(len(generation.choices) for generation in self.generations)
+        try:
+            self._begin()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        except asyncio.CancelledError:
+            if not self._gone:
+                await self._break_off()
+                raise
+            if self._task is not None:
+                self._task.uncancel()
+        finally:
+            self._close()
+
+    def on_delta(self, generation: Generation, choice: Choice, delta: Delta) -> None:
+        """Send, or keep, what is new of a choice."""
+        if delta.finish is not None:
+            self._num_open -= 1
+        if choice not in self._deltas:
+            self._deltas[choice] = []
+            if choice is generation.choices[0]:
+                self._metrics.first_token(self._format.heading.model, generation)
+        if generation.ended:
+            self._count_end(generation, "error")
+        if self._stream:
+            self._send_chunk(generation, choice, delta)
+            return
+        self._deltas[choice].append(delta)
+        if not self._num_open:
+            self._send_whole()
+
+    def on_error(self, error: ShoalError) -> None:
+        """Tell the client that there is no (more) answer, and give up what is left of it."""
+        if self._failed:
+            return
+        self._failed = True
+        self._abort("error")
+        told = failure(error)
+        if told.status >= 500:
+            log.warning("%s failed: %s", self._format.heading.id, error)
+        if self._sender.begun:
+            self._sender.write(b"data: %b\n\n%b" % (told.body, DONE), last=True)
+        else:
+            self._send_json(told)
+
+    def _begin(self) -> None:
+        for generation in self.generations:
+            try:
+                generation.begin(self._choose(generation.request))
+            except ShoalError as error:
+                self.on_error(error)
+            if self._failed:
+                return
+
+    def _send_chunk(self, generation: Generation, choice: Choice, delta: Delta) -> None:
+        data = b""
+        if not self._sender.begun:
+            self._sender.begin(200, _STREAM)
+            data = self._format.opening(self.generations)
+        data += self._format.chunk(generation, choice, delta)
+        if not self._num_open:
+            if self._include_usage:
+                data += self._format.usage(self.generations)
+            data += DONE
+        self._sender.write(data, last=not self._num_open)
+
+    def _send_whole(self) -> None:
+        ends = [
+            (generation, choice, merged(self._deltas[choice]))
+            for generation in self.generations
+            for choice in generation.choices
+        ]
+        self._send_json(Failure(200, self._format.whole(ends), ()))
+
+    def _send_json(self, told: Failure) -> None:
+        length = (b"content-length", b"%d" % len(told.body))
+        self._sender.begin(told.status, (_JSON, length, *told.headers))
+        self._sender.write(told.body, last=True)
+
+    def _abort(self, reason: str) -> None:
+        for generation in self.generations:
+            generation.abort()
+            if generation.link is not None:
+                self._count_end(generation, reason)
+
+    def _count_end(self, generation: Generation, unfinished: str) -> None:
+        if generation not in self._counted:
+            self._counted.add(generation)
+            self._metrics.ended(self._format.heading.model, generation, unfinished)
+
+    def _give_up(self, reason: str) -> None:
+        log.warning("%s was given up: %s", self._format.heading.id, reason)
+        self._gone = reason
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _break_off(self) -> None:
+        """The server ends before the answer does: say so, as far as one turn of the loop allows."""
+        self.on_error(EngineLost("the server is shutting down"))
+        await asyncio.sleep(0)
+
+    def _close(self) -> None:
+        self._abort("abort")
+        self._sender.close()

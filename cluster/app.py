@@ -1,0 +1,240 @@
+"""From a configuration to a running application: on a Ray of our own, or on one that is there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import ssl
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from ..engine.errors import EngineLost
+from .banner import Progress
+from .config import ServeConfig, serve_config
+from .facts import Facts
+from .ingress import Ingress
+from .launch import joined_ray, private_ray
+from .link import ModelCard
+from .ports import check_port
+from .processes import descendants
+from .replica import Replica
+
+MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
+POLL_S = 0.1
+STOP_S = 10.0
+INTERRUPTED = 130
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application for `serve run shoal.cluster.app:build KEY=VALUE ...` and for Serve's YAML.
+
+    The keys are those of `shoal serve`. Raises ConfigError.
+    """
+    return application(serve_config(args))
+
+
+def application(
+    config: ServeConfig, *, replica: type[Replica] = Replica, ingress: type[Ingress] = Ingress
+) -> Application:
+    """The two deployments of `config`."""
+    settings = _anywhere(config).model_dump(mode="json")
+    common = {
+        "max_ongoing_requests": MAX_ONGOING,
+        "health_check_period_s": 1.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": config.shutdown_timeout + STOP_S,
+        "max_constructor_retry_count": 3,
+    }
+    replicas = serve.deployment(
+        replica,
+        name="Replica",
+        num_replicas=config.replicas,
+        ray_actor_options=_resources(config),
+        request_router_config=RequestRouterConfig(
+            request_router_class="shoal.cluster.serve_router:MemberRouter"
+        ),
+        **common,
+    )
+    gateways = serve.deployment(
+        ingress,
+        name="Gateway",
+        num_replicas=config.gateways,
+        max_replicas_per_node=1 if 1 < config.gateways <= _num_nodes() else None,
+        ray_actor_options={"num_cpus": 0},
+        **common,
+    )
+    return gateways.bind(settings, replicas.bind(settings))
+
+
+def run(
+    config: ServeConfig,
+    progress: Progress | None = None,
+    *,
+    replica: type[Replica] = Replica,
+    ingress: type[Ingress] = Ingress,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then let running streams end and leave no process behind.
+
+    Call it on the main thread. A second signal ends everything at once. Raises ConfigError,
+    LoadError or EngineLost when it cannot be brought up, after cleaning up.
+    """
+    progress = progress or Progress()
+    check_port(config.host, config.port)
+    with _signals() as stop, contextlib.ExitStack() as stack:
+        with progress.phase("start Ray"):
+            stack.enter_context(_ray(config))
+        serve_too = _address(config) is not None and not _serve_runs()
+        stack.callback(_take_down, config, serve_too)
+        with progress.phase("start Serve"):
+            _deploy(application(config, replica=replica, ingress=ingress), config)
+        with progress.phase("load the model"):
+            _await_ready(config, stop)
+        if not stop.is_set():
+            fact = next(iter(_ready_replicas(config)))
+            card = ModelCard(**fact["card"])
+            progress.ready(config, card, table=fact["table"], phases=fact["phases"])
+        while not stop.wait(1.0):
+            pass
+        progress.note(f"stopping; running streams get {config.shutdown_timeout:g} s to end")
+
+
+def log_dir(config: ServeConfig) -> Path:
+    """The folder of all logs of this application."""
+    if config.log_dir:
+        return Path(config.log_dir)
+    return Path(tempfile.gettempdir()) / "shoal-logs" / f"{config.name}-{config.port}"
+
+
+def _anywhere(config: ServeConfig) -> ServeConfig:
+    """The configuration with folders that are found from any working directory."""
+    engine = config.engine
+    paths = {
+        key: os.path.abspath(value)
+        for key in ("model", "tokenizer")
+        if (value := getattr(engine, key)) and os.path.exists(value)
+    }
+    return config.model_copy(update={"engine": dataclasses.replace(engine, **paths)})
+
+
+def _resources(config: ServeConfig) -> dict[str, Any]:
+    """What Ray sets aside for a replica: a share of a CPU, so that they fit on few; whole GPUs."""
+    options: dict[str, Any] = {"num_cpus": round(1 / config.engine.memory_sharers, 3)}
+    gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
+    if gpus and config.engine.device != "cpu":
+        options["num_gpus"] = 1 if gpus >= config.replicas else round(gpus / config.replicas, 2)
+    return options
+
+
+def _num_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+
+
+def _address(config: ServeConfig) -> str | None:
+    return config.ray_address or os.environ.get("RAY_ADDRESS")
+
+
+def _ray(config: ServeConfig) -> AbstractContextManager[None]:
+    address = _address(config)
+    return joined_ray(address) if address else private_ray(log_dir(config))
+
+
+def _serve_runs() -> bool:
+    return bool(serve.status().proxies or serve.status().applications)
+
+
+def _deploy(app: Application, config: ServeConfig) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    Facts(config.name).clear()
+    serve._run(app, _blocking=False, name=config.name, route_prefix=None, logging_config=quiet)
+
+
+def _await_ready(config: ServeConfig, stop: threading.Event) -> None:
+    """Wait until the gateway says that it is ready. Raises what kept a replica from starting."""
+    facts = Facts(config.name)
+    while not stop.wait(POLL_S):
+        if error := facts.failure():
+            raise error
+        overview = serve.status().applications.get(config.name)
+        status = overview.status if overview else None
+        if status is ApplicationStatus.RUNNING and _health(config) == "ready":
+            return
+        if overview and status is ApplicationStatus.DEPLOY_FAILED:
+            raise EngineLost(f"Ray Serve could not start it: {_last_line(overview.message)}")
+
+
+def _last_line(message: str) -> str:
+    lines = [line for line in message.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it gives no reason"
+
+
+def _health(config: ServeConfig) -> str | None:
+    """What the gateway says of the cluster; None while it does not answer."""
+    trusting = ssl._create_unverified_context() if config.ssl_certfile else None
+    request = urllib.request.Request(f"{config.url}/health")
+    try:
+        with urllib.request.urlopen(request, timeout=2, context=trusting) as answer:
+            return str(json.load(answer)["status"])
+    except (OSError, ValueError):
+        return None
+
+
+def _ready_replicas(config: ServeConfig) -> Iterator[dict[str, Any]]:
+    for fact in Facts(config.name).all("replica").values():
+        if fact.get("phase") == "ready":
+            yield fact
+
+
+def _take_down(config: ServeConfig, serve_too: bool) -> None:
+    """Drain and remove the application; Serve too where it was started for it on another's Ray."""
+    with contextlib.suppress(Exception):
+        serve.delete(config.name, _blocking=False)
+        until = time.monotonic() + config.shutdown_timeout + STOP_S
+        while config.name in serve.status().applications and time.monotonic() < until:
+            time.sleep(POLL_S)
+        Facts(config.name).clear()
+        if serve_too:
+            serve.shutdown()
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second one ends this process tree."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        if not stop.is_set():
+            stop.set()
+            return
+        for pid in descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        os._exit(INTERRUPTED)
+
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, on_signal) for number in wanted}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

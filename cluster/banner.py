@@ -1,0 +1,205 @@
+"""What the terminal of `shoal serve` shows: phases while it starts, a banner when it is ready."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+from .. import __version__
+from .config import ServeConfig, warnings
+from .link import ModelCard
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+PROMPT = "What is shoal?"
+
+
+class Progress:
+    """Tells a person how a start goes, and once that it is done.
+
+    On a terminal the phase under way has a spinner or a bar of bytes; elsewhere each phase leaves
+    one line when it ends. Safe from any thread. Lines go to `progress` (default stderr), the banner
+    to `out` (default stdout).
+    """
+
+    def __init__(self, out: IO[str] | None = None, progress: IO[str] | None = None) -> None:
+        self._out = out or sys.stdout
+        self._progress = progress or sys.stderr
+        self._lock = threading.Lock()
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._bytes = 0
+        self._begin = time.monotonic()
+        self._spent: list[tuple[str, float]] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what runs inside, under `name` (`start Ray`, `load the model`).
+
+        Phases follow each other; they do not nest.
+        """
+        begin = time.monotonic()
+        self._bytes = 0
+        self._show(name)
+        try:
+            yield
+        finally:
+            self._hide()
+        seconds = time.monotonic() - begin
+        self._spent.append((name, seconds))
+        self._say(f"  {name:<24} {seconds:6.1f} s{_volume(self._bytes, seconds)}")
+
+    def advance(self, done_bytes: int, total_bytes: int) -> None:
+        """How far the phase under way has come."""
+        with self._lock:
+            self._bytes = done_bytes
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, completed=done_bytes, total=total_bytes or None)
+
+    def note(self, line: str) -> None:
+        """One line for the operator."""
+        self._say(f"  {line}")
+
+    def warn(self, line: str) -> None:
+        """One line that the operator should act on."""
+        self._say(f"  warning: {line}")
+
+    def ready(
+        self,
+        config: ServeConfig,
+        card: ModelCard,
+        *,
+        table: Iterable[tuple[str, str]] = (),
+        phases: Iterable[tuple[str, float]] = (),
+    ) -> None:
+        """Print the banner.
+
+        `table` is `Capacity.table`; `phases` are those that an engine timed itself.
+        """
+        self._hide()
+        for line in warnings(config):
+            self.warn(line)
+        seconds = time.monotonic() - self._begin
+        lines = banner(config, card, seconds, table, [*self._spent, *phases])
+        print("\n".join(lines), file=self._out, flush=True)
+
+    def _say(self, line: str) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            else:
+                print(line, file=self._progress, flush=True)
+
+    def _show(self, name: str) -> None:
+        if not self._progress.isatty():
+            return
+        with self._lock:
+            self._bar = _live_bar(self._progress)
+            self._task = self._bar.add_task(name, total=None)
+            self._bar.start()
+
+    def _hide(self) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+
+
+def _live_bar(file: IO[str]) -> Bar:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
+
+    class Amount(DownloadColumn):
+        """Bytes and their pace, once there are any."""
+
+        def render(self, task):  # type: ignore[no-untyped-def]
+            if not task.total:
+                return ""
+            return super().render(task) + "  " + TransferSpeedColumn().render(task)
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), Amount())
+    return Progress(*columns, TimeElapsedColumn(), console=Console(file=file), transient=True)
+
+
+def _volume(num_bytes: int, seconds: float) -> str:
+    if not num_bytes:
+        return ""
+    return f"  {num_bytes / 1e9:.2f} GB, {num_bytes / 1e9 / max(seconds, 1e-3):.2f} GB/s"
+
+
+def banner(
+    config: ServeConfig,
+    card: ModelCard,
+    seconds: float,
+    table: Iterable[tuple[str, str]] = (),
+    phases: Iterable[tuple[str, float]] = (),
+) -> list[str]:
+    """The lines that greet an operator: where, what, how to try it, how to stop it."""
+    name, key = card.names[0], bool(config.api_key)
+    rows = [
+        ("Address", f"{config.url}/v1"),
+        ("Model", f"{', '.join(card.names)} (up to {card.max_model_len:,} tokens)"),
+        *table,
+        ("Ready", f"after {seconds:.1f} s" + _spent(phases)),
+    ]
+    wide = max(len(label) for label, _ in rows)
+    return [
+        "",
+        f"shoal {__version__} is ready",
+        "",
+        *(f"  {label:<{wide}}  {value}" for label, value in rows),
+        "",
+        "Try it:",
+        "",
+        curl_line(config.url, name, key),
+        "",
+        python_line(config.url, name, key),
+        "",
+        f"Or talk to it: shoal chat{_chat_arguments(config)}",
+        "Ctrl-C stops it.",
+        "",
+    ]
+
+
+def _spent(phases: Iterable[tuple[str, float]]) -> str:
+    named = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases)
+    return f" ({named})" if named else ""
+
+
+def _chat_arguments(config: ServeConfig) -> str:
+    return "" if config.url == "http://127.0.0.1:8000" else f" --url {config.url}"
+
+
+def curl_line(url: str, model: str, key: bool) -> str:
+    """A chat request to paste into a shell; `key` sends $SHOAL_API_KEY."""
+    header = ' -H "Authorization: Bearer $SHOAL_API_KEY"' if key else ""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": PROMPT}]})
+    quoted = body.replace("'", "'\\''")
+    return (
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{quoted}'"
+    )
+
+
+def python_line(url: str, model: str, key: bool) -> str:
+    """The same request as a line of Python, for the openai package."""
+    secret = "__import__('os').environ['SHOAL_API_KEY']" if key else "'none'"
+    return (
+        f"from openai import OpenAI; print(OpenAI(base_url={url + '/v1'!r}, api_key={secret})"
+        f".chat.completions.create(model={model!r}, messages=[{{'role': 'user', "
+        f"'content': {PROMPT!r}}}]).choices[0].message.content)"
+    )

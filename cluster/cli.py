@@ -1,0 +1,188 @@
+"""The `shoal` command.
+
+Exit codes: 0 done, 1 an error while running, 2 a wrong flag or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from .. import __version__
+from ..engine.errors import ConfigError, ShoalError
+from .client import Client
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="shoal: a distributed LLM serving cluster on Ray.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench = typer.Typer(help="Measure a running server.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        app()
+    except ShoalError as error:
+        if _debug():
+            raise
+        tell(error)
+        sys.exit(MISUSED if isinstance(error, ConfigError) else FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def tell(error: ShoalError) -> None:
+    """Print an error for a person."""
+    print(f"error: {error.message}", file=sys.stderr)
+
+
+def _debug() -> bool:
+    return bool(os.environ.get("SHOAL_DEBUG")) or "--debug" in sys.argv
+
+
+class ServeCommand(typer.core.TyperCommand):
+    """`shoal serve`: typer draws its help and completes its words, `flags.py` reads its line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Leave the arguments in `ctx.obj`, unless help or completions are asked for."""
+        wanted = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
+        if wanted or ctx.resilient_parsing:
+            return super().parse_args(ctx, wanted or args)
+        ctx.obj = [arg for arg in args if arg != "--debug"]
+        return super().parse_args(ctx, [])
+
+
+def _help_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        for parameter in ctx.command.params:
+            parameter.hidden = False  # type: ignore[attr-defined]
+        typer.echo(ctx.get_help())
+        raise typer.Exit()
+
+
+def _serve(ctx: typer.Context, **_: object) -> None:
+    from .flags import configure
+
+    config = configure(ctx.obj)
+    if config.local:
+        from .local import run_local
+
+        run_local(config)
+    else:
+        from .app import run
+
+        run(config)
+
+
+def _add_serve() -> None:
+    """Register `serve`, with a flag for each setting."""
+    from .flags import parameters
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    model = typer.Argument(help="Folder or hub id (default: the bundled model).", metavar="MODEL")
+    file = typer.Option("--config", "-c", help="YAML file of the same keys.", metavar="FILE")
+    every = typer.Option(
+        "--help-all", help="Show every flag.", metavar="", callback=_help_all, is_eager=True
+    )
+    debug = typer.Option("--debug", help="Show tracebacks.", metavar="", hidden=True)
+    _serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter("ctx", kind, annotation=typer.Context),
+            inspect.Parameter("model", kind, default=None, annotation=Annotated[str | None, model]),
+            inspect.Parameter("config", kind, default=None, annotation=Annotated[str | None, file]),
+            inspect.Parameter("help_all", kind, default=False, annotation=Annotated[bool, every]),
+            inspect.Parameter("debug", kind, default=False, annotation=Annotated[bool, debug]),
+            *parameters(),
+        ]
+    )
+    parts = _serve.__signature__.parameters  # type: ignore[attr-defined]
+    _serve.__annotations__ = {name: part.annotation for name, part in parts.items()}
+    _serve.__doc__ = "Serve a model over the OpenAI API."
+    app.command("serve", cls=ServeCommand)(_serve)
+
+
+_add_serve()
+
+
+Url = Annotated[str, typer.Option(help="Address of the server.", metavar="URL")]
+Model = Annotated[str | None, typer.Option(help="Served name (default: the server's first).")]
+Secret = Annotated[str | None, typer.Option(help="Key of the server (default: SHOAL_API_KEY).")]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer.", metavar="N")]
+Heat = Annotated[float | None, typer.Option(help="0 always takes the likeliest.", metavar="X")]
+HERE = "http://127.0.0.1:8000"
+
+
+def _client(url: str, api_key: str | None) -> Client:
+    return Client(url, api_key or os.environ.get("SHOAL_API_KEY", "").split(",")[0])
+
+
+def _sampling(max_tokens: int | None, temperature: float | None) -> dict[str, object]:
+    options = {"max_tokens": max_tokens, "temperature": temperature}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@app.command()
+def chat(
+    url: Url = HERE,
+    model: Model = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Heat = None,
+    api_key: Secret = None,
+) -> None:
+    """Talk to a model. Ctrl-C interrupts an answer, Ctrl-D leaves."""
+    from .chat import chat as converse
+
+    client = _client(url, api_key)
+    converse(client, model or client.model(), system, _sampling(max_tokens, temperature))
+
+
+@app.command()
+def complete(
+    prompt: Annotated[str, typer.Argument(help="Text to go on from; - reads it from stdin.")],
+    url: Url = HERE,
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    temperature: Heat = None,
+    api_key: Secret = None,
+) -> None:
+    """Print how a model goes on from a text."""
+    from .chat import complete as go_on
+
+    client = _client(url, api_key)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    go_on(client, model or client.model(), text, _sampling(max_tokens, temperature))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"shoal {__version__}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    show: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass

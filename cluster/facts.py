@@ -1,0 +1,72 @@
+"""Small facts about one application, kept in Ray's GCS, where each of its processes finds them.
+
+secret             what its processes prove themselves with
+replica/<id>       how far a replica has come: {"phase": ...}
+gateway/<id>       a gateway's private address: {"host": ..., "port": ..., "pid": ...}
+failure/<id>       why a replica or gateway did not start
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+from ray.experimental import internal_kv
+
+from ..engine import errors
+from ..engine.errors import EngineLost, ShoalError
+
+_NAMESPACE = b"shoal"
+
+
+class Facts:
+    """The facts of the application `name`; the process must have joined Ray."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def secret(self) -> bytes:
+        """The application's secret, made by whichever process asks first."""
+        internal_kv._internal_kv_put(
+            self._key("secret"), secrets.token_bytes(32), overwrite=False, namespace=_NAMESPACE
+        )
+        return internal_kv._internal_kv_get(self._key("secret"), namespace=_NAMESPACE)
+
+    def put(self, kind: str, key: str, fact: object) -> None:
+        """State or replace a fact: anything that msgspec encodes."""
+        internal_kv._internal_kv_put(
+            self._key(f"{kind}/{key}"), msgspec.json.encode(fact), namespace=_NAMESPACE
+        )
+
+    def all(self, kind: str) -> dict[str, dict[str, object]]:
+        """The facts of a kind by their keys."""
+        prefix = self._key(f"{kind}/")
+        found = {}
+        for key in internal_kv._internal_kv_list(prefix, namespace=_NAMESPACE):
+            value = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+            if value is not None:
+                found[key.removeprefix(prefix).decode()] = msgspec.json.decode(value)
+        return found
+
+    def put_failure(self, key: str, error: ShoalError) -> None:
+        """State why `key` did not start."""
+        message = {"error": type(error).__name__, "message": error.message}
+        self.put("failure", key, message)
+
+    def failure(self) -> ShoalError | None:
+        """Why something of the application did not start."""
+        for fact in self.all("failure").values():
+            kind = getattr(errors, str(fact["error"]), EngineLost)
+            return kind(str(fact["message"]))
+        return None
+
+    def remove(self, kind: str, key: str) -> None:
+        """Take a fact back."""
+        internal_kv._internal_kv_del(self._key(f"{kind}/{key}"), namespace=_NAMESPACE)
+
+    def clear(self) -> None:
+        """Forget the application."""
+        internal_kv._internal_kv_del(self._key(""), del_by_prefix=True, namespace=_NAMESPACE)
+
+    def _key(self, rest: str) -> bytes:
+        return f"{self.name}/{rest}".encode()

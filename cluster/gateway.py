@@ -1,0 +1,151 @@
+"""The gateway: every route of the door, as one ASGI application.
+
+CORS ── Guard (id, key, count) ── FastAPI (routes, description) ── Answer (bare ASGI)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp
+
+from .. import __version__
+from . import routes_status
+from .config import ServeConfig
+from .errors import HTTPFailure
+from .guard import Guard
+from .link import Router
+from .openapi import answers_of, body_of, describe, docs_page
+from .routes_generate import create_chat_completion, create_completion
+from .routes_tokenize import detokenize, tokenize
+from .serving import Handler, Serving, answering, failure_response
+
+Action = Callable[[Serving, Request], Awaitable[Response]]
+
+
+class Route(NamedTuple):
+    """One route and what the description says of it."""
+
+    method: str
+    path: str
+    action: Action
+    answer: str
+    bodies: tuple[str, ...] = ()
+    streams: bool = False
+    head: bool = False
+
+
+ROUTES = (
+    Route("GET", "/", routes_status.root, "About", head=True),
+    Route("GET", "/v1/models", routes_status.list_models, "Models"),
+    Route("GET", "/v1/models/{model:path}", routes_status.retrieve_model, "Model"),
+    Route("POST", "/v1/completions", create_completion, "Completion", ("CompletionRequest",), True),
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        create_chat_completion,
+        "ChatCompletion",
+        ("ChatRequest",),
+        True,
+    ),
+    Route("POST", "/tokenize", tokenize, "Tokens", ("TokenizeTextRequest", "TokenizeChatRequest")),
+    Route("POST", "/detokenize", detokenize, "Text", ("DetokenizeRequest",)),
+    Route("GET", "/health", routes_status.health, "Health", head=True),
+    Route("GET", "/-/healthz", routes_status.healthz, "text", head=True),
+    Route("GET", "/version", routes_status.version, "Version"),
+    Route("GET", "/metrics", routes_status.metrics, "text"),
+)
+
+
+def build_gateway(config: ServeConfig, router: Router) -> ASGIApp:
+    """The door of a server: routes, keys, CORS and figures over the replicas that `router` knows.
+
+    May be built before any model is loaded; it answers 503 till then.
+    """
+    serving = Serving(config, router)
+    shown = not config.disable_fastapi_docs
+    app = FastAPI(
+        title="shoal",
+        version=__version__,
+        root_path=config.root_path,
+        openapi_url="/openapi.json" if shown else None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for route in ROUTES:
+        _add(app, serving, route)
+    if shown:
+        app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+        app.add_route("/docs", _docs, include_in_schema=False)
+    app.add_exception_handler(HTTPException, _unrouted)
+    guarded = Guard(app, config.api_key, serving.metrics)
+    return _with_cors(guarded, config) if config.allowed_origins else guarded
+
+
+def _add(app: FastAPI, serving: Serving, route: Route) -> None:
+    handler = answering(_bound(route.action, serving))
+    app.add_api_route(
+        route.path,
+        handler,
+        methods=[route.method],
+        summary=(route.action.__doc__ or "").splitlines()[0],
+        operation_id=route.action.__name__,
+        response_model=None,
+        responses=answers_of(route.answer, route.streams),
+        openapi_extra=body_of(*route.bodies) if route.bodies else None,
+    )
+    if route.head:
+        app.add_route(route.path, handler, methods=["HEAD"], include_in_schema=False)
+
+
+def _bound(action: Action, serving: Serving) -> Handler:
+    async def handler(request: Request) -> Response:
+        return await action(serving, request)
+
+    return handler
+
+
+def _description(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        generated = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        app.openapi_schema = describe(generated, app.version)
+    return app.openapi_schema
+
+
+async def _docs(request: Request) -> Response:
+    return HTMLResponse(docs_page())
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """404 and 405 of the router, as error objects."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        failure = HTTPFailure(405, "method_not_allowed", f"{where}: allowed is {allowed}")
+    elif error.status_code == 404:
+        failure = HTTPFailure(404, "not_found", f"{where}: no such route; /docs lists them")
+    else:
+        failure = HTTPFailure(error.status_code, "http_error", str(error.detail))
+    response = failure_response(failure)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _with_cors(app: ASGIApp, config: ServeConfig) -> ASGIApp:
+    return CORSMiddleware(
+        app,
+        allow_origins=config.allowed_origins,
+        allow_credentials=config.allow_credentials,
+        allow_methods=config.allowed_methods,
+        allow_headers=config.allowed_headers,
+        expose_headers=("x-request-id", "retry-after"),
+    )

@@ -1,0 +1,169 @@
+"""The Serve deployment that is the public door: a gateway on a web server and port of its own.
+
+Serve starts, watches and stops it; no request comes through Serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from typing import Any
+
+import ray
+import uvicorn
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from ..engine.errors import ConfigError, EngineLost
+from . import membership
+from .config import ServeConfig
+from .facts import Facts
+from .link import Router
+from .ports import check_port, holder
+from .router import FleetRouter
+from .turnstile import Turnstile
+
+START_S = 30.0
+CLOSE_S = 2
+
+log = logging.getLogger(__name__)
+
+
+class Ingress:
+    """One gateway, on a thread with an event loop of its own.
+
+    It listens on the public port of the configuration and on a private one of its node.
+    """
+
+    def __init__(self, settings: dict[str, Any], replicas: DeploymentHandle) -> None:
+        self._config = ServeConfig.model_validate(settings)
+        self._id = serve.get_replica_context().replica_id.unique_id
+        self._host = ray.util.get_node_ip_address()
+        self._facts = Facts(self._config.name)
+        try:
+            self._public = _claim(self._config, self._facts)
+        except ConfigError as error:
+            self._facts.put_failure(self._id, error)
+            raise
+        self._private = socket.create_server((self._host, 0), backlog=128)
+        self._handle = replicas.options()  # from now on Serve tells this process its replicas
+        self._up = threading.Event()
+        self._stopped = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+        self._thread.start()
+        if not self._up.wait(START_S) or self._failure:
+            raise EngineLost(f"the gateway did not start: {self._failure or 'no sign of it'}")
+        private = {"host": self._host, "port": self._private.getsockname()[1], "pid": os.getpid()}
+        self._facts.put("gateway", self._id, private)
+
+    def make_app(self, router: Router) -> Any:
+        """The ASGI application behind the door."""
+        from .gateway import build_gateway
+
+        return build_gateway(self._config, router)
+
+    def check_health(self) -> None:
+        """Called by Serve every second. Raises EngineLost."""
+        if not self._thread.is_alive():
+            raise EngineLost(f"the gateway's web server ended: {self._failure}")
+
+    def pid(self) -> int:
+        """The process of this gateway."""
+        return os.getpid()
+
+    async def __del__(self) -> None:
+        """Drain: running answers end, within `shutdown_timeout`; new requests get 503."""
+        if not self._stopped:
+            self._stopped = True
+            self._facts.remove("gateway", self._id)
+            draining = asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
+            await asyncio.wrap_future(draining)
+            await asyncio.to_thread(self._thread.join, CLOSE_S + 1)
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+                runner.run(self._serve())
+        except BaseException as error:
+            log.exception("the gateway ended")
+            self._failure = error
+        finally:
+            self._up.set()
+
+    async def _serve(self) -> None:
+        config = self._config
+        self._loop = asyncio.get_running_loop()
+        router = FleetRouter(wanted=config.replicas, secret=self._facts.secret(), gateway=self._id)
+        router.watch(membership.replicas)
+        self._turnstile = Turnstile(self.make_app(router))
+        self._servers = (
+            _Server(_web(config, self._turnstile), self._up.set),
+            _Server(_web(config, self._turnstile, private=True), lambda: None),
+        )
+        sockets = (self._public, self._private)
+        await asyncio.gather(
+            *(s.serve([bound]) for s, bound in zip(self._servers, sockets, strict=True))
+        )
+        router.close()
+
+    async def _drain(self) -> None:
+        if not await self._turnstile.drain(self._config.shutdown_timeout):
+            log.warning("streams were cut off after %s s", self._config.shutdown_timeout)
+        for server in self._servers:
+            server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Any) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self._on_started()
+
+
+def _web(config: ServeConfig, app: Any, private: bool = False) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_level=config.uvicorn_log_level,
+        log_config=None,
+        access_log=False,
+        lifespan="off" if private else "auto",
+        root_path=config.root_path,
+        ssl_keyfile=None if private else config.ssl_keyfile,
+        ssl_certfile=None if private else config.ssl_certfile,
+        timeout_graceful_shutdown=CLOSE_S,
+        server_header=False,
+    )
+
+
+def _claim(config: ServeConfig, facts: Facts) -> socket.socket:
+    """The public port, which only gateways of the same application may share.
+
+    They do while one replaces another, and where several were asked for on one node. Raises
+    ConfigError that names another holder.
+    """
+    try:
+        check_port(config.host, config.port)
+    except ConfigError as error:
+        taken = holder(config.port)
+        if taken is not None and "ProxyActor" in taken.command:
+            raise ConfigError(
+                f"port {config.port} is held by Ray Serve's own proxy, which shoal does without: "
+                "set `proxy_location: Disabled` in the YAML, or give shoal another port",
+                "port",
+            ) from None
+        if taken is None or taken.pid not in [g.get("pid") for g in facts.all("gateway").values()]:
+            raise error
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    return socket.create_server(
+        (config.host, config.port), family=family, backlog=2048, reuse_port=True
+    )

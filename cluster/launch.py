@@ -1,0 +1,171 @@
+"""A Ray of our own on this machine, or a place in one that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from .processes import adopt_orphans, descendants, end
+
+OBJECT_STORE_BYTES = 80 << 20
+_PREFIX = "shoal-"
+_MAX_FOLDER = 40  # Ray puts Unix sockets below it, whose paths end at 107 bytes
+
+
+@contextmanager
+def private_ray(log_dir: Path) -> Iterator[None]:
+    """Inside, this process is the driver of a Ray of its own; after it no process of it is left.
+
+    Its logs lie in `log_dir`/ray. Nothing is sent home, nobody without the token made here can
+    join, and processes of other Rays on this machine are neither found nor touched. If this process
+    is killed, the kernel ends Ray's servers with it, and they their workers.
+    """
+    import ray
+
+    adopt_orphans()
+    before = descendants(os.getpid())
+    folder = _temporary_folder()
+    with _environment(_settings()):
+        try:
+            with _elsewhere(folder):
+                ray.init(
+                    address="local",
+                    namespace="shoal",
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                    _node_ip_address="127.0.0.1",
+                )
+            _show_logs(folder, log_dir)
+            yield
+        finally:
+            ray.shutdown()
+            end(descendants(os.getpid()) - before)
+            _keep_logs(folder, log_dir)
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """Inside, this process is a driver of the Ray at `address`."""
+    import ray
+
+    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+        with _elsewhere(Path(tempfile.gettempdir())):
+            ray.init(
+                address=address, namespace="shoal", log_to_driver=False, logging_level=logging.ERROR
+            )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def import_path() -> str:
+    """A PYTHONPATH by which a new interpreter finds this very package.
+
+    The folders of `sys.path` that hold a `shoal`, never the package's own folder: below it lie
+    `kernels` and other names that must not be found at the top.
+    """
+    folders = [os.path.abspath(entry or os.curdir) for entry in sys.path]
+    holding = [f for f in folders if os.path.isfile(os.path.join(f, "shoal", "__init__.py"))]
+    given = [f for f in os.environ.get("PYTHONPATH", "").split(os.pathsep) if f]
+    package = os.path.realpath(Path(__file__).parent.parent)
+    kept = [f for f in (*holding, *given) if os.path.realpath(f) != package]
+    return os.pathsep.join(dict.fromkeys(kept))
+
+
+def _settings() -> dict[str, str]:
+    return {
+        "PYTHONPATH": import_path(),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # the engine sized itself; the kernel judges the rest
+        "RAY_ROTATION_MAX_BYTES": str(10 << 20),
+        "RAY_ROTATION_BACKUP_COUNT": "2",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+@contextmanager
+def _elsewhere(folder: Path) -> Iterator[None]:
+    """Stand in `folder` for a while, under a program name there.
+
+    Ray puts the driver's working directory and script folder on its workers' `sys.path`; either may
+    be the package's own folder.
+    """
+    program = sys.argv[0]
+    sys.argv[0] = str(folder / "shoal")
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        sys.argv[0] = program
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for Ray, which reads some of them once, when it is imported."""
+    from ray._raylet import Config
+
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    Config.initialize("")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _temporary_folder() -> Path:
+    """A folder for Ray's sockets and session; those of processes long dead are removed."""
+    base = Path(tempfile.gettempdir())
+    if len(str(base)) > _MAX_FOLDER:
+        base = Path("/tmp")
+    for folder in base.glob(f"{_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
+
+
+def _show_logs(folder: Path, log_dir: Path) -> None:
+    """Let `log_dir`/ray lead to the session's logs while it runs."""
+    shown = log_dir / "ray"
+    log_dir.mkdir(parents=True, exist_ok=True)
+    _remove(shown)
+    with contextlib.suppress(OSError):
+        shown.symlink_to((folder / "session_latest" / "logs").resolve())
+
+
+def _keep_logs(folder: Path, log_dir: Path) -> None:
+    """Move the session's logs to `log_dir`/ray and remove all else of it."""
+    logs = folder / "session_latest" / "logs"
+    shown = log_dir / "ray"
+    with contextlib.suppress(OSError):
+        if logs.is_dir():
+            _remove(shown)
+            shutil.move(logs.resolve(), shown)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

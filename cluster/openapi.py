@@ -1,0 +1,166 @@
+"""The OpenAPI description of the routes: requests by their schema, answers by their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from .protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeChatRequest,
+    TokenizeTextRequest,
+)
+
+Schema = dict[str, Any]
+
+REQUESTS = (
+    CompletionRequest,
+    ChatRequest,
+    TokenizeTextRequest,
+    TokenizeChatRequest,
+    DetokenizeRequest,
+)
+
+_TEXT: Schema = {"type": "string"}
+_WHOLE: Schema = {"type": "integer"}
+
+
+def _object(required: Mapping[str, Schema], **optional: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": {**required, **optional},
+        "required": list(required),
+    }
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _nullable(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_END: Mapping[str, Schema] = {
+    "index": _WHOLE,
+    "logprobs": _nullable({"type": "object"}),
+    "finish_reason": {"enum": ["stop", "length"]},
+    "stop_reason": _nullable({"type": ["string", "integer"]}),
+}
+_MESSAGE = _object({"role": _TEXT, "content": _TEXT})
+_HEAD: Mapping[str, Schema] = {
+    "id": _TEXT,
+    "object": _TEXT,
+    "created": _WHOLE,
+    "model": _TEXT,
+    "system_fingerprint": _TEXT,
+}
+
+ANSWERS: Mapping[str, Schema] = {
+    "Error": _object(
+        {
+            "error": _object(
+                {"message": _TEXT, "type": _TEXT, "param": _nullable(_TEXT), "code": _TEXT}
+            )
+        }
+    ),
+    "Usage": _object(
+        {
+            "prompt_tokens": _WHOLE,
+            "completion_tokens": _WHOLE,
+            "total_tokens": _WHOLE,
+            "prompt_tokens_details": _object({"cached_tokens": _WHOLE}),
+        }
+    ),
+    "Completion": _object(
+        {
+            **_HEAD,
+            "choices": _list(_object({"text": _TEXT, **_END})),
+            "usage": {"$ref": "#/components/schemas/Usage"},
+        }
+    ),
+    "ChatCompletion": _object(
+        {
+            **_HEAD,
+            "choices": _list(_object({"message": _MESSAGE, **_END})),
+            "usage": {"$ref": "#/components/schemas/Usage"},
+        }
+    ),
+    "Tokens": _object(
+        {
+            "count": _WHOLE,
+            "max_model_len": _WHOLE,
+            "tokens": _list(_WHOLE),
+            "token_strs": _nullable(_list(_TEXT)),
+        }
+    ),
+    "Text": _object({"prompt": _TEXT}),
+    "Model": _object(
+        {
+            "id": _TEXT,
+            "object": _TEXT,
+            "created": _WHOLE,
+            "owned_by": _TEXT,
+            "root": _TEXT,
+            "parent": {"type": "null"},
+            "max_model_len": _WHOLE,
+        }
+    ),
+    "Models": _object({"object": _TEXT, "data": _list({"$ref": "#/components/schemas/Model"})}),
+    "Health": _object({"status": {"enum": ["loading", "ready", "degraded", "down"]}}),
+    "Version": _object({"version": _TEXT}),
+    "About": _object({"name": _TEXT, "version": _TEXT, "api": _TEXT, "docs": _TEXT}),
+}
+
+
+def named(name: str) -> Schema:
+    """A reference to one of the described shapes."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def body_of(*names: str) -> Schema:
+    """A request body of one of the described shapes."""
+    schema = named(names[0]) if len(names) == 1 else {"anyOf": [named(name) for name in names]}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def answers_of(answer: str, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route: the shape `answer` (`text`: plain text), or an error object."""
+    content: Schema = {"application/json": {"schema": named(answer)}}
+    if answer == "text":
+        content = {"text/plain": {"schema": _TEXT}}
+    if streams:
+        content["text/event-stream"] = {"schema": _TEXT}
+    error = {"application/json": {"schema": named("Error")}}
+    return {
+        200: {"description": "The answer.", "content": content},
+        "4XX": {"description": "Refused.", "content": error},
+        "5XX": {"description": "Not possible now.", "content": error},
+    }
+
+
+def describe(generated: Schema, version: str) -> Schema:
+    """FastAPI's description of the routes, completed by the shapes that it refers to."""
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in REQUESTS],
+        ref_template="#/components/schemas/{model}",
+    )
+    generated.setdefault("components", {})["schemas"] = {**definitions["$defs"], **ANSWERS}
+    generated["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    generated["info"] = {"title": "shoal", "version": version}
+    return generated
+
+
+@cache
+def docs_page() -> str:
+    """The page that shows the description; it needs nothing from any other host."""
+    return (Path(__file__).parent / "static" / "docs.html").read_text(encoding="utf-8")

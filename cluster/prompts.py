@@ -1,0 +1,195 @@
+"""From what a caller wrote to the token ids of each prompt, within the model's context."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from ..engine.errors import ContextTooLong, InvalidRequest
+from ..engine.text import Tokenizer
+from .conversation import Message, content_text, plain_messages
+from .link import ModelCard
+from .protocol import ChatTemplateFields, CompletionRequest, Sampling, json_kind
+
+MAX_PROMPTS = 1024
+THREAD_FROM_CHARACTERS = 4096
+"""A text of this length takes about a millisecond to tokenize: too long for the event loop."""
+
+_RESERVED = frozenset(
+    {"messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"}
+)
+
+T = TypeVar("T")
+
+
+class Prompt(NamedTuple):
+    """One prompt; `text` is what `echo` gives back."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+async def completion_prompts(
+    request: CompletionRequest, tokenizer: Tokenizer, card: ModelCard
+) -> list[Prompt]:
+    """The prompts of a completion, in their order. Raises InvalidRequest."""
+    found = []
+    for where, prompt in _split(request.prompt):
+        if isinstance(prompt, str):
+            ids = await encode(tokenizer, prompt, request.add_special_tokens)
+            text = prompt
+        else:
+            check_ids(prompt, card, where)
+            ids = tuple(prompt)
+            text = tokenizer.decode(prompt, skip_special_tokens=False) if request.echo else ""
+        if not ids:
+            raise InvalidRequest(f"{where} must not be empty: it has no tokens", "prompt")
+        found.append(Prompt(truncated(ids, request, card), text))
+    return found
+
+
+async def chat_prompt(
+    request: ChatTemplateFields, tokenizer: Tokenizer
+) -> tuple[list[Message], tuple[int, ...]]:
+    """The messages in plain form and the tokens of the rendered conversation.
+
+    Raises InvalidRequest.
+    """
+    messages = plain_messages(request.messages)
+    opened = request.add_generation_prompt
+    if opened is None:
+        opened = not request.continue_final_message
+    if opened and request.continue_final_message:
+        raise InvalidRequest(
+            "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+            "continue_final_message",
+        )
+    extra = dict(request.chat_template_kwargs)
+    if reserved := sorted(_RESERVED & extra.keys()):
+        raise InvalidRequest(
+            f"chat_template_kwargs cannot hold {reserved[0]}", f"chat_template_kwargs.{reserved[0]}"
+        )
+    if request.documents is not None:
+        extra.setdefault("documents", request.documents)
+    if request.reasoning_effort is not None:
+        extra.setdefault("reasoning_effort", request.reasoning_effort)
+
+    def render() -> tuple[int, ...]:
+        text = tokenizer.render(
+            messages,
+            add_generation_prompt=opened,
+            continue_final_message=request.continue_final_message,
+            **extra,
+        )
+        return tuple(tokenizer.encode(text, add_special_tokens=request.add_special_tokens))
+
+    ids = await _off_loop(sum(len(content_text(m)) for m in messages), render)
+    if not ids:
+        raise InvalidRequest("messages render to an empty prompt", "messages")
+    return messages, ids
+
+
+async def encode(
+    tokenizer: Tokenizer, text: str, add_special_tokens: bool = True
+) -> tuple[int, ...]:
+    """Token ids of `text`; a long one is tokenized beside the event loop."""
+    return await _off_loop(
+        len(text), lambda: tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    )
+
+
+def check_ids(ids: list[int], card: ModelCard, param: str) -> None:
+    """Raise InvalidRequest for ids outside the vocabulary."""
+    for index in (ids.index(min(ids)), ids.index(max(ids))) if ids else ():
+        if not 0 <= ids[index] < card.vocab_size:
+            raise InvalidRequest(
+                f"{param} holds the token id {ids[index]}; ids of this model are 0 to "
+                f"{card.vocab_size - 1}",
+                param,
+            )
+
+
+def truncated(ids: tuple[int, ...], request: Sampling, card: ModelCard) -> tuple[int, ...]:
+    """`ids`, cut to `truncate_prompt_tokens` where the caller asked for that."""
+    keep = request.truncate_prompt_tokens
+    if keep is None:
+        return ids
+    if keep == -1:
+        keep = card.max_model_len - 1
+    if not 1 <= keep <= card.max_model_len:
+        raise InvalidRequest(
+            f"truncate_prompt_tokens must be between 1 and {card.max_model_len}, or -1; got {keep}",
+            "truncate_prompt_tokens",
+        )
+    return ids[-keep:] if request.truncation_side == "left" else ids[:keep]
+
+
+def output_room(
+    num_prompt: int, requested: int | None, card: ModelCard, default: int | None
+) -> int:
+    """How many tokens an answer may have: `requested`, else `default`, else all that fit.
+
+    Raises ContextTooLong where the prompt or `requested` does not fit. The two sentences are
+    those that clients look for.
+    """
+    length = card.max_model_len
+    if num_prompt >= length:
+        raise ContextTooLong(
+            f"This model's maximum context length is {length} tokens. However, your prompt "
+            f"contains {num_prompt} input tokens, which exceeds this limit even without any "
+            f"output tokens. Please reduce the length of the input prompt."
+            if num_prompt > length
+            else _too_many(length, num_prompt, requested or 1),
+            "prompt",
+        )
+    room = length - num_prompt
+    if requested is None:
+        return room if default is None else min(default, room)
+    if requested > room:
+        raise ContextTooLong(_too_many(length, num_prompt, requested), "max_tokens")
+    return requested
+
+
+def _too_many(length: int, num_prompt: int, requested: int) -> str:
+    return (
+        f"This model's maximum context length is {length} tokens. However, you requested "
+        f"{requested} output tokens and your prompt contains {num_prompt} input tokens, for a "
+        f"total of {num_prompt + requested} tokens. Please reduce the length of the input prompt "
+        f"or the number of requested output tokens."
+    )
+
+
+def _split(prompt: object) -> list[tuple[str, str | list[int]]]:
+    """Each prompt with its name in error messages."""
+    if isinstance(prompt, str):
+        return [("prompt", prompt)]
+    if not isinstance(prompt, list):
+        raise InvalidRequest(
+            f"prompt must be a string, a list of strings, a list of token ids or a list of lists "
+            f"of token ids; got {json_kind(prompt)}",
+            "prompt",
+        )
+    if not prompt:
+        raise InvalidRequest("prompt must not be empty", "prompt")
+    if all(type(item) is int for item in prompt):
+        return [("prompt", prompt)]
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequest(
+            f"prompt takes at most {MAX_PROMPTS} prompts in one request, got {len(prompt)}",
+            "prompt",
+        )
+    for index, item in enumerate(prompt):
+        ids = isinstance(item, list) and all(type(token) is int for token in item)
+        if not (ids or isinstance(item, str)):
+            raise InvalidRequest(
+                f"prompt[{index}] must be a string or a list of token ids, got {json_kind(item)}",
+                "prompt",
+            )
+    return [(f"prompt[{index}]", item) for index, item in enumerate(prompt)]
+
+
+async def _off_loop(num_characters: int, work: Callable[[], T]) -> T:
+    if num_characters < THREAD_FROM_CHARACTERS:
+        return work()
+    return await asyncio.to_thread(work)

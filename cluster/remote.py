@@ -1,0 +1,238 @@
+"""The gateway's end of its socket to a replica: a Link that reaches another process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .. import __version__
+from ..engine.errors import EngineLost, Overloaded, ShoalError
+from ..engine.request import Request, Update
+from . import wire
+from .link import Load, ModelCard
+
+MAX_UNSENT = 64 << 20
+
+log = logging.getLogger(__name__)
+
+OnUpdate = Callable[[Update | ShoalError], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """Who waits for a request's updates, and which start of it they must come from."""
+
+    on_update: OnUpdate
+    epoch: int
+
+
+class RemoteLink:
+    """A Link over an open connection; made by `connect`, used on its event loop alone.
+
+    `leaving`: the replica takes nothing more. `lost`: why the connection ended, once it has; every
+    live request then has got EngineLost.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        welcome: wire.Welcome,
+        on_lost: Callable[[RemoteLink], None],
+    ) -> None:
+        self.replica = welcome.replica
+        self.card: ModelCard = welcome.card
+        self.load: Load = welcome.load
+        self.leaving = False
+        self.lost: str | None = None
+        self._reader = reader
+        self._writer = writer
+        self._on_lost = on_lost
+        self._streams: dict[tuple[str, int], _Stream] = {}
+        self._others = self.load.running + self.load.waiting
+        self._loop = asyncio.get_running_loop()
+        self._heard = self._loop.time()
+        self._reading = self._loop.create_task(self._read())
+        self._ticking = self._loop.call_later(wire.BEAT_S, self._tick, self._loop.time())
+
+    @property
+    def num_live(self) -> int:
+        """Sequences of this gateway that have not ended."""
+        return len(self._streams)
+
+    @property
+    def pressure(self) -> int:
+        """Sequences at the replica: other gateways' as last told, this one's as they are now."""
+        return self._others + len(self._streams)
+
+    def submit(self, request: Request, on_update: OnUpdate) -> None:
+        """See Link."""
+        refusal = self._send_request(request)
+        if refusal is not None:
+            self._loop.call_soon(on_update, refusal)
+            return
+        stream = _Stream(on_update, request.epoch)
+        for sibling in range(request.sibling, request.sibling + request.params.n):
+            self._streams[request.id, sibling] = stream
+
+    def abort(self, request_id: str, sibling: int | None = None) -> None:
+        """See Link."""
+        keys = [k for k in self._streams if k[0] == request_id and sibling in (None, k[1])]
+        for key in keys:
+            del self._streams[key]
+        if keys and self.lost is None:
+            self._writer.write(wire.frame(wire.Abort(request_id, sibling)))
+
+    def close(self, reason: str = "the gateway hung up") -> None:
+        """End the connection; live requests get EngineLost. Harmless when repeated."""
+        if self.lost is not None:
+            return
+        self.lost = reason
+        self._ticking.cancel()
+        self._reading.cancel()
+        self._writer.close()
+        streams = {id(stream): stream for stream in self._streams.values()}
+        self._streams.clear()
+        for stream in streams.values():
+            _deliver(stream, EngineLost(f"replica {self.replica} is lost: {reason}"))
+        self._on_lost(self)
+
+    def _send_request(self, request: Request) -> ShoalError | None:
+        """Why the request could not be sent."""
+        if self.lost is not None:
+            return EngineLost(f"replica {self.replica} is lost: {self.lost}")
+        if self._writer.transport.get_write_buffer_size() > MAX_UNSENT:
+            return Overloaded(f"replica {self.replica} does not read its requests fast enough")
+        try:
+            self._writer.write(wire.frame(wire.submit_of(request)))
+        except ShoalError as error:
+            return error
+        return None
+
+    async def _read(self) -> None:
+        reason = "its process ended"
+        try:
+            while True:
+                head = await self._reader.readexactly(4)
+                body = await self._reader.readexactly(wire.frame_size(head))
+                self._heard = self._loop.time()
+                self._take(wire.from_replica(body))
+        except asyncio.IncompleteReadError:
+            pass
+        except (wire.BadFrame, OSError) as error:
+            reason = str(error)
+        self.close(reason)
+
+    def _take(self, message: wire.ToGateway) -> None:
+        if isinstance(message, wire.Step):
+            for update in message.updates:
+                self._update(update)
+        elif isinstance(message, wire.Beat):
+            if message.load is not None:
+                self.load = message.load
+                self._others = max(0, self.load.running + self.load.waiting - message.yours)
+        elif isinstance(message, wire.Refused):
+            self._refused(message)
+        elif isinstance(message, wire.Leaving):
+            self.leaving = True
+        else:
+            raise wire.BadFrame(f"a {type(message).__name__} on an open link")
+
+    def _update(self, update: Update) -> None:
+        key = (update.id, update.sibling)
+        stream = self._streams.get(key)
+        if stream is None or stream.epoch != update.epoch:
+            return
+        if update.finish is not None:
+            del self._streams[key]
+        _deliver(stream, update)
+
+    def _refused(self, message: wire.Refused) -> None:
+        siblings = range(message.sibling, message.sibling + message.n)
+        streams = [self._streams.pop((message.id, sibling), None) for sibling in siblings]
+        if stream := next(filter(None, streams), None):
+            _deliver(stream, wire.error_of(message))
+
+    def _tick(self, due: float) -> None:
+        """Send a sign of life and look for the replica's."""
+        now = self._loop.time()
+        if now - due > 2 * wire.BEAT_S:
+            self._heard = now  # this loop was held up itself: what came meanwhile is still unread
+        if now - self._heard > wire.SILENCE_S:
+            self.close(f"no sign of life for {now - self._heard:.1f} s")
+            return
+        self._writer.write(wire.frame(wire.Beat()))
+        self._ticking = self._loop.call_later(wire.BEAT_S, self._tick, now + wire.BEAT_S)
+
+
+async def connect(
+    host: str,
+    port: int,
+    *,
+    secret: bytes,
+    gateway: str,
+    on_lost: Callable[[RemoteLink], None],
+) -> RemoteLink:
+    """Open a link to the replica at `host:port`; `on_lost` is called once, when it ends.
+
+    Raises EngineLost with what the replica said or did.
+    """
+    try:
+        async with asyncio.timeout(wire.GREETING_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.get_extra_info("socket").setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+                )
+                welcome = await _greet(reader, writer, secret, gateway)
+            except BaseException:
+                writer.close()
+                raise
+    except TimeoutError:
+        reason = f"no greeting within {wire.GREETING_S:g} s"
+    except asyncio.IncompleteReadError:
+        reason = "it hung up during the greeting"
+    except (wire.BadFrame, OSError) as error:
+        reason = str(error)
+    else:
+        return RemoteLink(reader, writer, welcome, on_lost)
+    raise EngineLost(f"replica at {host}:{port} cannot be reached: {reason}")
+
+
+async def _greet(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes, gateway: str
+) -> wire.Welcome:
+    nonce = wire.new_nonce()
+    writer.write(wire.frame(wire.Hello(wire.PROTOCOL, __version__, gateway, nonce)))
+    challenge = await _next_greeting(reader, wire.MAX_GREETING)
+    if not isinstance(challenge, wire.Challenge):
+        raise wire.BadFrame(f"a {type(challenge).__name__} instead of a Challenge")
+    if reason := wire.other_version(challenge.protocol, challenge.version):
+        raise wire.BadFrame(reason)
+    if not wire.proves(challenge.proof, secret, "replica", nonce, challenge.nonce):
+        raise wire.BadFrame("a stranger: it does not hold this application's secret")
+    proof = wire.prove(secret, "gateway", nonce, challenge.nonce)
+    writer.write(wire.frame(wire.Proof(proof)))
+    welcome = await _next_greeting(reader, wire.MAX_FRAME)
+    if not isinstance(welcome, wire.Welcome):
+        raise wire.BadFrame(f"a {type(welcome).__name__} instead of a Welcome")
+    return welcome
+
+
+async def _next_greeting(reader: asyncio.StreamReader, bound: int) -> wire.ToGateway:
+    head = await reader.readexactly(4)
+    message = wire.from_replica(await reader.readexactly(wire.frame_size(head, bound)))
+    if isinstance(message, wire.Refusal):
+        raise wire.BadFrame(message.reason)
+    return message
+
+
+def _deliver(stream: _Stream, update: Update | ShoalError) -> None:
+    """A caller that fails must not take the other streams with it."""
+    try:
+        stream.on_update(update)
+    except Exception:
+        log.exception("a stream's callback failed")

@@ -1,0 +1,116 @@
+"""The Serve deployment round one engine: loads, says where its channel listens, drains, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import serve
+
+from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
+from .card import model_card
+from .channel import Channel
+from .config import ServeConfig
+from .facts import Facts
+
+if TYPE_CHECKING:
+    from ..engine.engine import AsyncEngine
+
+WATCH_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """One model copy. Made by Serve in a process of its own, from a ServeConfig as plain data.
+
+    An engine that dies ends the process, so that Serve replaces it; a start that fails states its
+    reason as a fact, for whoever started the application.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        config = ServeConfig.model_validate(settings)
+        self._config = config
+        self._facts = Facts(config.name)
+        self._id = serve.get_replica_context().replica_id.unique_id
+        self._stopped = threading.Event()
+        _set_threads(config)
+        try:
+            self._start()
+        except (ConfigError, LoadError) as error:
+            self._facts.put_failure(self._id, error)
+            raise
+
+    def make_engine(self, config: ServeConfig) -> AsyncEngine:
+        """The engine, not started yet."""
+        from ..engine.engine import AsyncEngine
+
+        return AsyncEngine(config.engine)
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """Called by Serve once, after the constructor; given to every `MemberRouter`."""
+        host, port = self._channel.address
+        return {"host": host, "port": port, "pid": os.getpid()}
+
+    def check_health(self) -> None:
+        """Called by Serve every second. Raises EngineLost."""
+        self._engine.load()
+
+    def pid(self) -> int:
+        """The process that runs the engine."""
+        return os.getpid()
+
+    async def __del__(self) -> None:
+        """Drain: finish what runs, within `shutdown_timeout`, and take nothing more."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            await asyncio.to_thread(self._channel.drain, self._config.shutdown_timeout)
+            self._channel.close()
+            await asyncio.to_thread(self._engine.close)
+
+    def _start(self) -> None:
+        config = self._config
+        self._facts.put("replica", self._id, {"phase": "load the model"})
+        self._engine = self.make_engine(config)
+        capacity = self._engine.start()
+        card = model_card(config, capacity)
+        self._channel = Channel(
+            self._engine,
+            replica=self._id,
+            card=card,
+            secret=self._facts.secret(),
+            host=ray.util.get_node_ip_address(),
+        )
+        self._channel.start()
+        threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()
+        ready = {"phase": "ready", "card": card, "table": capacity.table, "phases": capacity.phases}
+        self._facts.put("replica", self._id, ready)
+
+    def _watch(self) -> None:
+        """End the process when its engine has died."""
+        while not self._stopped.wait(WATCH_S):
+            try:
+                self._engine.load()
+            except EngineLost as error:
+                log.critical("the engine died: %s", error)
+                time.sleep(WATCH_S)  # what the engine told its streams is being sent
+                os._exit(1)
+            except ShoalError:
+                log.exception("the engine does not tell its load")
+
+
+def _set_threads(config: ServeConfig) -> None:
+    """State how many threads libraries may start.
+
+    Ray would say 1 wherever a replica holds less than two CPUs. Takes effect because torch is not
+    imported yet.
+    """
+    cores = len(os.sched_getaffinity(0))
+    threads = config.engine.threads or max(1, cores // config.engine.memory_sharers)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)

@@ -1,0 +1,151 @@
+"""Which replica a request goes to; decided in the gateway's process, without a call to anybody.
+
+`FleetRouter` keeps a link to each replica of the membership and chooses among the links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+
+from ..engine.errors import EngineLost, UnknownModel
+from ..engine.request import Request
+from .link import Link, ModelCard
+from .membership import Member, Membership
+from .remote import RemoteLink, connect
+
+RETRY_S = 0.1
+MAX_RETRY_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class FleetRouter:
+    """The Router over links to remote replicas. Used on one event loop, but for `watch`.
+
+    `wanted`: how many replicas were asked for. While Serve is out of reach the last snapshot holds.
+    """
+
+    def __init__(self, *, wanted: int, secret: bytes, gateway: str) -> None:
+        self._wanted = wanted
+        self._secret = secret
+        self._gateway = gateway
+        self._members: dict[str, Member] = {}
+        self._links: dict[str, RemoteLink] = {}
+        self._connecting: dict[str, asyncio.Task[None]] = {}
+        self._cards: dict[str, ModelCard] = {}
+        self._turn = itertools.count(1)
+        self._last_turn: dict[str, int] = {}
+
+    def watch(self, members: Membership) -> None:
+        """Follow `members` from now on; called on the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def follow(snapshot: tuple[Member, ...]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the gateway with it
+                loop.call_soon_threadsafe(self._follow, snapshot)
+
+        members.watch(follow)
+
+    def choose(self, model: str | None, request: Request) -> Link:
+        """See Router: the replica with the fewest sequences, the longest unused one of equals."""
+        if model is not None and self._cards and model not in self._cards:
+            names = ", ".join(self._cards)
+            raise UnknownModel(f"The model `{model}` does not exist; served here: {names}", "model")
+        able = [
+            link
+            for link in self._links.values()
+            if not link.leaving and (model is None or model in link.card.names)
+        ]
+        if not able:
+            raise EngineLost(f"no replica can take requests: the cluster is {self.status()}")
+        link = min(able, key=self._rank)
+        self._last_turn[link.replica] = next(self._turn)
+        return link
+
+    def cards(self) -> list[ModelCard]:
+        """See Router; a model stays known while its replicas are being replaced."""
+        return list({card.names: card for card in self._cards.values()}.values())
+
+    def links(self) -> list[Link]:
+        """See Router."""
+        return list(self._links.values())
+
+    def status(self) -> str:
+        """See Router."""
+        able = sum(not link.leaving for link in self._links.values())
+        if able >= self._wanted:
+            return "ready"
+        if able:
+            return "degraded"
+        return "down" if self._cards else "loading"
+
+    def close(self) -> None:
+        """Hang up on every replica."""
+        self._members.clear()
+        for task in self._connecting.values():
+            task.cancel()
+        for link in tuple(self._links.values()):
+            link.close()
+
+    def _rank(self, link: RemoteLink) -> tuple[int, int]:
+        return link.pressure, self._last_turn.get(link.replica, 0)
+
+    def _follow(self, snapshot: tuple[Member, ...]) -> None:
+        """Connect to who is new; let go of who is no longer there once nothing runs on it."""
+        self._members = {member.replica: member for member in snapshot}
+        for member in snapshot:
+            self._reach(member)
+        for replica in self._connecting.keys() - self._members.keys():
+            self._connecting.pop(replica).cancel()
+        for replica in self._links.keys() - self._members.keys():
+            self._links[replica].leaving = True
+            self._release(replica)
+
+    def _release(self, replica: str) -> None:
+        link = self._links.get(replica)
+        if link is None or replica in self._members:
+            return
+        if link.num_live:
+            asyncio.get_running_loop().call_later(RETRY_S, self._release, replica)
+        else:
+            link.close()
+
+    def _reach(self, member: Member) -> None:
+        if member.replica not in self._links and member.replica not in self._connecting:
+            task = asyncio.get_running_loop().create_task(self._connect(member))
+            self._connecting[member.replica] = task
+
+    async def _connect(self, member: Member) -> None:
+        """Try until it answers or Serve says that it is gone."""
+        wait_s, said = RETRY_S, ""
+        while True:
+            try:
+                link = await connect(
+                    member.host,
+                    member.port,
+                    secret=self._secret,
+                    gateway=self._gateway,
+                    on_lost=self._lost,
+                )
+                break
+            except EngineLost as error:
+                if error.message != said:
+                    said = error.message
+                    log.warning("%s", said)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, MAX_RETRY_S)
+        del self._connecting[member.replica]
+        self._links[member.replica] = link
+        self._cards.update(dict.fromkeys(link.card.names, link.card))
+        log.info("linked to replica %s at %s:%s", *member)
+
+    def _lost(self, link: RemoteLink) -> None:
+        if self._links.get(link.replica) is link:
+            del self._links[link.replica]
+            self._last_turn.pop(link.replica, None)
+            log.warning("replica %s is lost: %s", link.replica, link.lost)
+            if member := self._members.get(link.replica):
+                self._reach(member)

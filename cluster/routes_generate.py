@@ -1,0 +1,156 @@
+"""POST /v1/completions and /v1/chat/completions."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+
+from ..engine.errors import InvalidRequest
+from ..engine.request import Request, SamplingParams
+from ..engine.text import Tokenizer
+from .answer import Answer
+from .conversation import content_text
+from .formats import ChatFormat, CompletionFormat, Format, Heading
+from .link import ModelCard
+from .logprobs import TokenNames
+from .prompts import chat_prompt, completion_prompts, output_room, truncated
+from .protocol import ChatRequest, CompletionRequest
+from .sampling import num_logprobs, sampling_params
+from .serving import Serving
+from .stream import Generation
+
+log = logging.getLogger(__name__)
+
+_COMPLETION_TOKENS = 16
+
+
+async def create_completion(serving: Serving, http: HTTPRequest) -> Response:
+    """Continue each prompt."""
+    request = await serving.read(http, CompletionRequest)
+    card = serving.card(request.model)
+    tokenizer = await serving.tokenizer(card)
+    prompts = await completion_prompts(request, tokenizer, card)
+    if request.max_tokens_given:
+        rooms = [output_room(len(p.ids), request.max_tokens, card, None) for p in prompts]
+    else:
+        rooms = [output_room(len(p.ids), None, card, _COMPLETION_TOKENS) for p in prompts]
+    heading = _heading(http, request, card, tokenizer, "cmpl")
+    echoes = [p.text for p in prompts for _ in range(request.n)] if request.echo else []
+    asked = [
+        (p.ids, sampling_params(request, card, tokenizer, max_tokens=room, seed=serving.seed()))
+        for p, room in zip(prompts, rooms, strict=True)
+    ]
+    silent = request.max_tokens == 0
+    return _answer(
+        serving, request, card, tokenizer, CompletionFormat(heading, echoes), asked, silent
+    )
+
+
+async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Response:
+    """Answer a conversation."""
+    request = await serving.read(http, ChatRequest)
+    card = serving.card(request.model)
+    tokenizer = await serving.tokenizer(card)
+    messages, ids = await chat_prompt(request, tokenizer)
+    ids = truncated(ids, request, card)
+    wanted = request.max_completion_tokens
+    if wanted is None:
+        wanted = request.max_tokens
+    default = card.sampling_defaults.get("max_tokens")
+    room = output_room(len(ids), wanted, card, None if default is None else int(default))
+    params = sampling_params(request, card, tokenizer, max_tokens=room, seed=serving.seed())
+    heading = _heading(http, request, card, tokenizer, "chatcmpl")
+    role = messages[-1]["role"] if request.continue_final_message else serving.config.response_role
+    echo = content_text(messages[-1]) if request.echo and messages[-1]["role"] == role else ""
+    return _answer(
+        serving,
+        request,
+        card,
+        tokenizer,
+        ChatFormat(heading, role, echo),
+        [(ids, params)],
+        wanted == 0,
+    )
+
+
+def _heading(
+    http: HTTPRequest,
+    request: CompletionRequest | ChatRequest,
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    prefix: str,
+) -> Heading:
+    options = request.stream_options
+    usage = bool(options and options.include_usage)
+    name = http.state.request_id
+    if request.request_id and "x-request-id" not in http.headers:
+        name = request.request_id
+    return Heading(
+        id=f"{prefix}-{name}",
+        created=int(time.time()),
+        model=card.names[0],
+        fingerprint=f"shoal-{card.digest[:16]}",
+        names=TokenNames(tokenizer, request.return_tokens_as_token_ids),
+        with_logprobs=num_logprobs(request) is not None,
+        with_token_ids=request.return_token_ids,
+        with_prompt_logprobs=request.prompt_logprobs is not None,
+        continuous_usage=usage and bool(options and options.continuous_usage_stats),
+    )
+
+
+def _answer(
+    serving: Serving,
+    request: CompletionRequest | ChatRequest,
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    format: Format,
+    asked: Sequence[tuple[tuple[int, ...], SamplingParams]],
+    silent: bool,
+) -> Answer:
+    """An answer of one generation a prompt; the choices are numbered through."""
+    if request.priority and serving.config.engine.scheduling_policy != "priority":
+        raise InvalidRequest(
+            f"priority={request.priority} needs a server with --scheduling-policy priority",
+            "priority",
+        )
+    answer = Answer(
+        format,
+        choose=lambda wanted: serving.router.choose(request.model, wanted),
+        metrics=serving.metrics,
+        stream=request.stream,
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+    )
+    unique = uuid.uuid4().hex[:8]
+    answer.generations = [
+        Generation(
+            Request(
+                id=f"{format.heading.id}-{unique}-{i}",
+                prompt=ids,
+                params=params,
+                cache_salt=request.cache_salt,
+                priority=request.priority,
+            ),
+            tokenizer,
+            first_index=i * params.n,
+            silent=silent,
+            on_delta=answer.on_delta,
+            on_error=answer.on_error,
+        )
+        for i, (ids, params) in enumerate(asked)
+    ]
+    if serving.config.log_requests:
+        _log(serving, tokenizer, answer.generations)
+    return answer
+
+
+def _log(serving: Serving, tokenizer: Tokenizer, generations: Sequence[Generation]) -> None:
+    for generation in generations:
+        sent = generation.request
+        text = tokenizer.decode(sent.prompt, skip_special_tokens=False)
+        shown = text[: serving.config.max_log_len]
+        log.info("%s asks %r with %s", sent.id, shown, sent.params)

@@ -1,0 +1,116 @@
+"""A request's sampling fields, the model's own defaults behind them, as SamplingParams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine.errors import InvalidRequest
+from ..engine.request import SamplingParams
+from ..engine.text import Tokenizer, with_bad_words
+from .link import ModelCard
+from .prompts import check_ids
+from .protocol import ChatRequest, CompletionRequest, Sampling
+
+_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_PLAIN = (
+    "n",
+    "stop",
+    "min_tokens",
+    "stop_token_ids",
+    "bad_words",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "allowed_token_ids",
+)
+
+
+def sampling_params(
+    request: CompletionRequest | ChatRequest,
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    seed: int,
+) -> SamplingParams:
+    """How to answer `request`; `seed` serves where the caller gave none.
+
+    The engine is never asked for no tokens at all: of 0, one is made and dropped by the caller.
+    Raises InvalidRequest naming the field.
+    """
+    _check(request, card)
+    values: dict[str, Any] = {name: getattr(request, name) for name in _PLAIN}
+    for name in (*_DEFAULTED, "presence_penalty", "frequency_penalty"):
+        value = getattr(request, name)
+        if value is None and name in _DEFAULTED:
+            value = card.sampling_defaults.get(name)
+        if value is not None:
+            values[name] = int(value) if name == "top_k" else value
+    params = SamplingParams(
+        **values,
+        seed=seed if request.seed is None else request.seed,
+        max_tokens=max_tokens or 1,
+        logprobs=num_logprobs(request),
+        prompt_logprobs=num_prompt_logprobs(request),
+        logit_bias=_logit_bias(request, card),
+    )
+    return with_bad_words(tokenizer, params)
+
+
+def num_logprobs(request: CompletionRequest | ChatRequest) -> int | None:
+    """Alternatives beside each chosen token, None where no log probabilities are wanted."""
+    if isinstance(request, ChatRequest):
+        return request.top_logprobs if request.logprobs else None
+    return request.logprobs
+
+
+def num_prompt_logprobs(request: CompletionRequest | ChatRequest) -> int | None:
+    """Alternatives beside each prompt token: what the caller says, else what `echo` needs."""
+    if request.prompt_logprobs is None and isinstance(request, CompletionRequest) and request.echo:
+        return request.logprobs
+    return request.prompt_logprobs
+
+
+def _check(request: CompletionRequest | ChatRequest, card: ModelCard) -> None:
+    if request.best_of is not None and request.best_of != request.n:
+        what = "above" if request.best_of > request.n else "below"
+        raise InvalidRequest(
+            f"best_of={request.best_of} {what} n={request.n} is not supported: only n itself",
+            "best_of",
+        )
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "Stream options can only be defined when `stream=True`.", "stream_options"
+        )
+    if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", "top_logprobs")
+    if request.prompt_logprobs is not None and request.stream:
+        raise InvalidRequest(
+            "`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs"
+        )
+    name = "top_logprobs" if isinstance(request, ChatRequest) else "logprobs"
+    _check_logprobs(name, num_logprobs(request), card)
+    _check_logprobs("prompt_logprobs", request.prompt_logprobs, card)
+    check_ids(request.stop_token_ids, card, "stop_token_ids")
+    check_ids(request.allowed_token_ids or [], card, "allowed_token_ids")
+
+
+def _check_logprobs(name: str, value: int | None, card: ModelCard) -> None:
+    most = card.vocab_size if card.max_logprobs == -1 else card.max_logprobs
+    if value is None or 0 <= value <= most or (value == -1 and card.max_logprobs == -1):
+        return
+    raise InvalidRequest(
+        f"{name} must be between 0 and {most}, got {value}; the server's bound is --max-logprobs",
+        name,
+    )
+
+
+def _logit_bias(request: Sampling, card: ModelCard) -> dict[int, float] | None:
+    bias = {}
+    for key, value in (request.logit_bias or {}).items():
+        if not key.isdecimal():
+            raise InvalidRequest(f"logit_bias takes token ids as keys, got {key!r}", "logit_bias")
+        bias[int(key)] = min(100.0, max(-100.0, value))
+    check_ids(list(bias), card, "logit_bias")
+    return bias or None

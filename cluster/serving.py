@@ -1,0 +1,145 @@
+"""What the routes of one gateway share: models, tokenizers, seeds, figures, reading bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..engine.errors import InvalidRequest, ShoalError, UnknownModel
+from ..engine.text import Tokenizer
+from .config import ServeConfig
+from .errors import HTTPFailure, failure
+from .link import ModelCard, Router
+from .metrics import Metrics
+from .protocol import RequestBody, parse
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+LOADING_RETRY_S = 5.0
+
+
+class Serving:
+    """The state of one gateway."""
+
+    def __init__(self, config: ServeConfig, router: Router) -> None:
+        self.config = config
+        self.router = router
+        self.metrics = Metrics(router)
+        self._tokenizers: dict[str, asyncio.Task[Tokenizer]] = {}
+        self._seeds = random.Random(config.engine.seed)
+
+    def seed(self) -> int:
+        """A seed for a request that has none, so that it can be resumed elsewhere."""
+        return self._seeds.getrandbits(63)
+
+    def card(self, model: str | None) -> ModelCard:
+        """The card of a served name, by default the first. Raises UnknownModel."""
+        cards = self.router.cards()
+        if not cards:
+            raise self.unready()
+        if model is None:
+            return cards[0]
+        for card in cards:
+            if model in card.names:
+                return card
+        served = ", ".join(f"`{name}`" for card in cards for name in card.names)
+        raise UnknownModel(
+            f"The model `{model}` does not exist. Models served here: {served}.", "model"
+        )
+
+    def unready(self) -> HTTPFailure:
+        """The refusal while no model can answer."""
+        if self.router.status() == "loading":
+            message = "the model is still loading; /health tells when it is ready"
+            return HTTPFailure(503, "model_loading", message, LOADING_RETRY_S)
+        return HTTPFailure(503, "engine_unavailable", "no engine is alive", LOADING_RETRY_S)
+
+    async def tokenizer(self, card: ModelCard) -> Tokenizer:
+        """The tokenizer of a model, loaded once, beside the event loop."""
+        task = self._tokenizers.get(card.tokenizer)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = asyncio.create_task(asyncio.to_thread(self._load, card))
+            self._tokenizers[card.tokenizer] = task
+        return await asyncio.shield(task)
+
+    def _load(self, card: ModelCard) -> Tokenizer:
+        engine = self.config.engine
+        return Tokenizer.load(
+            card.tokenizer,
+            revision=engine.revision if engine.tokenizer is None else None,
+            download_dir=engine.download_dir,
+            chat_template=engine.chat_template,
+        )
+
+    async def read(self, request: Request, schema: type[RequestBody]) -> RequestBody:
+        """The request's body as `schema`, whatever its content type says. Raises InvalidRequest."""
+        return parse(schema, await self.read_json(request))
+
+    async def read_json(self, request: Request) -> Any:
+        """The request's body, decoded. Raises InvalidRequest, and HTTPFailure for a long one."""
+        body = await self._read_body(request)
+        if not body.strip():
+            raise InvalidRequest("the body is empty; it must be a JSON object")
+        try:
+            return msgspec.json.decode(body)
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"the body is not UTF-8: {error.reason}") from None
+        except RecursionError:
+            raise InvalidRequest("the body is not usable JSON: it is nested too deeply") from None
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+
+    async def _read_body(self, request: Request) -> bytes:
+        limit = self.config.max_body_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise _too_long(limit)
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > limit:
+                raise _too_long(limit)
+        return bytes(body)
+
+
+def answering(handler: Handler) -> Handler:
+    """`handler`, whose errors become answers."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ShoalError as error:
+            return failure_response(error)
+
+    return answered
+
+
+def failure_response(error: ShoalError) -> Response:
+    """An error object as a response."""
+    told = failure(error)
+    response = Response(told.body, told.status, media_type="application/json")
+    for name, value in told.headers:
+        response.headers[name.decode()] = value.decode()
+    return response
+
+
+def json_response(answer: Any, status: int = 200) -> Response:
+    """Any JSON answer."""
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")
+
+
+def _too_long(limit: int) -> HTTPFailure:
+    return HTTPFailure(
+        413,
+        "body_too_large",
+        f"the body is longer than {limit} bytes; the server's bound is --max-body-bytes",
+    )

@@ -1,0 +1,55 @@
+"""Lets requests through while the gateway serves, and turns them away while it drains."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+_REFUSAL = (
+    b'{"error":{"message":"The server is shutting down; try again later.",'
+    b'"type":"service_unavailable","param":null,"code":503}}'
+)
+_HEADERS = [
+    (b"content-type", b"application/json"),
+    (b"retry-after", b"5"),
+    (b"connection", b"close"),
+]
+
+
+class Turnstile:
+    """An ASGI application before another one: counts its requests, and answers 503 once closed."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._inside = 0
+        self._closed = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._closed:
+            await send({"type": "http.response.start", "status": 503, "headers": _HEADERS})
+            await send({"type": "http.response.body", "body": _REFUSAL})
+            return
+        self._inside += 1
+        self._empty.clear()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Close, and wait for those inside; whether all left in time."""
+        self._closed = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,127 @@
+"""What a request must satisfy before an engine takes it on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from .config import EngineConfig
+from .errors import ContextTooLong, InvalidRequest
+from .executor import Capacity
+from .request import FinishReason, Request, Update
+
+
+class Seeds:
+    """Seeds for requests that bring none: a fixed sequence for each `base`. Safe between threads.
+
+    A generation keeps its seed wherever it goes on, so one is given before the first token.
+    """
+
+    def __init__(self, base: int) -> None:
+        self._base = base
+        self._count = itertools.count()
+
+    def draw(self) -> int:
+        """The next seed, 63 bits."""
+        drawn = blake2b(f"{self._base}/{next(self._count)}".encode(), digest_size=8)
+        return int.from_bytes(drawn.digest(), "big") >> 1
+
+    def give(self, request: Request) -> Request:
+        """`request` with a seed, its own if it has one."""
+        if request.params.seed is not None:
+            return request
+        params = dataclasses.replace(request.params, seed=self.draw())
+        return dataclasses.replace(request, params=params)
+
+
+def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
+    """Raise InvalidRequest or ContextTooLong for what this engine cannot do."""
+    params = request.params
+    if not request.prompt:
+        raise InvalidRequest("a prompt must hold at least one token", "prompt")
+    if request.adapter is not None:
+        raise InvalidRequest(f"adapter {request.adapter!r}: LoRA is not built yet", "model")
+    if request.emitted and params.n > 1:
+        raise InvalidRequest("a generation with emitted tokens is resumed with n=1", "n")
+    if params.bad_words and not params.bad_words_ids:
+        raise InvalidRequest(
+            "bad_words are enforced as token ids: fill in bad_words_ids with text.with_bad_words",
+            "bad_words",
+        )
+    _check_ids("prompt", request.prompt, capacity.vocab_size)
+    _check_ids("prompt", request.emitted, capacity.vocab_size)
+    for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+        _check_ids(name, getattr(params, name) or (), capacity.vocab_size)
+    for name in ("logprobs", "prompt_logprobs"):
+        _check_logprobs(name, getattr(params, name), config.max_logprobs)
+    room_for_output(len(request.prompt), params.max_tokens, capacity.max_model_len)
+
+
+def room_for_output(num_prompt: int, requested: int | None, max_model_len: int) -> int:
+    """How many tokens may follow a prompt: `requested`, or all that fit.
+
+    Raises ContextTooLong. Clients look for these sentences to the letter.
+    """
+    if num_prompt > max_model_len:
+        raise ContextTooLong(
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt "
+            f"contains {num_prompt} input tokens, which exceeds this limit even without any "
+            f"output tokens. Please reduce the length of the input prompt.",
+            "prompt",
+        )
+    wanted = 1 if requested is None else requested
+    if num_prompt == max_model_len or num_prompt + wanted > max_model_len:
+        raise ContextTooLong(
+            f"This model's maximum context length is {max_model_len} tokens. However, you "
+            f"requested {wanted} output tokens and your prompt contains {num_prompt} input "
+            f"tokens, for a total of {num_prompt + wanted} tokens. Please reduce the length of "
+            f"the input prompt or the number of requested output tokens.",
+            "prompt" if requested is None else "max_tokens",
+        )
+    return max_model_len - num_prompt if requested is None else requested
+
+
+def ended(request: Request, capacity: Capacity) -> Update | None:
+    """The end of a generation whose emitted tokens are already all that it may have.
+
+    Its first life was cut off between its last token and the word of its end.
+    """
+    if not request.emitted:
+        return None
+    last, params = request.emitted[-1], request.params
+    room = room_for_output(len(request.prompt), params.max_tokens, capacity.max_model_len)
+    finish = FinishReason.LENGTH if len(request.emitted) >= room else None
+    stop = None
+    if last in capacity.eos_token_ids and not params.ignore_eos:
+        finish = FinishReason.STOP
+    elif last in (params.stop_token_ids or ()):
+        finish, stop = FinishReason.STOP, last
+    if finish is None:
+        return None
+    return Update(
+        request.id,
+        request.sibling,
+        num_cached=0,
+        finish=finish,
+        stop_reason=stop,
+        epoch=request.epoch,
+    )
+
+
+def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    ids = tuple(ids)
+    for id in (min(ids), max(ids)) if ids else ():
+        if not 0 <= id < vocab_size:
+            raise InvalidRequest(
+                f"{name} holds the token id {id}; ids of this model are 0 to {vocab_size - 1}", name
+            )
+
+
+def _check_logprobs(name: str, value: int | None, most: int) -> None:
+    if value is None or most == -1 or 0 <= value <= most:
+        return
+    raise InvalidRequest(
+        f"{name} must be between 0 and {most}, got {value}; max_logprobs sets the bound", name
+    )

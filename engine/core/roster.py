@@ -1,0 +1,228 @@
+"""Who is here: every unfinished sequence, and the slot and blocks it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..config import EngineConfig
+from ..executor import Capacity
+from ..request import FinishReason, Request
+from ..sequence import Sequence, State
+from .kv import BlockLists, KVManager
+from .policy import Waiting, rank_of
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the start, in tokens and times."""
+
+    steps: int = 0
+    prompt_tokens: int = 0  # computed, so neither cached ones nor any twice but after preemption
+    generation_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    finished: dict[FinishReason, int] = field(
+        default_factory=lambda: dict.fromkeys(FinishReason, 0)
+    )
+
+
+class Roster:
+    """Moves sequences between waiting, running and finished, and keeps the books on what they hold.
+
+    live      request id to its unfinished sequences
+    waiting   those that want a slot; a sequence with a word in `blockers` is not among them
+    running   slot to sequence
+    slots     free slots
+    stopped   slots left since the last plan, which the workers have yet to hear of
+    held      slots and blocks of those that left while plans under way still touched them, by
+              the last such plan
+    """
+
+    def __init__(self, config: EngineConfig, capacity: Capacity) -> None:
+        self.kv = KVManager(capacity, caching=config.enable_prefix_caching)
+        self.rank = rank_of(config.scheduling_policy)
+        self.counters = Counters()
+        self.live: dict[str, list[Sequence]] = {}
+        self.waiting = Waiting(self.rank)
+        self.running: dict[int, Sequence] = {}
+        self.slots = list(range(config.max_num_seqs - 1, -1, -1))
+        self.stopped: list[int] = []
+        self.held: list[tuple[int, int, BlockLists]] = []
+        self._max_len = capacity.max_model_len
+        self._blocked = self._arrivals = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that hold none."""
+        return len(self.waiting) + self._blocked
+
+    def add(self, request: Request) -> None:
+        """Take on a request: `params.n` sequences, of which all but the first wait for its prompt
+        to be computed.
+
+        Siblings that were parted come back one by one under the same id. The caller has checked
+        that prompt and output fit, and that the seed is set.
+        """
+        params = request.params
+        total = len(request.prompt) + len(request.emitted)
+        assert request.prompt and total < self._max_len, "the door checks lengths"
+        assert not request.emitted or params.n == 1, "siblings are resumed one by one"
+        limit = self._max_len
+        if params.max_tokens is not None:
+            limit = min(limit, len(request.prompt) + params.max_tokens)
+        assert not request.emitted or total < limit, "nothing is left to generate"
+        known = self.live.get(request.id, [])
+        siblings = range(request.sibling, request.sibling + params.n)
+        assert not any(s.sibling in siblings for s in known), f"{request.id} is known already"
+        family = [
+            Sequence(
+                request=request,
+                sibling=sibling,
+                arrival=self._arrivals,
+                tokens=[*request.prompt, *request.emitted],
+                num_prompt=len(request.prompt),
+                limit=limit,
+            )
+            for sibling in siblings
+        ]
+        if params.prompt_logprobs is not None:
+            family[0].prompt_logprobs = [None] * len(request.prompt)
+        self._arrivals += 1
+        self.live[request.id] = [*known, *family]
+        self.waiting.push(family[0])
+        for seq in family[1:]:
+            seq.leader = family[0]
+            self._block(seq, "sibling")
+
+    def enter(self, seq: Sequence) -> None:
+        """Move a waiting sequence, which has its blocks, to a slot."""
+        self.waiting.remove(seq)
+        seq.to(State.RUNNING)
+        seq.slot = self.slots.pop()
+        seq.written = seq.computed
+        seq.sent = len(seq.tokens)
+        self.running[seq.slot] = seq
+        if seq.num_cached is None:
+            self._count_cached(seq)
+
+    def prompt_done(self, leader: Sequence) -> None:
+        """A prompt is in the cache: its siblings may begin."""
+        for seq in self._followers(leader):
+            self._unblock(seq, "sibling")
+
+    def landed(self, seq: Sequence) -> None:
+        """A plan with this sequence was committed.
+
+        One that was preempted may queue after the last.
+        """
+        seq.in_flight -= 1
+        if "flight" in seq.blockers and not seq.in_flight:
+            self._unblock(seq, "flight")
+
+    def finish(self, seq: Sequence, reason: FinishReason) -> None:
+        """End a sequence from wherever it is, and give back all that it holds."""
+        if seq.state is State.RUNNING:
+            self._leave(seq)
+        elif seq.blockers:
+            self._blocked -= 1
+            seq.blockers.clear()
+        else:
+            self.waiting.remove(seq)
+        seq.to(State.FINISHED)
+        seq.finish = reason
+        self.counters.finished[reason] += 1
+        family = self.live[seq.request.id]
+        family.remove(seq)
+        if not family:
+            del self.live[seq.request.id]
+        self._succeed(seq)
+
+    def preempt(self, seq: Sequence) -> None:
+        """Take a running sequence's slot and blocks; it waits, and will be computed anew."""
+        self.counters.preemptions += 1
+        self._leave(seq)
+        seq.to(State.WAITING)
+        seq.computed = seq.written = 0
+        if seq.in_flight:
+            self._block(seq, "flight")
+        else:
+            self.waiting.push(seq)
+
+    def give_back(self, step: int) -> None:
+        """Free what only plans up to `step` touched."""
+        for last, slot, blocks in self.held:
+            if last <= step:
+                self.slots.append(slot)
+                self.kv.release(blocks)
+        self.held = [held for held in self.held if held[0] > step]
+
+    def verify(self, *, idle: bool) -> None:
+        """Assert that the books balance.
+
+        Every block and slot is free or accounted for; all are free where the engine is idle.
+        """
+        holders = [s.blocks for family in self.live.values() for s in family if s.blocks]
+        self.kv.verify([*holders, *(blocks for _, _, blocks in self.held)])
+        slots = [*self.slots, *self.running, *(slot for _, slot, _ in self.held)]
+        assert len(slots) == len(set(slots)), "a slot is accounted for twice"
+        assert all(seq.slot == slot for slot, seq in self.running.items())
+        states = [seq.state for family in self.live.values() for seq in family]
+        assert State.FINISHED not in states
+        assert states.count(State.RUNNING) == len(self.running)
+        assert states.count(State.WAITING) == self.num_waiting
+        if idle:
+            assert not self.held and not self.running and not self.num_waiting
+            assert all(g.num_free == g.num_blocks - 1 for g in self.kv.groups)
+
+    def _count_cached(self, seq: Sequence) -> None:
+        """What the prefix cache spared a request.
+
+        What siblings share of it is not counted again.
+        """
+        seq.num_cached = 0
+        if seq.leader is None:
+            seq.num_cached = min(seq.computed, seq.num_prompt)
+            self.counters.prefix_queries += seq.num_prompt
+            self.counters.prefix_hits += seq.num_cached
+
+    def _leave(self, seq: Sequence) -> None:
+        """Part a sequence from slot and blocks; plans under way may still touch them."""
+        del self.running[seq.slot]
+        self.stopped.append(seq.slot)
+        blocks = self.kv.detach(seq)
+        if seq.in_flight:
+            self.held.append((seq.last_step, seq.slot, blocks))
+        else:
+            self.slots.append(seq.slot)
+            self.kv.release(blocks)
+        seq.slot = -1
+
+    def _succeed(self, leader: Sequence) -> None:
+        """Where a leader ends before its prompt is computed, the next sibling takes its place."""
+        heirs = list(self._followers(leader))
+        if heirs:
+            for other in heirs[1:]:
+                other.leader = heirs[0]
+            heirs[0].leader = None
+            heirs[0].prompt_logprobs = leader.prompt_logprobs
+            self._unblock(heirs[0], "sibling")
+
+    def _followers(self, leader: Sequence) -> Iterator[Sequence]:
+        """The siblings that wait for this sequence's prompt."""
+        for seq in list(self.live.get(leader.request.id, ())):
+            if seq.leader is leader and "sibling" in seq.blockers:
+                yield seq
+
+    def _block(self, seq: Sequence, word: str) -> None:
+        """Let a sequence that is not in the queue wait for `word`."""
+        self._blocked += not seq.blockers
+        seq.blockers.add(word)
+
+    def _unblock(self, seq: Sequence, word: str) -> None:
+        """Take a word back; without any left, the sequence queues."""
+        seq.blockers.discard(word)
+        if not seq.blockers:
+            self._blocked -= 1
+            self.waiting.push(seq)

@@ -1,0 +1,361 @@
+"""Which tokens the next step computes, and what a finished step means.
+
+There is no prefill phase and no decode phase: each step, `computed` catches up with `tokens` under
+one token budget. Chunked prefill, prefix hits, preemption by recompute and resumption all follow
+from that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import repeat
+
+from ..config import EngineConfig
+from ..errors import ConfigError
+from ..executor import Capacity
+from ..plan import Copy, Plan, Result, Row, Start
+from ..request import FinishReason, Request, TokenLogprobs, Update
+from ..sequence import Sequence, State
+from .roster import Roster
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    budget: int
+    places: int
+    rows: list[Row] = field(default_factory=list)
+    seqs: list[Sequence] = field(default_factory=list)
+    started: list[Start] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A plan submitted and not yet committed."""
+
+    step: int
+    rows: tuple[Row, ...]
+    seqs: list[Sequence]
+
+
+class Scheduler:
+    """Owns every sequence and the books on blocks and slots.
+
+    `schedule` and `commit` alternate freely, up to `depth` plans ahead, and commits come in the
+    order of the plans. A slot and its blocks go back when the last plan that touches them is
+    committed. `resident` is the executor's.
+    """
+
+    def __init__(
+        self, config: EngineConfig, capacity: Capacity, *, depth: int = 1, resident: bool = True
+    ) -> None:
+        self.roster = Roster(config, capacity)
+        self.kv, self.counters = self.roster.kv, self.roster.counters
+        self._budget = config.batched_tokens
+        self._chunked = config.enable_chunked_prefill
+        self._depth, self._resident = depth, resident
+        if not self._chunked and self._budget < capacity.max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self._budget}) must be at least max_model_len "
+                f"({capacity.max_model_len}) where enable_chunked_prefill is false",
+                "max_num_batched_tokens",
+            )
+        self._eos = capacity.eos_token_ids
+        self._spare = min(capacity.num_blocks) // 100
+        self._plans: deque[_UnderWay] = deque()
+        self._step = 0
+        self._stuck: tuple[Sequence, int] | None = None
+
+    # What others ask.
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold a slot."""
+        return len(self.roster.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that hold none."""
+        return self.roster.num_waiting
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether any sequence still wants tokens, or a plan is under way."""
+        return bool(self.roster.live or self._plans)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of KV blocks held, 0 to 1."""
+        return self.kv.usage
+
+    def requests(self) -> list[str]:
+        """The ids of unfinished requests."""
+        return list(self.roster.live)
+
+    def verify(self) -> None:
+        """Assert that the books balance: every block and slot is either free or accounted for."""
+        self.roster.verify(idle=not self.unfinished)
+
+    # Requests come and go.
+
+    def add(self, request: Request) -> None:
+        """Take on a request, whose lengths the caller has checked and whose seed is set."""
+        self.roster.add(request)
+
+    def abort(self, request_id: str, sibling: int | None = None) -> None:
+        """Drop a request, or one of its siblings.
+
+        No update of it follows. An unknown id is ignored.
+        """
+        for seq in list(self.roster.live.get(request_id, ())):
+            if sibling is None or seq.sibling == sibling:
+                self.roster.finish(seq, FinishReason.ABORT)
+
+    # One step.
+
+    def schedule(self) -> Plan | None:
+        """The next plan, or None where nothing can be computed before a commit."""
+        draft = _Draft(self._budget, self._places())
+        before = self.counters.preemptions
+        self._continue(draft)
+        if self.counters.preemptions == before:
+            self._admit(draft)
+        if not draft.rows:
+            return None
+        plan = Plan(
+            step=self._step,
+            stopped=tuple(self.roster.stopped),
+            started=tuple(draft.started),
+            rows=tuple(draft.rows),
+            copies=tuple(draft.copies),
+        )
+        self.roster.stopped.clear()
+        self._plans.append(_UnderWay(self._step, plan.rows, draft.seqs))
+        self._step += 1
+        self.counters.steps += 1
+        return plan
+
+    def commit(self, result: Result) -> list[Update]:
+        """Take in the result of the oldest plan under way.
+
+        What each of its sequences gained, in its rows' order.
+        """
+        plan = self._plans.popleft()
+        assert plan.step == result.step, f"result of step {result.step}, expected {plan.step}"
+        sampled = zip(result.tokens, result.logprobs or repeat(()), strict=False)
+        updates = []
+        for row, seq in zip(plan.rows, plan.seqs, strict=True):
+            self.roster.landed(seq)
+            tokens, logprobs = next(sampled) if row.sample else ((), ())
+            seq.expected -= row.sample
+            update = self._advance(seq, row, tokens, logprobs, result)
+            if update is not None:
+                updates.append(update)
+        self.roster.give_back(plan.step)
+        return updates
+
+    # Scheduling.
+
+    def _places(self) -> int:
+        """How many running sequences a plan may take.
+
+        Where a row cannot be in flight twice, each of `depth` plans takes its share of them.
+        """
+        if self._resident:
+            return len(self.roster.slots) + len(self.roster.running)
+        return -(-max(1, len(self.roster.running)) // self._depth)
+
+    def _wanted(self, seq: Sequence) -> int:
+        """How many tokens of a running sequence could be computed now."""
+        produced = seq.num_emitted + seq.expected
+        if produced > 0 and len(seq.tokens) + seq.expected >= seq.limit:
+            return 0
+        return seq.behind if self._resident else max(0, len(seq.tokens) - seq.computed)
+
+    def _continue(self, draft: _Draft) -> None:
+        """Rows for the running sequences.
+
+        Those one token behind first, so that no prompt can starve them.
+        """
+        order = sorted(self.roster.running.values(), key=self.roster.rank)
+        ones, more = [], []
+        for seq in order:
+            num = self._wanted(seq)
+            if num == 1:
+                ones.append((seq, 1))
+            elif num:
+                more.append((seq, num))
+        for seq, num in ones + more:
+            if not draft.budget or not draft.places:
+                return
+            if seq.slot < 0:
+                continue
+            num = min(num, draft.budget)
+            grown = self._reserve(seq, seq.computed + num, draft)
+            if grown is not None:
+                draft.places -= 1
+                self._row(draft, seq, num, grown)
+
+    def _reserve(
+        self, seq: Sequence, upto: int, draft: _Draft
+    ) -> tuple[tuple[int, ...], ...] | None:
+        """Blocks for a running sequence, at the cost of those that rank behind it."""
+        while (grown := self.kv.reserve(seq, upto)) is None:
+            if self.roster.held:
+                return None
+            planned = set(map(id, draft.seqs))
+            idle = [s for s in self.roster.running.values() if id(s) not in planned]
+            victim = max(idle, key=self.roster.rank)
+            self.roster.preempt(victim)
+            if victim is seq:
+                return None
+        return grown
+
+    def _admit(self, draft: _Draft) -> None:
+        """Rows for waiting sequences, best rank first, while budget, slots and blocks last."""
+        while draft.budget and self.roster.slots and (seq := self.roster.waiting.peek()):
+            if self._stuck == (seq, self.kv.version):
+                return
+            copies = self._prepare(seq)
+            num = min(seq.behind, draft.budget)
+            spare = self._spare if self.roster.running else 0
+            whole = self._chunked or num == seq.behind
+            fits = whole and self.kv.reserve(seq, seq.computed + num, spare) is not None
+            if not fits:
+                self.kv.release(self.kv.detach(seq))
+                seq.computed = 0
+                self._stuck = (seq, self.kv.version) if whole else None
+                return
+            self.roster.enter(seq)
+            draft.copies += copies
+            draft.started.append(_start(seq))
+            self._row(draft, seq, num, ())
+
+    def _prepare(self, seq: Sequence) -> list[Copy]:
+        """Give a waiting sequence what is there already: a sibling's prompt, or a cached prefix."""
+        leader, copies = seq.leader, None
+        if leader is not None and leader.blocks and leader.written >= seq.num_prompt:
+            copies = self.kv.fork(leader, seq)
+        if copies is not None:
+            seq.computed = seq.num_prompt - 1
+        else:
+            seq.computed = self.kv.match(seq)
+        return copies or []
+
+    def _row(
+        self, draft: _Draft, seq: Sequence, num: int, grown: tuple[tuple[int, ...], ...]
+    ) -> None:
+        length = len(seq.tokens) + seq.expected
+        sample = seq.computed + num == length and length < seq.limit
+        fresh = () if self._resident else tuple(seq.tokens[seq.sent :])
+        draft.rows.append(Row(seq.slot, seq.computed, num, grown, sample, fresh))
+        draft.seqs.append(seq)
+        draft.budget -= num
+        seq.sent = len(seq.tokens)
+        seq.computed += num
+        seq.expected += sample
+        seq.in_flight += 1
+        seq.last_step = self._step
+
+    # Commits.
+
+    def _advance(
+        self,
+        seq: Sequence,
+        row: Row,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...],
+        result: Result,
+    ) -> Update | None:
+        """Enter what one row brought into the sequence's book."""
+        if seq.state is State.FINISHED:
+            return None
+        if row.slot in result.failed:
+            self.roster.finish(seq, FinishReason.ERROR)
+            return self._update(seq, (), (), FinishReason.ERROR, error=result.failed[row.slot])
+        self._score_prompt(seq, row, result.prompt_logprobs.get(row.slot, ()))
+        accepted, finish, stop = self._accept(seq, tokens)
+        if seq.slot == row.slot:
+            self._written(seq, row)
+        if finish is None and seq.num_prompt >= seq.limit and seq.written >= seq.num_prompt:
+            finish = FinishReason.LENGTH
+        if finish is not None:
+            self.roster.finish(seq, finish)
+        if not accepted and finish is None:
+            return None
+        return self._update(seq, tokens[:accepted], logprobs[:accepted], finish, stop)
+
+    def _written(self, seq: Sequence, row: Row) -> None:
+        """A row's keys and values are in the cache: let others find them, and siblings begin."""
+        before, seq.written = seq.written, row.start + row.num_tokens
+        self.counters.prompt_tokens += max(
+            0, min(seq.written, seq.num_prompt) - min(before, seq.num_prompt)
+        )
+        self.kv.publish(seq)
+        if before < seq.num_prompt <= seq.written:
+            self.roster.prompt_done(seq)
+
+    def _accept(
+        self, seq: Sequence, tokens: tuple[int, ...]
+    ) -> tuple[int, FinishReason | None, int | None]:
+        """Append sampled tokens up to the first that ends the sequence.
+
+        Their number, why it ends, the stop token.
+        """
+        params = seq.request.params
+        for num, token in enumerate(tokens, start=1):
+            seq.tokens.append(token)
+            self.counters.generation_tokens += 1
+            if token in self._eos and not params.ignore_eos:
+                return num, FinishReason.STOP, None
+            if token in (params.stop_token_ids or ()):
+                return num, FinishReason.STOP, token
+            if len(seq.tokens) >= seq.limit:
+                return num, FinishReason.LENGTH, None
+        return len(tokens), None, None
+
+    def _score_prompt(self, seq: Sequence, row: Row, scores: tuple[TokenLogprobs, ...]) -> None:
+        """Keep prompt log probabilities by position, so that a preemption repeats none."""
+        if scores and seq.prompt_logprobs is not None:
+            first = row.start + 1
+            seq.prompt_logprobs[first : first + len(scores)] = scores
+
+    def _update(
+        self,
+        seq: Sequence,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...],
+        finish: FinishReason | None,
+        stop: int | None = None,
+        error: str | None = None,
+    ) -> Update:
+        first, seq.told = not seq.told, True
+        scores = seq.prompt_logprobs if first else None
+        return Update(
+            id=seq.request.id,
+            sibling=seq.sibling,
+            tokens=tokens,
+            logprobs=logprobs or None,
+            prompt_logprobs=tuple(scores) if scores is not None else None,
+            num_cached=(seq.num_cached or 0) if first else None,
+            finish=finish,
+            stop_reason=stop,
+            error=error,
+            epoch=seq.request.epoch,
+        )
+
+
+def _start(seq: Sequence) -> Start:
+    """What the workers are told of a sequence that has just entered its slot."""
+    return Start(
+        slot=seq.slot,
+        tokens=tuple(seq.tokens),
+        num_prompt=seq.num_prompt,
+        blocks=tuple(map(tuple, seq.blocks)),
+        params=seq.request.params,
+        sibling=seq.sibling,
+        adapter=seq.request.adapter,
+    )

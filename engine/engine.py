@@ -1,0 +1,326 @@
+"""The loop on a thread of its own: requests in from any thread, updates out once a step."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from . import admission
+from .config import EngineConfig
+from .core.scheduler import Scheduler
+from .errors import EngineLost, InvalidRequest, Overloaded
+from .executor import Capacity, Executor
+from .loop import Loop
+from .request import FinishReason, Load, Request, Update
+
+log = logging.getLogger(__name__)
+
+QUIET_S = 1.0
+"""How long an engine idles before it verifies its books, so that no request waits for that."""
+
+Sink = Callable[[list[Update]], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One live sequence. `begun` once the scheduler knows it: what comes earlier under its name
+    was meant for one that was aborted.
+    """
+
+    sink: Sink
+    epoch: int
+    begun: bool = False
+
+
+class _Abort(NamedTuple):
+    id: str
+    sibling: int | None
+
+
+class AsyncEngine:
+    """An engine that runs beside its callers.
+
+    It knows token ids alone: stop strings, text and `bad_words` are the callers' (`text.py`).
+    `submit`, `abort` and `load` may be called from any thread, sinks too.
+    """
+
+    def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
+        self.config = config
+        self._executor = executor
+        self._capacity: Capacity | None = None
+        self._seeds = admission.Seeds(config.seed)
+        self._thread = threading.Thread(target=self._main, name="shoal-engine", daemon=True)
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._wake = threading.Condition()
+        # Guarded by `_wake`:
+        self._inbox: deque[Request | _Abort | Update] = deque()
+        self._coming = 0
+        self._live: dict[str, dict[int, _Stream]] = {}
+        self._lost: EngineLost | None = None
+        self._closing = False
+
+    def start(self) -> Capacity:
+        """Load the model and begin to run; returns when requests can come.
+
+        Raises ConfigError, LoadError.
+        """
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        return self.capacity
+
+    @property
+    def capacity(self) -> Capacity:
+        """What start-up found out."""
+        assert self._capacity is not None, "start comes first"
+        return self._capacity
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Take on a request. A missing seed is drawn from `config.seed`.
+
+        `sink` is called on the engine's thread, once a step, with all updates of the requests that
+        came with it (equal sinks are one). It must not block. Raises InvalidRequest,
+        ContextTooLong, Overloaded and EngineLost at once.
+        """
+        admission.check(request, self.config, self.capacity)
+        request = self._seeds.give(request)
+        end = admission.ended(request, self.capacity)
+        with self._wake:
+            self._check_alive()
+            family = self._live.get(request.id, {})
+            siblings = range(request.sibling, request.sibling + request.params.n)
+            if not family.keys().isdisjoint(siblings):
+                raise InvalidRequest(f"a request {request.id!r} is running already", "request_id")
+            if (waiting := self._num_waiting()) >= self.config.max_waiting:
+                raise Overloaded(
+                    f"{waiting} requests are waiting, and at most {self.config.max_waiting} may; "
+                    f"come again later"
+                )
+            self._live[request.id] = family | {
+                sibling: _Stream(sink, request.epoch) for sibling in siblings
+            }
+            self._inbox.append(request if end is None else end)
+            self._coming += request.params.n
+            self._wake.notify()
+
+    def abort(self, request_id: str, sibling: int | None = None) -> None:
+        """Drop a request, or one of its siblings, before the next step. Unknown ids are ignored.
+
+        No update of it follows, but for one that its sink is being given right now.
+        """
+        with self._wake:
+            family = self._live.get(request_id, {})
+            dropped = [s for s in family if sibling in (None, s)]
+            for s in dropped:
+                self._forget(request_id, s)
+            if dropped:
+                self._inbox.append(_Abort(request_id, sibling))
+                self._wake.notify()
+
+    async def generate(self, request: Request) -> AsyncIterator[Update]:
+        """The updates of one request, up to the last of each sibling.
+
+        Leaving the iteration early aborts the request. Raises what `submit` raises; an engine that
+        dies meanwhile shows as updates that finish with ERROR.
+        """
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[list[Update]] = asyncio.Queue()
+
+        def sink(updates: list[Update]) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, updates)
+
+        self.submit(request, sink)
+        left = request.params.n
+        try:
+            while left:
+                for update in await queue.get():
+                    left -= update.finish is not None
+                    yield update
+        finally:
+            if left:
+                self.abort(request.id)
+
+    def load(self) -> Load:
+        """How busy the engine is. Raises EngineLost when it has died."""
+        with self._wake:
+            self._check_alive()
+            waiting = self._scheduler.num_waiting + self._coming
+        counters = self._scheduler.counters
+        counted: dict[str, float] = {}
+        for field in dataclasses.fields(counters):
+            value = getattr(counters, field.name)
+            if isinstance(value, dict):
+                counted |= {f"{field.name}_{key}": number for key, number in value.items()}
+            else:
+                counted[field.name] = value
+        return Load(
+            running=self._scheduler.num_running,
+            waiting=waiting,
+            kv_usage=self._scheduler.kv_usage,
+            counters=counted,
+        )
+
+    def close(self) -> None:
+        """End the thread after its step and free the model; what still runs finishes with ERROR.
+
+        Harmless when repeated. Raises AssertionError if the books did not balance.
+        """
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.ident is None or self._thread is threading.current_thread():
+            return
+        self._thread.join()
+        bug = self._lost.__cause__ if self._lost is not None else None
+        if isinstance(bug, AssertionError):
+            raise bug
+
+    # Under the lock.
+
+    def _check_alive(self) -> None:
+        if self._lost is not None:
+            raise EngineLost(*self._lost.args)
+        if self._closing:
+            raise EngineLost("the engine is closed")
+        if self._capacity is None:
+            raise EngineLost("the engine has not started yet")
+
+    def _num_waiting(self) -> int:
+        """Sequences that wait, as far as one can know while a step is under way: of those to come,
+        as many as there are free slots will not.
+        """
+        free = self.config.max_num_seqs - self._scheduler.num_running
+        return max(0, self._scheduler.num_waiting + self._coming - free)
+
+    def _forget(self, request_id: str, sibling: int) -> None:
+        family = self._live[request_id]
+        del family[sibling]
+        if not family:
+            del self._live[request_id]
+
+    # On the engine's thread.
+
+    def _main(self) -> None:
+        """All that an executor does, from its start to its end, happens on this thread."""
+        with contextlib.ExitStack() as stack:
+            try:
+                executor = self._executor or _local(self.config)
+                stack.callback(executor.close)
+                self._load(executor)
+            except BaseException as error:
+                self._failure = error
+                return
+            finally:
+                self._ready.set()
+            self._run()
+
+    def _load(self, executor: Executor) -> None:
+        capacity = executor.start(self.config)
+        self._scheduler = Scheduler(
+            self.config, capacity, depth=executor.depth, resident=executor.resident
+        )
+        self._loop = Loop(self._scheduler, executor)
+        self._capacity = capacity
+
+    def _run(self) -> None:
+        try:
+            verified = True
+            while self._wait(None if verified else QUIET_S):
+                if self._inbox or self._loop.unfinished:
+                    self._deliver(self._take_in())
+                    self._deliver(self._loop.step())
+                    verified = False
+                else:
+                    self._scheduler.verify()
+                    verified = True
+            if not self._loop.unfinished:
+                self._scheduler.verify()
+            self._end(EngineLost("the engine is closed"))
+        except BaseException as error:
+            lost = EngineLost(f"the engine died: {error or type(error).__name__}")
+            lost.__cause__ = error
+            log.critical("%s", lost, exc_info=error)
+            self._end(lost)
+
+    def _wait(self, quiet_s: float | None) -> bool:
+        """Sleep until there is work, or for `quiet_s`. False when the engine is to end."""
+        with self._wake:
+            self._wake.wait_for(
+                lambda: self._inbox or self._closing or self._loop.unfinished, quiet_s
+            )
+            return not self._closing
+
+    def _take_in(self) -> list[Update]:
+        """Hand the inbox to the scheduler. The ends of requests that have nothing left to do."""
+        with self._wake:
+            items, self._inbox = self._inbox, deque()
+            self._coming = 0
+        ends = []
+        for item in items:
+            if isinstance(item, _Abort):
+                self._loop.abort(item.id, item.sibling)
+                continue
+            if isinstance(item, Update):
+                ends.append(item)
+                siblings = range(item.sibling, item.sibling + 1)
+            else:
+                siblings = range(item.sibling, item.sibling + item.params.n)
+                self._loop.add(item)
+            with self._wake:
+                family = self._live.get(item.id, {})
+                for sibling in siblings:
+                    if sibling in family:
+                        family[sibling].begun = True
+        return ends
+
+    def _deliver(self, updates: list[Update]) -> None:
+        """Give each sink its updates of this step."""
+        batches: dict[Sink, list[Update]] = {}
+        with self._wake:
+            for update in updates:
+                stream = self._live.get(update.id, {}).get(update.sibling)
+                if stream is None or not stream.begun:
+                    continue
+                if update.finish is not None:
+                    self._forget(update.id, update.sibling)
+                batches.setdefault(stream.sink, []).append(update)
+        for sink, batch in batches.items():
+            try:
+                sink(batch)
+            except Exception:
+                log.exception("a sink failed; its requests are dropped")
+                for id in {update.id for update in batch}:
+                    self.abort(id)
+
+    def _end(self, lost: EngineLost) -> None:
+        """Refuse what comes from now on, and tell every live request."""
+        with self._wake:
+            self._lost = lost
+            live, self._live = self._live, {}
+            self._inbox.clear()
+        batches: dict[Sink, list[Update]] = {}
+        for id, family in live.items():
+            for sibling, stream in family.items():
+                end = Update(
+                    id, sibling, finish=FinishReason.ERROR, error=lost.message, epoch=stream.epoch
+                )
+                batches.setdefault(stream.sink, []).append(end)
+        for sink, batch in batches.items():
+            with contextlib.suppress(Exception):
+                sink(batch)
+
+
+def _local(config: EngineConfig) -> Executor:
+    from .local import LocalExecutor
+
+    return LocalExecutor(config)

@@ -1,0 +1,111 @@
+"""The executor of an engine of one rank, which computes in this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor as Lane
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from .config import EngineConfig
+from .errors import WorkerLost
+from .executor import Capacity
+from .plan import Plan, Result
+
+
+class Rank(Protocol):
+    """One rank: what an executor asks of `worker.worker.Worker`."""
+
+    def start(self, config: EngineConfig) -> Capacity:
+        """Load and size. Raises ConfigError, LoadError."""
+        ...
+
+    def run(self, plan: Plan) -> Result:
+        """Compute one plan."""
+        ...
+
+    def call(self, method: str, *args: object) -> object:
+        """Run a control method."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+class LocalExecutor:
+    """Runs plans on one rank in this process.
+
+    Plain (depth 1), a plan is computed inside `submit`, on the caller's thread. With
+    `async_scheduling` (depth 2) a thread of its own computes while the host plans the next step.
+    What a rank raises comes out of `collect` as WorkerLost; after that nothing runs any more.
+    """
+
+    resident = True
+
+    def __init__(self, config: EngineConfig, rank: Rank | None = None) -> None:
+        self.depth = 2 if config.async_scheduling else 1
+        self._rank = rank
+        self._lane: Lane = ThreadPoolExecutor(1, "shoal-rank") if self.depth > 1 else _Inline()
+        self._under_way: deque[Future[Result]] = deque()
+        self._lost: WorkerLost | None = None
+
+    def start(self, config: EngineConfig) -> Capacity:
+        """Load the model, size the cache, and say what came of it.
+
+        Raises ConfigError, LoadError.
+        """
+        if self._rank is None:
+            from .worker.worker import Worker
+
+            self._rank = Worker()
+        return self._lane.submit(self._rank.start, config).result()
+
+    def submit(self, plan: Plan) -> None:
+        """Compute a plan, or queue it for the executor's thread. Raises WorkerLost."""
+        self._under_way.append(self._lane.submit(self._ready().run, plan))
+
+    def supply(self, step: int, masks: object) -> None:
+        """No plan announces anything yet, so nothing can be handed in."""
+        raise AssertionError(f"plan {step} announced nothing that could be supplied")
+
+    def collect(self) -> Result:
+        """The result of the oldest plan under way. Raises WorkerLost."""
+        self._ready()
+        try:
+            return self._under_way.popleft().result()
+        except Exception as error:
+            self._lost = WorkerLost(f"the engine's rank failed: {type(error).__name__}: {error}")
+            raise self._lost from error
+
+    def call(self, method: str, *args: object) -> list[object]:
+        """Run a control method behind the plans submitted so far; its own errors pass through."""
+        return [self._lane.submit(self._ready().call, method, *args).result()]
+
+    def close(self) -> None:
+        """Finish what is being computed, drop what is not, and free the memory."""
+        self._lost = self._lost or WorkerLost("the executor is closed")
+        self._under_way.clear()
+        self._lane.shutdown(cancel_futures=True)
+        if self._rank is not None:
+            self._rank.close()
+            self._rank = None
+
+    def _ready(self) -> Rank:
+        if self._lost is not None:
+            raise self._lost
+        assert self._rank is not None, "start comes first"
+        return self._rank
+
+
+class _Inline(Lane):
+    """Runs a call at once, on the thread that submits it."""
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future

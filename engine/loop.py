@@ -1,0 +1,45 @@
+"""The heartbeat.
+
+Plan, submit, collect, commit. The same for plain, overlapped and pipelined execution.
+"""
+
+from __future__ import annotations
+
+from .core.scheduler import Scheduler
+from .executor import Executor
+from .request import Request, Update
+
+
+class Loop:
+    """Keeps up to `executor.depth` plans under way."""
+
+    def __init__(self, scheduler: Scheduler, executor: Executor) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+        self._under_way = 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether another step would do anything."""
+        return self.scheduler.unfinished
+
+    def add(self, request: Request) -> None:
+        """Take on a request that the door has checked."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str, sibling: int | None = None) -> None:
+        """Drop a request, or one of its siblings."""
+        self.scheduler.abort(request_id, sibling)
+
+    def step(self) -> list[Update]:
+        """Fill the road ahead, then take in the oldest result.
+
+        What came of it. Raises WorkerLost.
+        """
+        while self._under_way < self.executor.depth and (plan := self.scheduler.schedule()):
+            self.executor.submit(plan)
+            self._under_way += 1
+        if not self._under_way:
+            return []
+        self._under_way -= 1
+        return self.scheduler.commit(self.executor.collect())

@@ -1,0 +1,233 @@
+"""Where a tokenizer comes from: a folder or the hub, its files read as transformers reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import tokenizers
+
+from .errors import ConfigError, LoadError
+from .model.hub import find_model
+
+NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_PATTERNS = ("*token*", "*.model", "*.tiktoken", "vocab*", "merges.txt", "*.jinja", "config.json")
+
+
+class Encoded(Protocol):
+    """What an encoding gives."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The token ids."""
+        ...
+
+
+class Backend(Protocol):
+    """The part of `tokenizers.Tokenizer` that is used, which slow tokenizers are made to share."""
+
+    def encode(self, sequence: Any, *, add_special_tokens: bool = True) -> Encoded:
+        """Text to ids."""
+        ...
+
+    def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
+        """Ids to text."""
+        ...
+
+    def id_to_token(self, id: int) -> str | None:
+        """The piece of the vocabulary, or None past its end."""
+        ...
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
+        """How many pieces there are."""
+        ...
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        """The added tokens by id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFiles:
+    """What a folder holds. `templates` are chat templates by name."""
+
+    backend: Backend
+    special_tokens: dict[str, str]
+    templates: dict[str, str]
+
+
+def read(
+    path: str, revision: str | None, download_dir: str | None, chat_template: str | None
+) -> TokenizerFiles:
+    """The tokenizer of a local folder or hub id.
+
+    `chat_template`, a file or a template's own text, replaces the model's. Raises LoadError, and
+    ConfigError for the template.
+    """
+    folder = find_model(path, revision=revision, download_dir=download_dir, wanted=_PATTERNS)
+    config = _json(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").is_file():
+        backend = _fast(folder, config)
+    else:
+        backend, config = _slow(folder, config)
+    templates = _templates(folder, config)
+    if chat_template is not None:
+        templates = {"default": _override(chat_template)}
+    special = {n: _content(config[n]) for n in NAMED_TOKENS if config.get(n) is not None}
+    return TokenizerFiles(backend=backend, special_tokens=special, templates=templates)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoadError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise LoadError(f"{path} must hold an object, got {type(found).__name__}")
+    return found
+
+
+def _fast(folder: Path, config: dict[str, Any]) -> Backend:
+    """tokenizer.json, with the special tokens that only the other files name."""
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:
+        raise LoadError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    listed = config.get("added_tokens_decoder")
+    if listed is None:
+        for name, value in _json(folder / "special_tokens_map.json").items():
+            config[name] = value
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for _, token in sorted((listed or {}).items(), key=lambda item: int(item[0])):
+        if token["content"] not in known:
+            known[token["content"]] = tokenizers.AddedToken(**token)
+            backend.add_tokens([known[token["content"]]])
+    # Named tokens are special whatever tokenizer.json says of them.
+    for value in _named(config):
+        token = known.get(_content(value))
+        if token is None or not token.special:
+            backend.add_special_tokens([_special(value, token)])
+    return backend
+
+
+def _named(config: dict[str, Any]) -> list[Any]:
+    """Every token that the configuration calls special, as text or as an object with flags."""
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    named = [config.get(name) for name in NAMED_TOKENS]
+    named += extra.values() if isinstance(extra, dict) else extra
+    return [value for value in named if value is not None]
+
+
+def _special(value: Any, known: Any) -> tokenizers.AddedToken:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for name in flags:
+        if isinstance(value, dict):
+            flags[name] = bool(value.get(name, flags[name]))
+        elif known is not None:
+            flags[name] = getattr(known, name)
+    return tokenizers.AddedToken(_content(value), special=True, **flags)
+
+
+def _content(token: object) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Files go before what tokenizer_config.json says."""
+    files = {"default": folder / "chat_template.jinja"}
+    files.update({f.stem: f for f in sorted(folder.glob("additional_chat_templates/*.jinja"))})
+    found = {n: f.read_text(encoding="utf-8") for n, f in files.items() if f.is_file()}
+    if found:
+        return found
+    given = config.get("chat_template")
+    if isinstance(given, str):
+        return {"default": given}
+    if isinstance(given, dict):
+        return given
+    return {entry["name"]: entry["template"] for entry in given or ()}
+
+
+def _override(chat_template: str) -> str:
+    from .template import check_source
+
+    path = Path(chat_template).expanduser()
+    inline = "{{" in chat_template or "{%" in chat_template
+    if not inline and not path.is_file():
+        raise ConfigError(f"chat_template: there is no file {chat_template!r}", "chat_template")
+    source = chat_template if inline else path.read_text(encoding="utf-8")
+    try:
+        check_source(source)
+    except Exception as error:
+        raise ConfigError(
+            f"chat_template: {'the template' if inline else path} does not parse: {error}",
+            "chat_template",
+        ) from error
+    return source
+
+
+def _slow(folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
+    """A tokenizer that only transformers can read; most turn into a fast one there."""
+    if not any(f.is_file() and f.name != "config.json" for p in _PATTERNS for f in folder.glob(p)):
+        raise LoadError(
+            f"no tokenizer in {folder}: expected tokenizer.json, or a vocabulary that transformers "
+            f"reads; name another folder with --tokenizer"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        found: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise LoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    config = {**config, **found.special_tokens_map}
+    backend = getattr(found, "backend_tokenizer", None)
+    return (backend if backend is not None else _SlowBackend(found)), config
+
+
+class _Ids(NamedTuple):
+    ids: list[int]
+
+
+class _SlowBackend:
+    """A tokenizer of transformers written in Python, behind the Backend interface."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> _Ids:
+        return _Ids(self._tokenizer.encode(sequence, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return str(
+            self._tokenizer.decode(
+                list(ids),
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+
+    def id_to_token(self, id: int) -> str | None:
+        if not 0 <= id < len(self._tokenizer):
+            return None
+        token = self._tokenizer.convert_ids_to_tokens(id)
+        return None if token is None else str(token)
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
+        return len(self._tokenizer) if with_added_tokens else int(self._tokenizer.vocab_size)
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        return dict(self._tokenizer.added_tokens_decoder)

@@ -1,0 +1,62 @@
+"""The paged cache on one rank: a tensor a layer, blocks shared out by cache group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..plan import CacheSpec, Copy
+from ..sizing import group_layers
+from .device import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """Keys and values of every layer.
+
+    layers[l]   [2, N, P, G, D]: keys, then values, of N blocks of P tokens, G heads of size D
+    group_of[l] the cache group of layer l; a block id means the same place in all its layers
+
+    What was never written may be any bit pattern, NaN included.
+    """
+
+    layers: tuple[Tensor, ...]
+    groups: tuple[CacheSpec, ...]
+    group_of: tuple[int, ...]
+    block_size: int
+    device: Device
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copy whole blocks, as if all at once: a target may be another copy's source."""
+        by_group: dict[int, list[Copy]] = defaultdict(list)
+        for copy in copies:
+            by_group[copy.group].append(copy)
+        for group, moves in by_group.items():
+            places = np.array([(move.source, move.target) for move in moves], dtype=np.int64)
+            source, target = self.device.upload(places).unbind(1)
+            for layer, of in zip(self.layers, self.group_of, strict=True):
+                if of == group:
+                    layer.index_copy_(1, target, layer.index_select(1, source))
+
+
+def allocate(
+    specs: Sequence[CacheSpec],
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: Device,
+) -> Cache:
+    """A cache of `num_blocks` blocks a group for layers of these specs."""
+    groups, group_of = group_layers(specs)
+    layers = tuple(
+        device.empty(2, num_blocks, block_size, spec.num_kv_heads, spec.head_size, dtype=dtype)
+        for spec in specs
+    )
+    return Cache(
+        layers=layers, groups=groups, group_of=group_of, block_size=block_size, device=device
+    )

@@ -1,0 +1,155 @@
+"""Sampling parameters by slot: numbers as columns, what only few rows ask for by slot."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..plan import Start
+from ..request import SamplingParams
+from .device import Device
+
+NONE = -2
+"""Stands in an integer column for a count that was not asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """What one row wants done to its logits beside penalties; ids are tensors on the device.
+
+    `banned` are bad words of one token, `phrases` the longer ones. `stops` may not be
+    sampled before `min_tokens` are out.
+    """
+
+    allowed: Tensor | None
+    banned: Tensor | None
+    phrases: tuple[tuple[int, ...], ...]
+    bias: tuple[Tensor, Tensor] | None
+    stops: Tensor | None
+    min_tokens: int
+    processors: tuple[Callable[[list[int], Any], Any], ...]
+
+
+class SamplingColumns:
+    """One row a slot, on the host; `edits` and `refused` have an entry only where there is one.
+
+    `key` is the folded seed. `refused`: why a slot's parameters cannot be kept.
+    """
+
+    def __init__(
+        self, num_slots: int, vocab_size: int, eos_token_ids: Iterable[int], device: Device
+    ) -> None:
+        self.temperature = np.zeros(num_slots, dtype=np.float32)
+        self.top_p = np.ones(num_slots, dtype=np.float32)
+        self.min_p = np.zeros(num_slots, dtype=np.float32)
+        self.top_k = np.zeros(num_slots, dtype=np.int64)
+        self.repetition = np.ones(num_slots, dtype=np.float32)
+        self.frequency = np.zeros(num_slots, dtype=np.float32)
+        self.presence = np.zeros(num_slots, dtype=np.float32)
+        self.key = np.zeros(num_slots, dtype=np.int64)
+        self.sibling = np.zeros(num_slots, dtype=np.int64)
+        self.num_prompt = np.zeros(num_slots, dtype=np.int64)
+        self.logprobs = np.full(num_slots, NONE, dtype=np.int64)
+        self.prompt_logprobs = np.full(num_slots, NONE, dtype=np.int64)
+        self.edited = np.zeros(num_slots, dtype=bool)
+        self.edits: dict[int, Edits] = {}
+        self.refused: dict[int, str] = {}
+        self._vocab_size = vocab_size
+        self._eos = frozenset(eos_token_ids)
+        self._device = device
+
+    def put(self, start: Start) -> None:
+        """Take in the parameters of a sequence that enters its slot."""
+        slot, params = start.slot, start.params
+        self.drop(slot)
+        self.temperature[slot] = 0.0 if params.greedy else params.temperature
+        self.top_p[slot] = params.top_p
+        self.min_p[slot] = params.min_p
+        self.top_k[slot] = params.top_k if params.top_k < self._vocab_size else 0
+        self.repetition[slot] = params.repetition_penalty
+        self.frequency[slot] = params.frequency_penalty
+        self.presence[slot] = params.presence_penalty
+        self.key[slot] = fold_seed(params.seed or 0)
+        self.sibling[slot] = start.sibling
+        self.num_prompt[slot] = start.num_prompt
+        self.logprobs[slot] = self._asked(params.logprobs)
+        self.prompt_logprobs[slot] = self._asked(params.prompt_logprobs)
+        if reason := self._refuse(params):
+            self.refused[slot] = reason
+        elif edits := self._edits(params):
+            self.edits[slot] = edits
+            self.edited[slot] = True
+
+    def drop(self, slot: int) -> None:
+        """Forget what a slot asked for, its callables above all."""
+        self.edits.pop(slot, None)
+        self.refused.pop(slot, None)
+        self.edited[slot] = False
+
+    def penalised(self, slots: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Which of these slots have a penalty."""
+        plain = (self.repetition[slots] == 1) & (self.frequency[slots] == 0)
+        mask: np.ndarray[Any, Any] = ~(plain & (self.presence[slots] == 0))
+        return mask
+
+    def _asked(self, count: int | None) -> int:
+        """How many alternatives a row wants; -1 stands for all of them."""
+        if count is None:
+            return NONE
+        return self._vocab_size if count < 0 else min(count, self._vocab_size)
+
+    def _refuse(self, params: SamplingParams) -> str | None:
+        words = (token for word in params.bad_words_ids for token in word)
+        for name, ids in (
+            ("logit_bias", params.logit_bias or ()),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+            ("bad_words_ids", words),
+        ):
+            for token in ids:
+                if not 0 <= token < self._vocab_size:
+                    return (
+                        f"{name} holds token id {token}; the vocabulary has ids 0 to "
+                        f"{self._vocab_size - 1}"
+                    )
+        return None
+
+    def _edits(self, params: SamplingParams) -> Edits | None:
+        stops = self._eos | set(params.stop_token_ids or ()) if params.min_tokens else set()
+        stops = {token for token in stops if 0 <= token < self._vocab_size}
+        words = params.bad_words_ids
+        bias, allowed = params.logit_bias, params.allowed_token_ids
+        if not (stops or words or bias or allowed or params.logits_processors):
+            return None
+        return Edits(
+            allowed=self._ids(allowed or ()),
+            banned=self._ids([word[0] for word in words if len(word) == 1]),
+            phrases=tuple(tuple(word) for word in words if len(word) > 1),
+            bias=self._bias(bias) if bias else None,
+            stops=self._ids(sorted(stops)),
+            min_tokens=params.min_tokens,
+            processors=tuple(params.logits_processors or ()),
+        )
+
+    def _ids(self, ids: Sequence[int]) -> Tensor | None:
+        return self._device.upload(np.array(ids, dtype=np.int64)) if ids else None
+
+    def _bias(self, bias: Any) -> tuple[Tensor, Tensor]:
+        ids = np.array(list(bias), dtype=np.int64)
+        amounts = np.array(list(bias.values()), dtype=np.float32)
+        return self._device.upload(ids), self._device.upload(amounts)
+
+
+def fold_seed(seed: int) -> int:
+    """64 bits of any integer, as a signed number.
+
+    0 .. 2**64 - 1 are kept as they are; any other is the BLAKE2b hash of its decimal digits.
+    """
+    if not 0 <= seed < 1 << 64:
+        digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
+        seed = int.from_bytes(digest, "little")
+    return seed - (1 << 64) if seed >> 63 else seed

@@ -1,0 +1,105 @@
+"""The one place that tells CPU from CUDA: memory, threads and transfers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..sizing import Memory
+from .machine import free_memory, num_cores
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a rank computes."""
+
+    place: torch.device
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether memory is the machine's own."""
+        return self.place.type == "cpu"
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a KV block where nobody asked for another number."""
+        return 32 if self.is_cpu else 16
+
+    def prepare(self, threads: int | None, sharers: int) -> int:
+        """Ready the calling thread to compute; returns how many threads its ops will use.
+
+        `threads` None means this engine's share of the cores that it may run on.
+        """
+        if threads is None:
+            threads = max(1, num_cores() // sharers) if self.is_cpu else 1
+        torch.set_num_threads(threads)
+        if not self.is_cpu:
+            torch.cuda.set_device(self.place)
+        return threads
+
+    def memory(self) -> Memory:
+        """What is there, what is free, and who holds the rest."""
+        if self.is_cpu:
+            return free_memory()
+        free, total = torch.cuda.mem_get_info(self.place)
+        name = torch.cuda.get_device_name(self.place)
+        return Memory(total=total, free=free, source=name, host=False, holders=_holders(self.place))
+
+    def upload(self, array: np.ndarray[Any, Any]) -> Tensor:
+        """A host array on the device, without waiting for the copy; the array must not change."""
+        tensor = torch.from_numpy(array)
+        return tensor if self.is_cpu else tensor.pin_memory().to(self.place, non_blocking=True)
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Memory that holds anything at all; on CPUs a page costs nothing until it is touched."""
+        return torch.empty(shape, dtype=dtype, device=self.place)
+
+    def release(self) -> None:
+        """Give freed memory back to the driver."""
+        if not self.is_cpu:
+            torch.cuda.empty_cache()
+
+
+def pick(name: str) -> Device:
+    """The device that `auto`, `cpu` or `cuda` means here. Raises ConfigError."""
+    if name == "cuda" and not torch.cuda.is_available():
+        build = (
+            "this torch was built without CUDA" if torch.version.cuda is None else "none is seen"
+        )
+        raise ConfigError(f"device=cuda needs a CUDA device, and {build}; use device=cpu", "device")
+    if name == "cpu" or not torch.cuda.is_available():
+        return Device(torch.device("cpu"))
+    return Device(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _holders(device: torch.device) -> tuple[str, ...]:
+    """Other processes with memory on a CUDA device, as the driver's tool lists them."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory"]
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    try:
+        out = subprocess.run(
+            [*query, "--format=csv,noheader", f"--id={uuid}"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(holder for line in out.splitlines() if (holder := _holder(line)))
+
+
+def _holder(line: str) -> str | None:
+    """`pid, name, memory` in words, or None for this process and for what is no such line."""
+    pid, _, rest = line.partition(", ")
+    name, _, used = rest.rpartition(", ")
+    if not pid.strip().isdigit() or int(pid) == os.getpid():
+        return None
+    return f"pid {pid.strip()} ({name}) holds {used}"

@@ -1,0 +1,111 @@
+"""What this process may use of the machine: free memory and cores within its control groups."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..sizing import Memory
+
+_PROC = Path("/proc")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Memory:
+    """Memory that can be had without swapping, within the tightest control group (v1 and v2)."""
+    total, free = _machine(proc)
+    machine_total = total
+    source = "RAM"
+    for group in _groups("memory", proc, cgroup):
+        limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+        if limit is None or limit >= machine_total:
+            continue
+        used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
+        left = max(0, limit - used + _reclaimable(group))
+        if left < free:
+            free, source = left, "RAM within the control group's limit"
+        total = min(total, limit)
+    return Memory(total=total, free=free, source=source)
+
+
+def num_cores(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may keep busy: its affinity, within the tightest CPU quota."""
+    cores = float(_affinity())
+    for group in _groups("cpu", proc, cgroup):
+        quota, period = _quota(group)
+        if quota > 0 and period > 0:
+            cores = min(cores, quota / period)
+    return max(1, math.floor(cores))
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _machine(proc: Path) -> tuple[int, int]:
+    """Total and available bytes of the machine."""
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+    except OSError:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * page
+        return total, total // 2
+    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if ":" in line}
+    return values["MemTotal"], values["MemAvailable"]
+
+
+def _groups(controller: str, proc: Path, cgroup: Path) -> Iterator[Path]:
+    """This process's group for a controller and every group above it, in v2 and in v1.
+
+    Inside a container the path is often that of the host: the groups that exist are what counts.
+    """
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        if not names:
+            roots = [cgroup, cgroup / "unified"]
+        elif controller in names.split(","):
+            roots = [cgroup / controller, cgroup / names]
+        else:
+            continue
+        for root in roots:
+            group = root / path.lstrip("/")
+            while group != root:
+                yield group
+                group = group.parent
+            yield root
+
+
+def _reclaimable(group: Path) -> int:
+    """Page cache that the kernel gives back before it refuses memory."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    stat = dict(line.split(None, 1) for line in lines)
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+
+
+def _quota(group: Path) -> tuple[int, int]:
+    """CPU time a period, and the period, in microseconds; (0, 0) where there is no bound."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return (0, 0) if quota == "max" else (int(quota), int(period))
+    except (OSError, ValueError):
+        quota_us = _number(group / "cpu.cfs_quota_us")
+        return quota_us or 0, _number(group / "cpu.cfs_period_us") or 0
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is none (`max` is none)."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

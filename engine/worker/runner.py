@@ -1,0 +1,142 @@
+"""One plan on one rank: copies, forward pass, logits, sampling, and the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.batch import ModelInput
+from ..plan import CacheSpec, Plan, Result
+from ..request import TokenLogprobs
+from ..sizing import PIECE_BYTES
+from .cache import Cache
+from .columns import SamplingColumns
+from .device import Device
+from .inputs import Layout, lay_out, model_input
+from .sampler import Sampler, score
+from .slots import Slots
+
+
+class CausalLM(Protocol):
+    """What the runner asks of a model."""
+
+    @property
+    def cache_specs(self) -> Sequence[CacheSpec]:
+        """What each layer caches."""
+        ...
+
+    def forward(self, batch: ModelInput) -> Tensor:
+        """Last hidden states [T, d] of a batch; writes its keys and values."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [S, V] of hidden states [S, d], in float32."""
+        ...
+
+
+class Runner:
+    """Runs plans in order over one model, its cache and its device rows."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        cache: Cache,
+        columns: SamplingColumns,
+        *,
+        num_slots: int,
+        vocab_size: int,
+        device: Device,
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._columns = columns
+        self._device = device
+        self._slots = Slots(num_slots, len(cache.groups), device)
+        self._sampler = Sampler(self._slots, columns, device)
+        self._piece = max(1, PIECE_BYTES // (4 * vocab_size))
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> Result:
+        """Compute a plan. Rows fail by themselves; an exception is the whole rank's."""
+        self._enter(plan)
+        if not plan.rows:
+            return Result(step=plan.step, tokens=())
+        layout = lay_out(plan.rows, self._columns)
+        batch = model_input(layout, self._slots, self._cache, self._device)
+        hidden = self._model.forward(batch).index_select(0, batch.wanted)
+        num_sampled = len(layout.sampled)
+        tokens, logprobs, failed = self._sample(layout, hidden[:num_sampled])
+        prompts = self._score_prompts(layout, hidden[num_sampled:])
+        for slot in layout.slot.tolist():
+            if slot in self._columns.refused:
+                failed[slot] = self._columns.refused[slot]
+        return Result(
+            step=plan.step,
+            tokens=tuple((token,) for token in tokens),
+            logprobs=_by_row(logprobs, num_sampled),
+            prompt_logprobs=prompts,
+            failed=failed,
+        )
+
+    def _enter(self, plan: Plan) -> None:
+        """Bring the device rows and the cache up to date with a plan."""
+        for slot in plan.stopped:
+            self._columns.drop(slot)
+        for start in plan.started:
+            self._columns.put(start)
+        self._slots.start(plan.started)
+        self._slots.grow(plan.rows)
+        self._cache.copy(plan.copies)
+
+    def _sample(
+        self, layout: Layout, hidden: Tensor
+    ) -> tuple[list[int], dict[int, TokenLogprobs], dict[int, str]]:
+        """Ids by sampled row, log probabilities by sampled row, failures by slot."""
+        slot, position = layout.slot[layout.sampled], layout.positions
+        ids: list[int] = []
+        logprobs: dict[int, TokenLogprobs] = {}
+        failed: dict[int, str] = {}
+        for first in range(0, len(slot), self._piece):
+            piece = slice(first, first + self._piece)
+            drawn = self._sampler.sample(
+                self._model.logits(hidden[piece]), slot[piece], position[piece]
+            )
+            upload = self._device.upload
+            self._slots.write_sampled(
+                upload(slot[piece]), upload(position[piece]), drawn.tokens, int(position.max())
+            )
+            ids += drawn.ids
+            logprobs |= {first + row: entry for row, entry in drawn.logprobs.items()}
+            failed |= {int(slot[first + row]): why for row, why in drawn.failed.items()}
+        return ids, logprobs, failed
+
+    def _score_prompts(
+        self, layout: Layout, hidden: Tensor
+    ) -> dict[int, tuple[TokenLogprobs, ...]]:
+        """Log probabilities of the prompt tokens that the spans name, by slot."""
+        scores: dict[int, tuple[TokenLogprobs, ...]] = {}
+        for span in layout.prompts:
+            entries: list[TokenLogprobs] = []
+            place = torch.arange(span.num_tokens, device=hidden.device) + span.position
+            tokens = self._slots.ids[span.slot, place].long()
+            most = np.full(span.num_tokens, self._columns.prompt_logprobs[span.slot])
+            for first in range(0, span.num_tokens, self._piece):
+                piece = slice(first, min(first + self._piece, span.num_tokens))
+                logprobs = self._model.logits(hidden[piece]).log_softmax(-1)
+                entries += score(logprobs, tokens[piece], most[piece])
+            hidden = hidden[span.num_tokens :]
+            scores[span.slot] = tuple(entries)
+        return scores
+
+
+def _by_row(
+    entries: dict[int, TokenLogprobs], num_rows: int
+) -> tuple[tuple[TokenLogprobs, ...], ...] | None:
+    """One tuple a sampled row, empty where it did not ask; None where no row did."""
+    if not entries:
+        return None
+    return tuple((entries[row],) if row in entries else () for row in range(num_rows))

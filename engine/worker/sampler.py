@@ -1,0 +1,248 @@
+"""From logits to tokens: the whole batch at once, each row paying only for what it asked.
+
+The order is: log probabilities of the raw logits; then allowed ids, bad words, bias and least
+length; penalties; processors; temperature; min_p, top_k, top_p; the draw. A row that cannot be
+sampled is reported and leaves the others as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels import sampling as ops
+from ..request import TokenLogprobs
+from .columns import NONE, Edits, SamplingColumns
+from .device import Device
+from .slots import Slots
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A token a row; of a row in `failed` (row to reason) it is 0 and means nothing.
+
+    `tokens` is [S] int64 on the device, `ids` the same on the host. `logprobs` has an entry for the
+    rows that asked.
+    """
+
+    tokens: Tensor
+    ids: list[int]
+    logprobs: dict[int, TokenLogprobs]
+    failed: dict[int, str]
+
+
+class Sampler:
+    """Samples for the sequences in `slots` by the parameters in `columns`."""
+
+    def __init__(self, slots: Slots, columns: SamplingColumns, device: Device) -> None:
+        self._slots = slots
+        self._columns = columns
+        self._device = device
+
+    def sample(self, logits: Tensor, slot: Array, position: Array) -> Sampled:
+        """Draw a token a row.
+
+        logits [S, V] float32, overwritten; slot, position [S] int64: whose row it is, and where the
+        token goes.
+        """
+        columns = self._columns
+        asked = np.flatnonzero(columns.logprobs[slot] != NONE)
+        raw = _rows(logits, self._index(asked)).log_softmax(-1) if len(asked) else None
+        failed = self._edit(logits, slot, position)
+        top, tokens = logits.max(-1)
+        tokens = self._draw(logits, top, tokens, slot, position)
+        tokens = torch.where(torch.isfinite(top), tokens, 0)
+        ids, tops = torch.stack((tokens.double(), top.double())).tolist()
+        ids = [int(token) for token in ids]
+        for row, value in enumerate(tops):
+            if row not in failed and not -np.inf < value < np.inf:
+                failed[row] = _unusable(value)
+        scores = {}
+        if raw is not None:
+            most = columns.logprobs[slot[asked]]
+            entries = score(raw, tokens[self._index(asked)], most)
+            scores = dict(zip(asked.tolist(), entries, strict=True))
+        return Sampled(tokens=tokens, ids=ids, logprobs=scores, failed=failed)
+
+    def _edit(self, logits: Tensor, slot: Array, position: Array) -> dict[int, str]:
+        """Everything that changes logits before the temperature, in place; what failed."""
+        columns: SamplingColumns = self._columns
+        failed: dict[int, str] = {}
+        if columns.refused:
+            failed = {
+                row: columns.refused[at]
+                for row, at in enumerate(slot.tolist())
+                if at in columns.refused
+            }
+        edited = np.flatnonzero(columns.edited[slot]).tolist()
+        for row in edited:
+            if logits[row].isnan().any():
+                failed[row] = _unusable(np.nan)
+            self._mask(logits[row], int(slot[row]), int(position[row]))
+        penalised = np.flatnonzero(columns.penalised(slot))
+        if len(penalised):
+            self._penalize(logits, penalised, slot[penalised], position[penalised])
+        for row in edited:
+            at = int(slot[row])
+            if columns.edits[at].processors:
+                reason = self._process(logits[row], at, int(position[row]))
+                if reason is not None:
+                    failed.setdefault(row, reason)
+        return failed
+
+    def _mask(self, logits: Tensor, slot: int, position: int) -> None:
+        """Allowed ids, bad words, bias and least length of one row [V], in place."""
+        edits = self._columns.edits[slot]
+        if edits.allowed is not None:
+            kept = logits[edits.allowed]
+            logits.fill_(-torch.inf)
+            logits[edits.allowed] = kept
+        if edits.banned is not None:
+            logits[edits.banned] = -torch.inf
+        for token in self._completing(edits, slot, position):
+            logits[token] = -torch.inf
+        if edits.bias is not None:
+            ids, amounts = edits.bias
+            logits[ids] += amounts
+        if edits.stops is not None and self._num_emitted(slot, position) < edits.min_tokens:
+            logits[edits.stops] = -torch.inf
+
+    def _completing(self, edits: Edits, slot: int, position: int) -> list[int]:
+        """The tokens that would complete a bad word whose beginning the emitted end is."""
+        if not edits.phrases:
+            return []
+        longest = max(map(len, edits.phrases)) - 1
+        reach = min(longest, self._num_emitted(slot, position))
+        end = tuple(self._slots.emitted(slot, position - reach, position))
+        return [
+            phrase[-1]
+            for phrase in edits.phrases
+            if len(phrase) - 1 <= reach and end[reach - len(phrase) + 1 :] == phrase[:-1]
+        ]
+
+    def _num_emitted(self, slot: int, position: int) -> int:
+        return position - int(self._columns.num_prompt[slot])
+
+    def _penalize(self, logits: Tensor, rows: Array, slot: Array, position: Array) -> None:
+        columns, upload = self._columns, self._device.upload
+        ops.penalize(
+            logits,
+            upload(rows),
+            self._slots.ids[:, : int(position.max())].index_select(0, upload(slot)),
+            upload(columns.num_prompt[slot]),
+            upload(position),
+            upload(columns.repetition[slot]),
+            upload(columns.frequency[slot]),
+            upload(columns.presence[slot]),
+        )
+
+    def _process(self, logits: Tensor, slot: int, position: int) -> str | None:
+        """Run a row's processors over a copy of it; the reason if that went wrong."""
+        emitted = self._slots.emitted(slot, int(self._columns.num_prompt[slot]), position)
+        value: Any = logits.clone()
+        for processor in self._columns.edits[slot].processors:
+            try:
+                value = processor(emitted, value)
+            except Exception as error:
+                return f"a logits processor raised {type(error).__name__}: {error}"
+            if not isinstance(value, Tensor) or value.shape != logits.shape:
+                shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                return f"a logits processor returned {shape}, not a tensor {list(logits.shape)}"
+        logits.copy_(value)
+        return None
+
+    def _draw(
+        self, logits: Tensor, top: Tensor, tokens: Tensor, slot: Array, position: Array
+    ) -> Tensor:
+        """`tokens` with the rows that are not greedy replaced by a draw."""
+        columns = self._columns
+        drawn = columns.temperature[slot] > 0
+        if not drawn.any():
+            return tokens
+        cut = (columns.top_k[slot] > 0) | (columns.min_p[slot] > 0)
+        nucleus = columns.top_p[slot] < 1
+        top = torch.where(torch.isfinite(top), top, 0.0)
+        for kind, op in (
+            (drawn & cut, self._draw_cut),
+            (drawn & ~cut & nucleus, self._draw_nucleus),
+            (drawn & ~cut & ~nucleus, lambda x, u, _: ops.draw_any(x, u)),
+        ):
+            rows = np.flatnonzero(kind)
+            if len(rows):
+                at, index = slot[rows], self._index(rows)
+                x = _rows(logits, index) - top[index, None]
+                x /= self._device.upload(columns.temperature[at])[:, None]
+                tokens[index] = op(x, self._uniform(at, position[rows]), at)
+        return tokens
+
+    def _draw_cut(self, x: Tensor, u: Tensor, slot: Array) -> Tensor:
+        columns, upload = self._columns, self._device.upload
+        top_k = columns.top_k[slot]
+        return ops.draw_cut(
+            x,
+            u,
+            upload(top_k),
+            int(top_k.max()),
+            upload(columns.min_p[slot]),
+            upload(columns.top_p[slot]),
+        )
+
+    def _draw_nucleus(self, x: Tensor, u: Tensor, slot: Array) -> Tensor:
+        return ops.draw_nucleus(x, u, self._device.upload(self._columns.top_p[slot]))
+
+    def _uniform(self, slot: Array, position: Array) -> Tensor:
+        columns, upload = self._columns, self._device.upload
+        return ops.keyed_uniform(
+            upload(columns.key[slot]), upload(position), upload(columns.sibling[slot])
+        )
+
+    def _index(self, rows: Array) -> Tensor:
+        return self._device.upload(rows)
+
+
+def score(logprobs: Tensor, tokens: Tensor, most: Array) -> list[TokenLogprobs]:
+    """Of each row the token's log probability and rank, and the `most` top ones.
+
+    logprobs [R, V] float32, tokens [R] int64, most [R] int64. A token's rank is one more than the
+    number of tokens more probable; equal ones are listed by id.
+    """
+    chosen = logprobs.gather(1, tokens[:, None])
+    ranks = (logprobs > chosen).sum(-1) + 1
+    greatest = int(most.max())
+    if not greatest:
+        pairs = zip(chosen[:, 0].tolist(), ranks.tolist(), strict=True)
+        return [TokenLogprobs(value, rank) for value, rank in pairs]
+    ids, values = ops.top_tokens(logprobs, greatest)
+    return [
+        TokenLogprobs(value, rank, tuple(_top(row_ids[:count], row_values[:count])))
+        for value, rank, count, row_ids, row_values in zip(
+            chosen[:, 0].tolist(),
+            ranks.tolist(),
+            most.tolist(),
+            ids.tolist(),
+            values.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _top(ids: list[int], values: list[float]) -> list[tuple[int, float]]:
+    return [(token, value) for token, value in zip(ids, values, strict=True) if value > -torch.inf]
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Some rows, without a copy where they are all."""
+    return values if len(index) == len(values) else values[index]
+
+
+def _unusable(top: float) -> str:
+    if top == -np.inf:
+        return "no token is left to choose: every one is masked"
+    kind = "infinite" if top == np.inf else "not a number"
+    return f"the logits of this row are {kind}"

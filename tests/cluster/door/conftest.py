@@ -1,0 +1,277 @@
+"""A door over a scripted engine: tokenizer, uvicorn and clients are real, tokens are made up."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+import uvicorn
+from openai import OpenAI
+from shoal.cluster.config import serve_config
+from shoal.cluster.gateway import build_gateway
+from shoal.cluster.link import Load, ModelCard
+from shoal.engine.errors import EngineLost, UnknownModel
+from shoal.engine.request import FinishReason, TokenLogprobs, Update
+from shoal.engine.text import Tokenizer
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+CONTEXT = 256
+EOS = 1
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """A byte-level BPE of 400 tokens, in Hugging Face layout, with a chat template."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    raw = RawTokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "the quick brown fox jumps over the lazy dog and says hello to the world again"
+    raw.train_from_iterator([text] * 8, trainer)
+    raw.save(str(folder / "tokenizer.json"))
+    settings = {"chat_template": TEMPLATE, "eos_token": "<eos>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    return Tokenizer.load(tokenizer_folder)
+
+
+@dataclass
+class ScriptedLink:
+    """A replica whose answers are written beforehand; a step gives each live sibling one token.
+
+    `reply(request, sibling)` is the text it answers with, before the end-of-sequence token.
+    `paused` holds every step back. `refusal` is raised at every request.
+    """
+
+    tokenizer: Tokenizer
+    card: ModelCard
+    replica: str = "scripted-0"
+    load: Load = field(
+        default_factory=lambda: Load(
+            running=2,
+            waiting=1,
+            kv_usage=0.25,
+            counters={"prefix_queries": 40.0, "prefix_hits": 30.0, "preemptions": 5.0},
+        )
+    )
+    reply: object = None
+    refusal: object = None
+    paused: bool = False
+    fail_after: int | None = None
+    num_cached: int = 3
+    seen: list = field(default_factory=list)
+    aborted: list = field(default_factory=list)
+    live: dict = field(default_factory=dict)
+    _due: bool = False
+
+    def submit(self, request, on_update):
+        self.seen.append(request)
+        if self.refusal is not None:
+            on_update(self.refusal)
+            return
+        reply = self.reply or (lambda request, sibling: "hello world")
+        for sibling in range(request.params.n):
+            text = reply(request, sibling)
+            ids = list(text) if isinstance(text, tuple) else self.tokenizer.encode(text, False)
+            if not request.params.ignore_eos:
+                ids.append(EOS)
+            else:
+                ids *= request.params.max_tokens
+            self.live[request.id, sibling] = (request, on_update, ids, [0])
+        self._wake()
+
+    def abort(self, request_id, sibling=None):
+        self.aborted.append((request_id, sibling))
+        for key in list(self.live):
+            if key[0] == request_id and sibling in (None, key[1]):
+                del self.live[key]
+
+    def resume(self):
+        self.paused = False
+        self._wake()
+
+    def _wake(self):
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_later(0.0005, self._step)
+
+    def _step(self):
+        self._due = False
+        if self.paused:
+            return
+        for key, (request, on_update, ids, done) in list(self.live.items()):
+            update = self._update(key, request, ids, done)
+            if update.finish is not None:
+                self.live.pop(key, None)
+            on_update(update)
+        if self.live:
+            self._wake()
+
+    def _update(self, key, request, ids, done):
+        at, params = done[0], request.params
+        if self.fail_after == at:
+            return Update(*key, finish=FinishReason.ERROR, error="row went bad")
+        token = ids[at]
+        done[0] += 1
+        finish = None
+        if token == EOS and not params.ignore_eos:
+            finish = FinishReason.STOP
+        elif done[0] >= params.max_tokens:
+            finish = FinishReason.LENGTH
+        return Update(
+            *key,
+            tokens=(token,),
+            logprobs=None if params.logprobs is None else (chances(token, params.logprobs),),
+            prompt_logprobs=self._of_prompt(request) if at == 0 else None,
+            num_cached=self.num_cached if at == 0 else None,
+            finish=finish,
+        )
+
+    def _of_prompt(self, request):
+        count = request.params.prompt_logprobs
+        if count is None:
+            return None
+        return (None, *(chances(token, count) for token in request.prompt[1:]))
+
+
+def chances(token, count):
+    """Made-up log probabilities: the chosen token is the second most probable."""
+    top = tuple(
+        ((token + i) % 400, value)
+        for i, value in zip((1, 0, 2, 3, 4), (-0.1, -0.3, -0.7, float("-inf"), -9.0), strict=True)
+    )
+    return TokenLogprobs(-0.3, 2, top[:count])
+
+
+@dataclass
+class ScriptedRouter:
+    links_: list
+    state: str = "ready"
+
+    def choose(self, model, request):
+        if not self.links_:
+            raise EngineLost("no replica is alive")
+        for link in self.links_:
+            if model is None or model in link.card.names:
+                return link
+        raise UnknownModel(model)
+
+    def cards(self):
+        return [link.card for link in self.links_]
+
+    def links(self):
+        return self.links_
+
+    def status(self):
+        return self.state
+
+
+@dataclass
+class Door:
+    """A running server: its address, its scripted engine, and a client."""
+
+    url: str
+    port: int
+    link: ScriptedLink
+    router: ScriptedRouter
+    loop: asyncio.AbstractEventLoop
+
+    def client(self, **settings):
+        return OpenAI(base_url=f"{self.url}/v1", **{"api_key": "k", "max_retries": 0, **settings})
+
+    def call(self, work):
+        """Run `work` on the server's loop and wait for it."""
+
+        async def run():
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+
+@contextlib.contextmanager
+def opened(app):
+    """`app` under a real uvicorn on a loopback port; its port and event loop."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    begun = threading.Event()
+    loops = []
+
+    async def serve():
+        loops.append(asyncio.get_running_loop())
+        begun.set()
+        await server.serve(sockets=[listener])
+
+    listener.listen(128)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    begun.wait(10)
+    try:
+        yield listener.getsockname()[1], loops[0]
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def card(tokenizer_folder):
+    return ModelCard(
+        names=("scripted", "alias/of it"),
+        model=tokenizer_folder,
+        tokenizer=tokenizer_folder,
+        max_model_len=CONTEXT,
+        vocab_size=400,
+        max_logprobs=5,
+        eos_token_ids=(EOS,),
+        sampling_defaults={"temperature": 0.6, "top_k": 20.0},
+        digest="0123456789abcdef0123",
+        created=1_700_000_000,
+    )
+
+
+@pytest.fixture(scope="session")
+def open_door(tokenizer, card):
+    """Opens a door with the given settings; it stays open till the end."""
+    with contextlib.ExitStack() as stack:
+
+        def open_(state="ready", with_link=True, **settings):
+            config = serve_config({"model": card.model, **settings}, environ={})
+            link = ScriptedLink(tokenizer, card)
+            router = ScriptedRouter([link] if with_link else [], state)
+            port, loop = stack.enter_context(opened(build_gateway(config, router)))
+            return Door(f"http://127.0.0.1:{port}", port, link, router, loop)
+
+        yield open_
+
+
+@pytest.fixture(scope="session")
+def plain_door(open_door):
+    return open_door()
+
+
+@pytest.fixture
+def door(plain_door, tokenizer, card):
+    """A door without settings, with a fresh engine behind it."""
+    plain_door.link = ScriptedLink(tokenizer, card)
+    plain_door.router.links_ = [plain_door.link]
+    plain_door.router.state = "ready"
+    return plain_door

@@ -1,0 +1,190 @@
+"""An engine that counts, and a door of a few lines: all of shoal's Ray side but the model.
+
+`python scripted.py KEY=VALUE ...` serves them. Ray's workers find this module by PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from shoal.cluster.config import ServeConfig
+from shoal.cluster.ingress import Ingress
+from shoal.cluster.link import Load, Router
+from shoal.cluster.replica import Replica
+from shoal.engine.errors import ConfigError, EngineLost, InvalidRequest, Overloaded, ShoalError
+from shoal.engine.executor import Capacity
+from shoal.engine.request import FinishReason, Request, SamplingParams, Update
+
+DEADLY = 666
+"""The number at which an engine dies."""
+
+
+class ScriptedEngine:
+    """Gives every sequence the tokens 0, 1, 2, ... one a step, `max_tokens` of them.
+
+    With `step_s` None a step is made by `step()`, else by a thread.
+    """
+
+    def __init__(self, step_s: float | None = None) -> None:
+        self.live: dict[tuple[str, int], tuple[int, Request, Callable]] = {}
+        self.aborted: list[tuple[str, int | None]] = []
+        self.lock = threading.Lock()
+        self.full = self.dead = False
+        self.closed = threading.Event()
+        if step_s is not None:
+            threading.Thread(target=self._run, args=(step_s,), daemon=True).start()
+
+    def start(self) -> Capacity:
+        return Capacity(
+            groups=(),
+            num_blocks=(),
+            block_size=16,
+            max_model_len=1024,
+            vocab_size=1000,
+            eos_token_ids=frozenset(),
+            dtype="float32",
+            device="cpu",
+            digest="scripted",
+            table=(("Tokens", "counted"),),
+            phases=(("nothing", 0.0),),
+        )
+
+    def submit(self, request: Request, sink: Callable[[list[Update]], None]) -> None:
+        if self.full:
+            raise Overloaded("the queue is full", 3.0)
+        if not request.prompt:
+            raise InvalidRequest("prompt is empty", "prompt")
+        with self.lock:
+            for i in range(request.params.n):
+                self.live[request.id, request.sibling + i] = (0, request, sink)
+
+    def abort(self, request_id: str, sibling: int | None = None) -> None:
+        with self.lock:
+            self.aborted.append((request_id, sibling))
+            for key in [k for k in self.live if k[0] == request_id and sibling in (None, k[1])]:
+                del self.live[key]
+
+    def load(self) -> Load:
+        if self.dead:
+            raise EngineLost("the script said so")
+        return Load(running=len(self.live), counters={"aborted": float(len(self.aborted))})
+
+    def die(self) -> None:
+        """As an engine whose loop raised: its streams are told, and nothing runs any more."""
+        self.closed.set()
+        self.dead = True
+        for key, (_, request, sink) in self.live.items():
+            sink([Update(*key, finish=FinishReason.ERROR, error="died", epoch=request.epoch)])
+
+    def step(self) -> None:
+        sinks: dict[Callable, list[Update]] = {}
+        with self.lock:
+            for key, (done, request, sink) in list(self.live.items()):
+                last = done + 1 == (request.params.max_tokens or 16)
+                finish = FinishReason.LENGTH if last else None
+                update = Update(*key, tokens=(done,), finish=finish, epoch=request.epoch)
+                sinks.setdefault(sink, []).append(update)
+                self.live[key] = (done + 1, request, sink)
+                if last:
+                    del self.live[key]
+        for sink, updates in sinks.items():
+            sink(updates)
+        if any(update.tokens == (DEADLY,) for updates in sinks.values() for update in updates):
+            self.die()
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def _run(self, step_s: float) -> None:
+        while not self.closed.wait(step_s):
+            self.step()
+
+
+class ScriptedReplica(Replica):
+    """A replica whose engine counts. A dtype of bfloat16 makes its start fail."""
+
+    def make_engine(self, config: ServeConfig) -> Any:
+        if config.engine.dtype == "bfloat16":
+            raise ConfigError("the model needs 9 GB and 3 GB are free; try --dtype half", "dtype")
+        return ScriptedEngine(step_s=0.005)
+
+
+class ScriptedIngress(Ingress):
+    """A gateway that streams `?n=` numbers, a line each, after the pid of its own process."""
+
+    def make_app(self, router: Router) -> Any:
+        return Counter(router)
+
+
+class Counter:
+    def __init__(self, router: Router) -> None:
+        self.router = router
+        self.ids = iter(range(1 << 60))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError("no lifespan")
+        if scope["path"] == "/health":
+            loads = {link.replica: link.load.running for link in self.router.links()}
+            aborted = sum(link.load.counters["aborted"] for link in self.router.links())
+            body = {"status": self.router.status(), "pid": os.getpid(), "loads": loads}
+            await answer(send, 200, json.dumps(body | {"aborted": aborted}).encode())
+            return
+        await self.count(int(scope["query_string"].partition(b"=")[2]), send)
+
+    async def count(self, n: int, send: Any) -> None:
+        request = Request(
+            id=f"{os.getpid()}-{next(self.ids)}",
+            prompt=(1,),
+            params=SamplingParams(max_tokens=n, seed=0),
+        )
+        updates: asyncio.Queue[Update | ShoalError] = asyncio.Queue()
+        try:
+            link = self.router.choose(None, request)
+        except EngineLost as error:
+            await answer(send, 503, error.message.encode())
+            return
+        link.submit(request, updates.put_nowait)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        line = f"replica {link.replica}\n".encode()
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+                update = await updates.get()
+                if isinstance(update, ShoalError):
+                    line = f"{type(update).__name__}: {update}\n".encode()
+                    break
+                line = f"{update.tokens[0] if update.tokens else update.error}\n".encode()
+                if update.finish:
+                    break
+        except asyncio.CancelledError:
+            link.abort(request.id)
+            raise
+        await send({"type": "http.response.body", "body": line})
+
+
+async def answer(send: Any, status: int, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+if __name__ == "__main__":
+    import scripted
+    from shoal.cluster.app import run
+    from shoal.cluster.config import serve_config
+
+    keys = dict(word.split("=", 1) for word in sys.argv[1:])
+    try:
+        run(
+            serve_config(keys),
+            replica=scripted.ScriptedReplica,
+            ingress=scripted.ScriptedIngress,
+        )
+    except ShoalError as error:
+        sys.exit(f"error: {type(error).__name__}: {error}")

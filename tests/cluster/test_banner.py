@@ -1,0 +1,77 @@
+"""The start screen: one line a phase off a terminal, and lines that can be pasted."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import shlex
+
+import pytest
+from shoal.cluster.banner import Progress, banner, curl_line, python_line
+from shoal.cluster.config import serve_config
+from shoal.cluster.link import ModelCard
+
+CARD = ModelCard(
+    names=("it's",),
+    model="/m",
+    tokenizer="/m",
+    max_model_len=4096,
+    vocab_size=8,
+    max_logprobs=20,
+    eos_token_ids=(0,),
+    sampling_defaults={},
+    digest="d",
+    created=0,
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_off_a_terminal_each_phase_is_one_line() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    progress = Progress(out, err)
+    with progress.phase("load the model"):
+        progress.advance(10**9, 2 * 10**9)
+        progress.advance(2 * 10**9, 2 * 10**9)
+    with pytest.raises(ZeroDivisionError), progress.phase("fail"):
+        _ = 1 / 0
+    lines = err.getvalue().splitlines()
+    assert len(lines) == 1
+    assert "load the model" in lines[0] and "2.00 GB" in lines[0]
+    assert not out.getvalue()
+
+
+def test_on_a_terminal_the_bar_is_gone_when_the_banner_comes() -> None:
+    out, err = io.StringIO(), Terminal()
+    progress = Progress(out, err)
+    with progress.phase("load the model"):
+        progress.advance(5, 10)
+        progress.note("a note")
+    progress.ready(serve_config({}, {}), CARD)
+    assert "a note" in err.getvalue()
+    assert "(load the model " in out.getvalue()
+
+
+def test_the_banner_says_where_what_and_how() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    config = serve_config({"host": "0.0.0.0", "port": 9000}, {})
+    progress = Progress(out, err)
+    progress.ready(config, CARD, table=[("KV cache", "12 blocks")], phases=[("weights", 1.25)])
+    text = out.getvalue()
+    for part in ("http://127.0.0.1:9000/v1", "it's", "4,096", "12 blocks", "weights 1.2", "Ctrl-C"):
+        assert part in text
+    assert "open to the network" in err.getvalue()
+    assert "--url http://127.0.0.1:9000" in text
+
+
+@pytest.mark.parametrize("key", [False, True])
+def test_its_lines_can_be_pasted(key: bool) -> None:
+    words = shlex.split(curl_line("http://h:1", "it's", key))
+    assert json.loads(words[-1])["model"] == "it's"
+    assert ("Authorization: Bearer $SHOAL_API_KEY" in words) is key
+    ast.parse(python_line("http://h:1", "it's", key))
+    assert not any("\n" in line for line in banner(serve_config({}, {}), CARD, 1.0))

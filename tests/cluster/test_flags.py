@@ -1,0 +1,115 @@
+"""Command lines as vLLM's users type them, and where a setting given twice comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shoal.cluster.config import ServeConfig, bundled_model, keys
+from shoal.cluster.flags import configure, parameters, parse
+from shoal.engine.errors import ConfigError
+
+
+def config(line: str, environ: dict[str, str] | None = None) -> ServeConfig:
+    return configure(line.split(), environ or {})
+
+
+@pytest.mark.parametrize(
+    ("line", "settings"),
+    [
+        ("M --port 9000", {"model": "M", "--port": "9000"}),
+        ("--port=9000 M", {"model": "M", "--port": "9000"}),
+        ("--max_model_len 32k", {"--max-model-len": "32k"}),
+        ("--model M", {"--model": "M"}),
+        ("-- M", {"model": "M"}),
+        ("--seed -5", {"--seed": "-5"}),
+        ("--enforce-eager M", {"--enforce-eager": True, "model": "M"}),
+        ("--enforce-eager false M", {"--enforce-eager": False, "model": "M"}),
+        ("--enforce-eager=no", {"--enforce-eager": False}),
+        ("--no-enable-prefix-caching", {"--enable-prefix-caching": False}),
+        ("--no_enable_prefix_caching M", {"--enable-prefix-caching": False, "model": "M"}),
+        ("--enable-prefix-caching", {"--enable-prefix-caching": True}),
+        ("--disable-log-requests M", {"--disable-log-requests": True, "model": "M"}),
+        ("M --api-key a b --port 1", {"model": "M", "--api-key": ("a", "b"), "--port": "1"}),
+        ("--api-key a --api-key b", {"--api-key": ("a", "b")}),
+        ("--api-key a M", {"--api-key": ("a",), "model": "M"}),
+        ("--model M --api-key a b", {"--model": "M", "--api-key": ("a", "b")}),
+        ('M --allowed-origins ["x","y"]', {"model": "M", "--allowed-origins": ("x", "y")}),
+    ],
+)
+def test_a_line_is_read(line: str, settings: dict[str, object]) -> None:
+    assert parse(line.split()).settings == settings
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--max-model-ln 1", "unknown flag --max-model-ln: did you mean --max-model-len?"),
+        ("--max_model_ln 1", "did you mean --max-model-len?"),
+        ("--zzzzz", "`shoal serve --help-all` lists all"),
+        ("-port 1", "did you mean --port?"),
+        ("--port", "--port needs a value"),
+        ("--port --local", "--port needs a value"),
+        ("--port x", "--port is 'x'; expected a whole number"),
+        ("--local=maybe", "--local is 'maybe'; expected true or false"),
+        ("--quantization awq", "`--quantization awq` cannot be kept: quantized weights"),
+        ("--enable-lora M", "`--enable-lora` cannot be kept: LoRA"),
+        ("--speculative-config.method ngram", "speculative decoding is not built"),
+        ("--trust-remote-code", "is never run"),
+        ("--tensor-parallel-size 2", "not built yet"),
+        ("M N", "unexpected argument 'N': the model is 'M' already"),
+        ("M --model N", "set the same thing"),
+        ("--allowed-origins [x", "expected a list"),
+        ("--config /nowhere.yaml", "cannot read /nowhere.yaml"),
+    ],
+)
+def test_a_line_is_refused(line: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(line)
+    assert said in caught.value.message
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    assert config("--disable-log-stats --no-enable-lora --kv-cache-dtype auto") == config("")
+    assert config("").engine.model == str(bundled_model())
+
+
+def test_the_command_line_wins_then_the_file_then_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("model: F\nmax_model_len: 4k\napi-key: [f]\nport: 1\nlog-requests: true\n")
+    environ = {"SHOAL_API_KEY": "e", "SHOAL_LOG_DIR": "/e"}
+    found = config(f"M --config {file} --max-model-len 8k --disable-log-requests", environ)
+    assert found.engine.model == "M"
+    assert found.engine.max_model_len == 8000
+    assert (found.api_key, found.log_dir, found.port) == (("f",), "/e", 1)
+    assert not found.log_requests
+    assert config(f"-c {file}").engine.model == "F"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "port: 1\nmax_model_ln: 4096\n",
+            "unknown setting 'max_model_ln'; did you mean 'max_model_len'?\n"
+            "  {file}, line 2:\n    max_model_ln: 4096\n  should read:\n    max_model_len: 4096",
+        ),
+        ("zzzzz: 1\n", "unknown setting 'zzzzz'\n  {file}, line 1:\n    zzzzz: 1"),
+        ("port: http\n", "expected a whole number (32k stands for 32,000 and 32K for 32,768)\n"),
+        ("port: http\n", "{file}, line 1:\n    port: http"),
+        ("seed: 1\nrevision: 1.0\n", '"1.0"\n  {file}, line 2:'),
+        ("quantization: awq\n", "`quantization: awq` cannot be kept"),
+        ("max-num-seqs: 0\n", "{file}, line 1:\n    max-num-seqs: 0"),
+        ("port: 1\nuse_cuda_graph true\n", "should read:\n    use_cuda_graph: true"),
+    ],
+)
+def test_a_fault_in_the_file_is_quoted(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config(f"--config {file}")
+    assert said.format(file=file) in caught.value.message
+
+
+def test_there_is_a_flag_for_each_setting() -> None:
+    assert {part.name for part in parameters()} == set(keys()) - {"model"}

@@ -1,0 +1,95 @@
+"""A file's keys with their lines, and the line that mends a file which does not parse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shoal.cluster.yaml_file import read
+from shoal.engine.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "serve.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_keys_come_with_their_lines(tmp_path: Path) -> None:
+    text = "# a comment\nport: 9000\n\nserved-model-name:\n  - a\n  - b\nhost: ~\n"
+    found = read(write(tmp_path, text))
+    assert {key: (entry.value, entry.line) for key, entry in found.items()} == {
+        "port": (9000, 2),
+        "served-model-name": (["a", "b"], 4),
+        "host": (None, 7),
+    }
+    assert found["port"].text == "port: 9000"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
+    assert read(write(tmp_path, text)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "wrong", "right"),
+    [
+        ("port: 1\nuse_cuda_graph true\n", 2, "use_cuda_graph true", "use_cuda_graph: true"),
+        ("port: 1\nuse_cuda_graph true\nhost: x\n", 2, "use_cuda_graph", "use_cuda_graph: true"),
+        ("host:\nport 8000\nseed: 1\n", 2, "port 8000", "port: 8000"),
+        ("use_cuda_graph true\n", 1, "use_cuda_graph true", "use_cuda_graph: true"),
+        ("--port 8000\n", 1, "--port 8000", "port: 8000"),
+        ("host: x\n--port=8000\n", 2, "--port=8000", "port: 8000"),
+        ("host: x\n--enforce-eager\n", 2, "--enforce-eager", "enforce-eager: true"),
+        ("host = x\nport: 1\n", 1, "host = x", "host: x"),
+        ("port: 1\nhost = x\n", 2, "host = x", "host: x"),
+        ("port:8000\n", 1, "port:8000", "port: 8000"),
+        ("seed: 1\nport:8000\nhost: x\n", 2, "port:8000", "port: 8000"),
+        ("seed: 1\n\tport: 8000\n", 2, "port: 8000", "port: 8000"),
+        ("seed: 1\n  port: 8000\n", 2, "port: 8000", "port: 8000"),
+        ("model: a: b\n", 1, "model: a: b", 'model: "a: b"'),
+        ("api_key: @x\n", 1, "api_key: @x", 'api_key: "@x"'),
+        ("allowed_origins: *\nport: 1\n", 1, "allowed_origins: *", 'allowed_origins: "*"'),
+        ("served_model_name: [a, b\nport: 1\n", 1, "[a, b", "served_model_name: [a, b]"),
+        ('host: "x\nport: 1\n', 1, 'host: "x', 'host: "x"'),
+        ("- port: 8000\n", 1, "- port: 8000", "port: 8000"),
+    ],
+)
+def test_a_line_that_does_not_parse_is_shown_and_corrected(
+    tmp_path: Path, text: str, line: int, wrong: str, right: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    said = caught.value.message.splitlines()
+    assert f"{path}, line {line}:" in said[-4]
+    assert wrong in said[-3]
+    assert said[-2].strip() == "should read:"
+    assert said[-1].strip() == right
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("port: 1\nhost: x\nport: 2\n", "'port' was set before, on line 1"),
+        ("1: 2\n", "a key is a word, not 1"),
+        ("a: &x [*x]\nb: }{\n", "line 2"),
+        ("a: \x07\n", "line 1"),
+        ("a: 1\n---\nb: 2\n", "line 2"),
+    ],
+)
+def test_a_line_that_cannot_be_guessed_is_shown(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(write(tmp_path, text))
+    assert said in caught.value.message
+    assert "serve.yaml, line" in caught.value.message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="directory"):
+        read(tmp_path)
+    (tmp_path / "latin").write_bytes(b"a: \xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read(tmp_path / "latin")

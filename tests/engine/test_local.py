@@ -1,0 +1,133 @@
+"""The executor of one rank: order, overlap, and what happens when the rank fails."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from shoal.engine.config import EngineConfig
+from shoal.engine.errors import ConfigError, WorkerLost
+from shoal.engine.local import LocalExecutor
+from shoal.engine.plan import Plan, Result
+
+PLAIN, OVERLAPPED = EngineConfig(), EngineConfig(async_scheduling=True)
+
+
+class FakeRank:
+    """Answers plans in order; waits for `gate` first, raises at step `fatal`."""
+
+    def __init__(self, fatal=-1):
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fatal = fatal
+        self.log: list[object] = []
+        self.thread: threading.Thread | None = None
+
+    def start(self, config):
+        if config.max_num_seqs == 1:
+            raise ConfigError("too few", "max_num_seqs")
+        self.thread = threading.current_thread()
+        return config
+
+    def run(self, plan):
+        assert threading.current_thread() is self.thread
+        assert self.gate.wait(30)
+        self.log.append(plan.step)
+        if plan.step == self.fatal:
+            raise RuntimeError("out of memory")
+        return Result(step=plan.step, tokens=())
+
+    def call(self, method, *args):
+        self.log.append(method)
+        if method == "bad":
+            raise ValueError(method)
+        return [method, *args]
+
+    def close(self):
+        self.log.append("closed")
+
+
+@pytest.fixture(params=[PLAIN, OVERLAPPED], ids=["plain", "overlapped"])
+def config(request):
+    return request.param
+
+
+def test_results_come_in_the_order_of_the_plans(config):
+    rank = FakeRank()
+    executor = LocalExecutor(config, rank)
+    assert executor.start(config) is config
+    assert executor.depth == (2 if config.async_scheduling else 1) and executor.resident
+    for first in range(0, 6, executor.depth):
+        steps = range(first, first + executor.depth)
+        for step in steps:
+            executor.submit(Plan(step=step))
+        assert [executor.collect().step for _ in steps] == list(steps)
+    executor.close()
+    executor.close()
+    assert rank.log == [*range(6), "closed"]
+
+
+def test_two_plans_are_under_way_at_once():
+    rank = FakeRank()
+    executor = LocalExecutor(OVERLAPPED, rank)
+    executor.start(OVERLAPPED)
+    rank.gate.clear()
+    executor.submit(Plan(step=0))
+    executor.submit(Plan(step=1))
+    assert rank.log == []
+    assert rank.thread is not threading.current_thread()
+    rank.gate.set()
+    assert [executor.collect().step, executor.collect().step] == [0, 1]
+    executor.close()
+
+
+def test_control_calls_wait_their_turn(config):
+    rank = FakeRank()
+    executor = LocalExecutor(config, rank)
+    executor.start(config)
+    executor.submit(Plan(step=0))
+    assert executor.call("health", 1, "x") == [["health", 1, "x"]]
+    assert rank.log == [0, "health"]
+    with pytest.raises(ValueError, match="bad"):
+        executor.call("bad")
+    assert executor.collect().step == 0
+    executor.close()
+
+
+def test_a_failing_rank_is_lost_for_good(config):
+    rank = FakeRank(fatal=1)
+    executor = LocalExecutor(config, rank)
+    executor.start(config)
+    executor.submit(Plan(step=0))
+    assert executor.collect().step == 0
+    executor.submit(Plan(step=1))
+    with pytest.raises(WorkerLost, match="RuntimeError: out of memory") as error:
+        executor.collect()
+    assert isinstance(error.value.__cause__, RuntimeError)
+    for attempt in (executor.collect, lambda: executor.submit(Plan(step=2))):
+        with pytest.raises(WorkerLost):
+            attempt()
+    executor.close()
+    assert rank.log[-1] == "closed"
+
+
+def test_errors_of_the_start_pass_through(config):
+    few = EngineConfig(max_num_seqs=1, async_scheduling=config.async_scheduling)
+    executor = LocalExecutor(few, FakeRank())
+    with pytest.raises(ConfigError) as error:
+        executor.start(few)
+    assert error.value.key == "max_num_seqs"
+    executor.close()
+
+
+def test_closing_drops_what_waits(config):
+    rank = FakeRank()
+    executor = LocalExecutor(config, rank)
+    executor.start(config)
+    for step in range(executor.depth):
+        executor.submit(Plan(step=step))
+    executor.close()
+    with pytest.raises(WorkerLost, match="closed"):
+        executor.collect()
+    alive = [t for t in threading.enumerate() if t.name.startswith("shoal-rank")]
+    assert not alive

@@ -1,0 +1,225 @@
+"""What is installed: the packages listed, the files they hold, the same from every road."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("cluster", "engine", "kernels")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def source_folders() -> set[str]:
+    files = [p for floor in FLOORS for p in (ROOT / floor).rglob("*.py")]
+    return {".".join(("shoal", *p.parent.relative_to(ROOT).parts)) for p in files}
+
+
+def test_the_packages_listed_are_those_of_the_tree() -> None:
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == {"shoal", *source_folders()}
+
+
+def test_the_version_is_the_same_in_both_places() -> None:
+    import shoal
+
+    assert PROJECT["project"]["version"] == shoal.__version__
+
+
+def canonical(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement)[0]).lower()
+
+
+def third_party(folder: Path) -> Mapping[str, str]:
+    """Top-level modules imported there that are neither Python's nor ours, and one who does."""
+    found = {}
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                top = name.split(".")[0]
+                if top not in sys.stdlib_module_names and top != "shoal":
+                    found[top] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    return found
+
+
+def test_every_import_is_declared() -> None:
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"]
+    runtime = [r for name, lines in extras.items() if name != "test" for r in lines]
+    declared = {canonical(r) for r in [*project["dependencies"], *runtime]}
+    homes = packages_distributions()
+    # triton comes with the torch builds that can use it, and must be of the version torch chose.
+    declared.add("triton")
+    missing = {}
+    for floor in FLOORS:
+        for module, where in third_party(ROOT / floor).items():
+            if not {canonical(d) for d in homes.get(module, [module])} & declared:
+                missing[module] = where
+    assert missing == {}
+
+
+def test_nothing_is_declared_in_vain() -> None:
+    homes = packages_distributions()
+    used = {
+        canonical(dist)
+        for floor in FLOORS
+        for module in third_party(ROOT / floor)
+        for dist in homes.get(module, [module])
+    }
+    assert {canonical(r) for r in PROJECT["project"]["dependencies"]} - used == set()
+
+
+def test_tools_are_pinned_and_libraries_are_not() -> None:
+    assert all("==" in r for r in PROJECT["project"]["optional-dependencies"]["test"])
+    capped = [r for r in PROJECT["project"]["dependencies"] if "<" in r or "==" in r]
+    assert capped == ["transformers>=5,<6"]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree in a folder that is not called shoal."""
+    folder = tmp_path_factory.mktemp("copy") / "flock"
+    names = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*names), symlinks=True)
+    return folder
+
+
+def python(code: str, *, cwd: Path, interpreter: str = sys.executable, **env: str) -> str:
+    """Run `code` without this session's own way to find shoal."""
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [interpreter, "-c", code],
+        cwd=cwd,
+        env=clean | env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def pip(*args: str, cwd: Path, interpreter: str = sys.executable) -> None:
+    done = subprocess.run(
+        [interpreter, "-m", "pip", "--disable-pip-version-check", "--no-input", *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    # What lies about in a lived-in folder must stay out of the wheel.
+    for stray in (".venv/typing/stray.py", "benchmarks/stray.py", "stray/__init__.py"):
+        (elsewhere / stray).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / stray).touch()
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(out), ".", cwd=elsewhere)
+    (built,) = out.glob("shoal-*.whl")
+    return built
+
+
+def expected_files() -> set[str]:
+    python_files = {p for f in FLOORS for p in (ROOT / f).rglob("*.py")} | set(ROOT.glob("*.py"))
+    data = {p for f in ("configs", "cluster/static") for p in (ROOT / f).rglob("*") if p.is_file()}
+    names = {str(Path("shoal") / p.relative_to(ROOT)) for p in python_files | data}
+    return {n for n in names if "__pycache__" not in n} | {"shoal/py.typed"}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {n for n in archive.namelist() if not n.endswith("/")}
+    assert {n for n in names if ".dist-info/" not in n} == expected_files()
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+
+
+PROBE = """
+import pathlib, shoal, shoal.engine.request, shoal.kernels.ops, transformers.modeling_utils
+from shoal.cluster.cli import main
+folder = pathlib.Path(shoal.__file__).parent
+assert (folder / "py.typed").is_file()
+assert (folder / "configs" / "tiny" / "model.safetensors").is_file()
+assert list((folder / "configs").glob("*.yaml"))
+print(folder.resolve())
+"""
+
+
+def test_a_wheel_installed_elsewhere_is_whole(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    pip("install", "--no-deps", "--target", str(target), str(wheel), cwd=tmp_path)
+    assert python(PROBE, cwd=tmp_path, PYTHONPATH=str(target)) == str((target / "shoal").resolve())
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(target / "bin" / "shoal"), "--version"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert PROJECT["project"]["version"] in done.stdout
+
+
+def test_an_editable_install_works_from_any_folder(elsewhere: Path, tmp_path: Path) -> None:
+    interpreter = bare_venv(tmp_path / "env")
+    pip(
+        *("install", "--no-deps", "--no-build-isolation", "--no-index", "-e", str(elsewhere)),
+        cwd=tmp_path,
+        interpreter=interpreter,
+    )
+    for cwd in (tmp_path, elsewhere, ROOT / "engine" / "model"):
+        assert python(PROBE, cwd=cwd, interpreter=interpreter) == str(elsewhere)
+
+
+def bare_venv(folder: Path) -> str:
+    """An environment that sees the libraries of this one, but not how it finds shoal."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return str(folder / "bin" / "python")
+
+
+def test_it_runs_from_a_clone_of_another_name(elsewhere: Path) -> None:
+    link = elsewhere / ".venv" / "typing" / "shoal"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to("../..")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/test_layout.py",
+            "-k",
+            "import",
+        ],
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": str(link.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

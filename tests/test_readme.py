@@ -1,0 +1,53 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from shoal.cluster.config import Key, keys
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def settings_table() -> str:
+    """Every setting, by group, as the README shows it."""
+    groups: dict[str, list[Key]] = {}
+    for key in keys().values():
+        groups.setdefault(key.group, []).append(key)
+    lines = ["| flag | default | what it does |", "|---|---|---|"]
+    for group, members in groups.items():
+        lines.append(f"| **{group}** | | |")
+        lines += [f"| {flag(key)} | {default(key)} | {cell(key.help)} |" for key in members]
+    return "\n".join(lines)
+
+
+def flag(key: Key) -> str:
+    return "`MODEL`" if key.name == "model" else f"`--{key.name.replace('_', '-')}`"
+
+
+def default(key: Key) -> str:
+    if key.default in (None, "", ()):
+        return ""
+    if isinstance(key.default, bool):
+        return "on" if key.default else "off"
+    if isinstance(key.default, tuple):
+        return f"`{' '.join(map(str, key.default))}`"
+    return f"`{key.default}`"
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    found = re.search(r"<!-- settings.*?-->\n(.*?)\n?<!-- /settings -->", README, re.DOTALL)
+    assert found
+    assert found[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
+
+
+def test_every_file_it_points_to_is_there() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
+        assert [link for link in links if not (ROOT / link).exists()] == [], name
