@@ -9,23 +9,24 @@ import logging
 import os
 import signal
 import ssl
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ..engine.errors import EngineLost
+from . import logs
 from .banner import Progress
 from .config import ServeConfig, serve_config
 from .facts import Facts
@@ -98,31 +99,26 @@ def run(
     """
     progress = progress or Progress()
     check_port(config.host, config.port)
+    logs.start(config, "serve", terminal=True)
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
             stack.enter_context(_ray(config))
         _listen(stop)  # Ray has put a handler of its own in place
-        serve_too = _address(config) is not None and not _serve_runs()
-        stack.callback(_take_down, config, serve_too)
+        stack.callback(_leave, config, serve_too=not _serve_runs())
         with progress.phase("start Serve"):
             _deploy(application(config, replica=replica, ingress=ingress), config)
         with progress.phase("load the model"):
             _await_ready(config, stop)
-        if not stop.is_set():
-            fact = next(iter(_ready_replicas(config)))
-            card = ModelCard(**fact["card"])
-            progress.ready(config, card, table=fact["table"], phases=fact["phases"])
+        if stop.is_set():
+            return
+        fact = next(_ready_replicas(config))
+        card = ModelCard(**fact["card"])
+        progress.ready(config, card, table=fact["table"], phases=fact["phases"])
         while not stop.wait(1.0):
             pass
-        progress.note(f"stopping; running streams get {config.shutdown_timeout:g} s to end")
-
-
-def log_dir(config: ServeConfig) -> Path:
-    """The folder of all logs of this application."""
-    if config.log_dir:
-        return Path(config.log_dir)
-    return Path(tempfile.gettempdir()) / "shoal-logs" / f"{config.name}-{config.port}"
+        progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
+        _drain(config)
 
 
 def _anywhere(config: ServeConfig) -> ServeConfig:
@@ -155,7 +151,7 @@ def _address(config: ServeConfig) -> str | None:
 
 def _ray(config: ServeConfig) -> AbstractContextManager[None]:
     address = _address(config)
-    return joined_ray(address) if address else private_ray(log_dir(config))
+    return joined_ray(address) if address else private_ray(logs.folder(config))
 
 
 def _serve_runs() -> bool:
@@ -207,13 +203,20 @@ def _ready_replicas(config: ServeConfig) -> Iterator[dict[str, Any]]:
             yield fact
 
 
-def _take_down(config: ServeConfig, serve_too: bool) -> None:
-    """Drain and remove the application; Serve too where it was started for it on another's Ray."""
-    with contextlib.suppress(Exception):
+def _drain(config: ServeConfig) -> None:
+    """Remove the application; its gateways and replicas finish what runs."""
+    serve.delete(config.name, _blocking=False)
+    until = time.monotonic() + config.shutdown_timeout + STOP_S
+    while config.name in serve.status().applications and time.monotonic() < until:
+        time.sleep(POLL_S)
+
+
+def _leave(config: ServeConfig, serve_too: bool) -> None:
+    """Take the application off a Ray that is not ours, and Serve where it was started for it."""
+    if _address(config) is None:
+        return
+    with contextlib.suppress(RayError, RayServeException):
         serve.delete(config.name, _blocking=False)
-        until = time.monotonic() + config.shutdown_timeout + STOP_S
-        while config.name in serve.status().applications and time.monotonic() < until:
-            time.sleep(POLL_S)
         Facts(config.name).clear()
         if serve_too:
             serve.shutdown()

@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from ..engine.errors import ConfigError, EngineLost
-from . import membership
+from . import logs, membership
 from .config import ServeConfig
 from .facts import Facts
 from .link import Router
@@ -27,7 +27,8 @@ from .router import FleetRouter
 from .turnstile import Turnstile
 
 START_S = 30.0
-CLOSE_S = 2
+CLOSE_S = 1
+KEEP_ALIVE_S = 75  # longer than the pools of clients keep a connection, so that they part first
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Ingress:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._host = ray.util.get_node_ip_address()
         self._facts = Facts(self._config.name)
+        logs.start(self._config, f"gateway-{self._id}")
         try:
             self._public = _claim(self._config, self._facts)
         except ConfigError as error:
@@ -140,6 +142,7 @@ def _web(config: ServeConfig, app: Any, private: bool = False) -> uvicorn.Config
         root_path=config.root_path,
         ssl_keyfile=None if private else config.ssl_keyfile,
         ssl_certfile=None if private else config.ssl_certfile,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_S,
         server_header=False,
     )

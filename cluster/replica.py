@@ -13,6 +13,7 @@ import ray
 from ray import serve
 
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
+from . import logs
 from .card import model_card
 from .channel import Channel
 from .config import ServeConfig
@@ -39,6 +40,7 @@ class Replica:
         self._facts = Facts(config.name)
         self._id = serve.get_replica_context().replica_id.unique_id
         self._stopped = threading.Event()
+        logs.start(config, f"replica-{self._id}")
         _set_threads(config)
         try:
             self._start()

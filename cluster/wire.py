@@ -6,7 +6,7 @@
     Proof    ->
              <-  Welcome | Refusal            the gateway proves it
     Submit, Abort, Beat ->
-             <-  Step, Refused, Beat, Leaving
+             <-  Step, Refused, Beat, Leaving, Lost
 
 A frame is its length in four bytes, big end first, and one msgpack message. The secret itself is
 never sent: each side returns the HMAC-SHA256 of both nonces under it.
@@ -144,8 +144,14 @@ class Leaving(msgspec.Struct, tag="leaving", frozen=True, array_like=True):
     """The replica finishes what it has and takes no more."""
 
 
+class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
+    """The engine died, and every request with it."""
+
+    reason: str
+
+
 ToReplica = Hello | Proof | Submit | Abort | Beat
-ToGateway = Challenge | Refusal | Welcome | Step | Refused | Beat | Leaving
+ToGateway = Challenge | Refusal | Welcome | Step | Refused | Beat | Leaving | Lost
 
 _encoder = msgspec.msgpack.Encoder()
 _from_gateway = msgspec.msgpack.Decoder(ToReplica)
