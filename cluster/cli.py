@@ -74,17 +74,19 @@ def _help_all(ctx: typer.Context, wanted: bool) -> None:
 
 
 def _serve(ctx: typer.Context, **_: object) -> None:
+    from .banner import Progress
     from .flags import configure
 
     config = configure(ctx.obj)
+    progress = Progress()
     if config.local:
-        from .local import run_local
-
-        run_local(config)
+        with progress.phase("start Python"):
+            from .local import run_local
+        run_local(config, progress)
     else:
-        from .app import run
-
-        run(config)
+        with progress.phase("start Python"):
+            from .app import run
+        run(config, progress)
 
 
 def _add_serve() -> None:

@@ -147,7 +147,7 @@ def run_local(config: ServeConfig, progress: Progress | None = None) -> None:
     """
     check_port(config.host, config.port)
     logs.start(config, "server", terminal=True)
-    factory = uvicorn.Config("", loop="auto").get_loop_factory()
+    factory = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_Local(config, progress or Progress()).serve())
 
