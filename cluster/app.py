@@ -74,7 +74,7 @@ def application(
     gateways = shape(ingress).options(
         name="Gateway",
         num_replicas=config.gateways,
-        max_replicas_per_node=1 if 1 < config.gateways <= _num_nodes() else None,
+        max_replicas_per_node=1 if 1 < config.gateways <= _num_nodes() else None,  # type: ignore[arg-type]
         ray_actor_options={"num_cpus": 0},
     )
     app: Application = gateways.bind(settings, replicas.bind(settings))
@@ -119,26 +119,37 @@ def run(
 
 def _anywhere(config: ServeConfig) -> ServeConfig:
     """The configuration with folders that are found from any working directory."""
-    engine = config.engine
-    paths = {
-        key: os.path.abspath(value)
-        for key in ("model", "tokenizer")
-        if (value := getattr(engine, key)) and os.path.exists(value)
-    }
-    return config.model_copy(update={"engine": dataclasses.replace(engine, **paths)})
+
+    def absolute(of: object, *keys: str) -> dict[str, str]:
+        values = {key: getattr(of, key) for key in keys}
+        return {k: os.path.abspath(v) for k, v in values.items() if v and os.path.exists(v)}
+
+    engine = absolute(config.engine, "model", "tokenizer", "chat_template", "download_dir")
+    server = absolute(config, "ssl_keyfile", "ssl_certfile", "log_dir")
+    return config.model_copy(
+        update={"engine": dataclasses.replace(config.engine, **engine), **server}  # type: ignore[arg-type]
+    )
 
 
 def _resources(config: ServeConfig) -> dict[str, Any]:
     """What Ray sets aside for a replica: a share of a CPU, so that they fit on few; whole GPUs."""
     options: dict[str, Any] = {"num_cpus": round(1 / config.engine.memory_sharers, 3)}
-    gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
+    gpus = _resources_there().get("GPU", 0)
     if gpus and config.engine.device != "cpu":
         options["num_gpus"] = 1 if gpus >= config.replicas else round(gpus / config.replicas, 2)
     return options
 
 
+def _resources_there() -> dict[str, float]:
+    if not ray.is_initialized():
+        return {}
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
 def _num_nodes() -> int:
-    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+    if not ray.is_initialized():
+        return 1
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _address(config: ServeConfig) -> str | None:
@@ -215,7 +226,7 @@ def _leave(config: ServeConfig, serve_too: bool) -> None:
         serve.delete(config.name, _blocking=False)
         Facts(config.name).clear()
         if serve_too:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from ..engine.model.hub import find_model
 from .config import ServeConfig
 from .link import ModelCard
 
+
 def model_card(config: ServeConfig, capacity: Capacity) -> ModelCard:
     """The card of an engine that was started with `config`."""
     engine = config.engine
