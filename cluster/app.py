@@ -33,13 +33,13 @@ from .ingress import Ingress
 from .launch import joined_ray, private_ray
 from .link import ModelCard
 from .ports import check_port
-from .processes import descendants
 from .replica import Replica
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
 STOP_S = 10.0
 INTERRUPTED = 130
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -99,8 +99,10 @@ def run(
     progress = progress or Progress()
     check_port(config.host, config.port)
     with _signals() as stop, contextlib.ExitStack() as stack:
+        _listen(stop)
         with progress.phase("start Ray"):
             stack.enter_context(_ray(config))
+        _listen(stop)  # Ray has put a handler of its own in place
         serve_too = _address(config) is not None and not _serve_runs()
         stack.callback(_take_down, config, serve_too)
         with progress.phase("start Serve"):
@@ -219,22 +221,22 @@ def _take_down(config: ServeConfig, serve_too: bool) -> None:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second one ends this process tree."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        if not stop.is_set():
-            stop.set()
-            return
-        for pid in descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        os._exit(INTERRUPTED)
-
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, on_signal) for number in wanted}
+    """An event that the first SIGINT or SIGTERM sets, once `_listen` was called."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
     try:
-        yield stop
+        yield threading.Event()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _listen(stop: threading.Event) -> None:
+    """Set `stop` at the first signal and end at the second; a guard then ends what is left."""
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():
+            os._exit(INTERRUPTED)
+        stop.set()
+
+    for number in STOPPING:
+        signal.signal(number, on_signal)

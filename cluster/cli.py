@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -73,17 +74,19 @@ def _help_all(ctx: typer.Context, wanted: bool) -> None:
 
 
 def _serve(ctx: typer.Context, **_: object) -> None:
+    from .banner import Progress
     from .flags import configure
 
     config = configure(ctx.obj)
+    progress = Progress()
     if config.local:
-        from .local import run_local
-
-        run_local(config)
+        with progress.phase("start Python"):
+            from .local import run_local
+        run_local(config, progress)
     else:
-        from .app import run
-
-        run(config)
+        with progress.phase("start Python"):
+            from .app import run
+        run(config, progress)
 
 
 def _add_serve() -> None:
@@ -116,7 +119,9 @@ def _add_serve() -> None:
 _add_serve()
 
 
-Url = Annotated[str, typer.Option(help="Address of the server.", metavar="URL")]
+Url = Annotated[
+    str, typer.Option("--url", "--base-url", help="Address of the server.", metavar="URL")
+]
 Model = Annotated[str | None, typer.Option(help="Served name (default: the server's first).")]
 Secret = Annotated[str | None, typer.Option(help="Key of the server (default: SHOAL_API_KEY).")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer.", metavar="N")]
@@ -164,6 +169,68 @@ def complete(
     client = _client(url, api_key)
     text = sys.stdin.read() if prompt == "-" else prompt
     go_on(client, model or client.model(), text, _sampling(max_tokens, temperature))
+
+
+@bench.command("serve")
+def bench_serve(
+    url: Url = HERE,
+    model: Model = None,
+    endpoint: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
+    max_concurrency: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests at once; several levels as 1,8,32 (default: 8).", metavar="N,.."
+        ),
+    ] = None,
+    request_rate: Annotated[
+        float | None,
+        typer.Option(help="Requests started a second, at random moments.", metavar="X"),
+    ] = None,
+    num_prompts: Annotated[
+        int | None, typer.Option(help="Requests a level (default: 4 a stream).", min=1, metavar="N")
+    ] = None,
+    num_warmups: Annotated[
+        int | None,
+        typer.Option(help="Requests before each level that do not count.", min=0, metavar="N"),
+    ] = None,
+    input_len: Annotated[int, typer.Option(help="Prompt tokens.", metavar="N")] = 128,
+    output_len: Annotated[int, typer.Option(help="Output tokens.", metavar="N")] = 64,
+    shared_prefix_len: Annotated[
+        int, typer.Option(help="Prompt tokens that all prompts share.", metavar="N")
+    ] = 0,
+    ignore_eos: Annotated[bool, typer.Option(help="Ask for all output tokens.")] = True,
+    seed: Annotated[int, typer.Option(help="Draws the prompts.", metavar="N")] = 0,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder whose config.json has the vocabulary's size.")
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="The size itself.", min=2, metavar="N")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all figures.", metavar="FILE")
+    ] = None,
+    api_key: Secret = None,
+) -> None:
+    """Measure any OpenAI-compatible server with prompts of random tokens."""
+    from .bench import Plan, levels, run
+
+    plan = Plan(
+        levels=levels(max_concurrency, request_rate),
+        num_prompts=num_prompts,
+        num_warmups=num_warmups,
+    )
+    shape = {
+        "endpoint": endpoint,
+        "input_len": input_len,
+        "output_len": output_len,
+        "shared_prefix_len": shared_prefix_len,
+        "ignore_eos": ignore_eos,
+        "seed": seed,
+    }
+    client = _client(url, api_key)
+    vocabulary = vocab_size or tokenizer
+    if not run(client, shape, plan, model=model, vocabulary=vocabulary, json_file=json_file):
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -86,7 +86,8 @@ class Ingress:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+            factory = uvicorn.Config("", log_config=None).get_loop_factory()
+            with asyncio.Runner(loop_factory=factory) as runner:
                 runner.run(self._serve())
         except BaseException as error:
             log.exception("the gateway ended")

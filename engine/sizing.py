@@ -6,6 +6,7 @@ both say the same. Nothing here touches a device.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def block_bytes(footprint: Footprint, block_size: int) -> int:
     return 2 * elements * block_size * footprint.itemsize
 
 
-def activation_bytes(config: EngineConfig, footprint: Footprint) -> int:
+def activation_bytes(config: EngineConfig, footprint: Footprint, max_model_len: int) -> int:
     """A bound on what a step needs beside weights and cache.
 
     Every token of the budget at its widest in float32, the logits of the sampled rows with what
@@ -92,7 +93,7 @@ def activation_bytes(config: EngineConfig, footprint: Footprint) -> int:
     tokens = config.batched_tokens * footprint.width * 4
     logits = min(config.max_num_seqs * footprint.vocab_size * 4, PIECE_BYTES)
     widest = max(spec.num_kv_heads * spec.head_size for spec in footprint.specs)
-    gathered = 2 * _max_model_len(config, footprint) * widest * footprint.itemsize
+    gathered = 2 * max_model_len * widest * footprint.itemsize
     return tokens + logits * _COPIES_OF_LOGITS + gathered
 
 
@@ -103,26 +104,45 @@ def size(config: EngineConfig, footprint: Footprint, memory: Memory, block_size:
     """
     length = _max_model_len(config, footprint)
     each = block_bytes(footprint, block_size)
-    activations = activation_bytes(config, footprint)
+    activations = activation_bytes(config, footprint, length)
     budget = _budget(config, memory, footprint.weight_bytes + activations)
-    useful = config.max_num_seqs * -(-length // block_size) + 1
-    needed = -(-length // block_size) + 1
-    if config.num_gpu_blocks_override is not None:
-        num_blocks = config.num_gpu_blocks_override
-    elif config.kv_cache_memory_bytes is not None:
-        num_blocks = config.kv_cache_memory_bytes // each
-    else:
-        num_blocks = min(budget.cache // each, 2 * useful)
+    num_blocks = _num_blocks(config, budget, each, -(-length // block_size))
     if num_blocks * each > budget.spare:
         raise _no_room(config, memory, footprint, budget, num_blocks * each)
-    if num_blocks < needed:
-        raise _too_short(config, memory, budget, num_blocks, length, block_size, each)
+    if num_blocks < -(-length // block_size) + 1:
+        fits = _longest(config, footprint, memory, block_size, length)
+        raise _too_short(config, memory, budget, num_blocks, length, block_size, each, fits)
     return Sizing(
         num_blocks=num_blocks,
         block_size=block_size,
         max_model_len=length,
         table=_table(config, footprint, memory, activations, num_blocks, block_size, length),
     )
+
+
+def _num_blocks(config: EngineConfig, budget: _Budget, each: int, longest: int) -> int:
+    """Blocks of `each` bytes, where a sequence has `longest` of them at most."""
+    if config.num_gpu_blocks_override is not None:
+        return config.num_gpu_blocks_override
+    if config.kv_cache_memory_bytes is not None:
+        return config.kv_cache_memory_bytes // each
+    useful = config.max_num_seqs * longest + 1
+    return min(max(0, budget.cache) // each, 2 * useful)
+
+
+def _longest(
+    config: EngineConfig, footprint: Footprint, memory: Memory, block_size: int, length: int
+) -> int:
+    """The greatest multiple of a block, below `length`, that would fit."""
+    each = block_bytes(footprint, block_size)
+
+    def too_long(blocks: int) -> bool:
+        fixed = footprint.weight_bytes + activation_bytes(config, footprint, blocks * block_size)
+        left = _left(config, memory, fixed)
+        return _num_blocks(config, left, each, blocks) < blocks + 1
+
+    candidates = range(1, -(-length // block_size))
+    return block_size * bisect.bisect_left(candidates, True, key=too_long)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,17 +154,24 @@ class _Budget:
     rule: str
 
 
-def _budget(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
-    """What is left once `fixed` bytes, weights and activations, are taken. Raises ConfigError."""
+def _left(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
+    """What is left, perhaps nothing, once `fixed` bytes of weights and activations are taken."""
     mine = memory.free // config.memory_sharers
+    spare = mine - fixed
     if memory.host:
-        spare = mine - fixed
         cache, rule = int(spare * config.cpu_memory_share), "cpu_memory_share"
     else:
-        spare = mine - fixed
         cache, rule = int(mine * config.gpu_memory_utilization) - fixed, "gpu_memory_utilization"
-    if spare <= 0 or (cache <= 0 and _automatic(config)):
-        bound = mine if memory.host else int(mine * config.gpu_memory_utilization)
+    return _Budget(cache=cache, spare=spare, rule=rule)
+
+
+def _budget(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
+    """What is left for the cache. Raises ConfigError where the rest does not fit."""
+    left = _left(config, memory, fixed)
+    if left.spare <= 0 or (left.cache <= 0 and _automatic(config)):
+        bound = left.spare + fixed
+        if not memory.host:
+            bound = int(bound * config.gpu_memory_utilization)
         raise ConfigError(
             f"weights and activations take {_bytes(fixed)}, and {_bytes(bound)} can be had "
             f"({_having(config, memory)}); use a smaller model or dtype, lower "
@@ -152,7 +179,7 @@ def _budget(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
             f"({config.max_num_seqs}), or free memory",
             "model",
         )
-    return _Budget(cache=cache, spare=spare, rule=rule)
+    return left
 
 
 def _automatic(config: EngineConfig) -> bool:
@@ -194,9 +221,9 @@ def _too_short(
     length: int,
     block_size: int,
     each: int,
+    fits: int,
 ) -> ConfigError:
     """A cache that does not hold one sequence of the greatest length."""
-    fits = max(0, num_blocks - 1) * block_size
     needed = -(-length // block_size) + 1
     if config.num_gpu_blocks_override is not None:
         has, more = (
@@ -241,7 +268,7 @@ def _table(
     length: int,
 ) -> tuple[tuple[str, str], ...]:
     each = block_bytes(footprint, block_size)
-    concurrency = (num_blocks - 1) / -(-length // block_size)
+    concurrency = min((num_blocks - 1) / -(-length // block_size), config.max_num_seqs)
     lines = [
         ("memory", _having(config, memory)),
         ("weights", _bytes(footprint.weight_bytes)),

@@ -71,6 +71,11 @@ class Tokenizer:
         """Whether `render` can work without being given a template."""
         return bool(self._chat.sources)
 
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """The sources of the chat templates by name; "default" is the one for plain chat."""
+        return self._chat.sources
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`, with the special tokens that the model expects around it."""
         try:

@@ -21,6 +21,12 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .sampling import draw_any as draw_any
+from .sampling import draw_cut as draw_cut
+from .sampling import draw_nucleus as draw_nucleus
+from .sampling import keyed_uniform as keyed_uniform
+from .sampling import penalize as penalize
+from .sampling import top_tokens as top_tokens
 
 _BACKENDS: dict[str, tuple[ModuleType, ...]] = {"cpu": (reference,), "cuda": (reference,)}
 """A device's backends, the preferred one first. One with `DTYPES` takes only those."""

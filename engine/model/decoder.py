@@ -67,10 +67,9 @@ class Decoder(nn.Module):
     def forward(self, batch: ModelInput) -> Tensor:
         residual = self.embed_tokens(batch.tokens)
         angles = self.rotary(batch.positions, residual.dtype)
+        pages_of = layer_pages(batch, self.cache_specs)
         x = None
-        for layer, pages in zip(
-            self.layers.values(), layer_pages(batch, self.cache_specs), strict=True
-        ):
+        for layer, pages in zip(self.layers.values(), pages_of, strict=True):
             x = layer(x, residual, angles, pages)
         return self.norm.add(x, residual)
 

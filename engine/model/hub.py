@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import LoadError
 
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 UNWANTED = ("original/*", "consolidated*", "onnx/*", "*.msgpack")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -63,9 +64,11 @@ def _fetch(
 
 def _reason(error: Exception, model: str, revision: str | None) -> str:
     """What went wrong at the hub, in plain words, and the way out."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    chain = list(_causes(error))
+    statuses = [getattr(getattr(e, "response", None), "status_code", None) for e in chain]
+    full = [e for e in chain if isinstance(e, OSError) and e.errno in FULL]
     token = "set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
     if isinstance(error, errors.GatedRepoError):
         return (
@@ -76,28 +79,38 @@ def _reason(error: Exception, model: str, revision: str | None) -> str:
         return f"the hub model {model!r} has no revision {revision!r}; see its branches and tags"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"no folder and no hub model {model!r}: check the name; if it is private, {token}"
-    if status in (401, 403):
-        return f"the hub refused the token ({status}) for {model!r}: {token}"
-    if _is_offline(error):
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    if 401 in statuses or 403 in statuses:
+        return f"the hub refused the token, or the lack of one, for {model!r}: {token}"
+    if full:
         return (
-            f"{why}, and {model!r} is neither a folder nor in the cache; give a local folder, or "
-            f"fetch it once with a network: hf download {model}"
+            f"the disk is full while fetching {model!r} ({full[0]}); make room, or choose another "
+            f"place with download_dir"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if any(map(_is_offline, chain)):
         return (
-            f"the disk is full while fetching {model!r} ({error.filename or error}); make room, "
-            f"or choose another place with download_dir"
+            f"{_why_offline()}, and {model!r} is neither a folder nor in the cache; give a local "
+            f"folder, or fetch it once with a network: hf download {model}"
         )
     return f"fetching {model!r} failed: {type(error).__name__}: {error}"
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _is_offline(error: BaseException) -> bool:
+    """Whether no answer came; the hub's client has its own names for that in each version."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         return True
-    return isinstance(error, ConnectionError) or type(error).__name__ in (
-        "ConnectError",
-        "ConnectTimeout",
-    )
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ConnectionError", "TransportError"})
+
+
+def _why_offline() -> str:
+    from huggingface_hub import constants
+
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +20,17 @@ NONE = -2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edits:
-    """What one row wants done to its logits beside penalties; ids are tensors on the device.
+    """What one row wants done to its logits beside penalties; `allowed` is on the device.
 
-    `banned` are bad words of one token, `phrases` the longer ones. `stops` may not be
-    sampled before `min_tokens` are out.
+    `banned` are bad words of one token, `phrases` the longer ones. `stops` may not be sampled
+    before `min_tokens` are out.
     """
 
     allowed: Tensor | None
-    banned: Tensor | None
+    bias: Mapping[int, float]
+    banned: tuple[int, ...]
     phrases: tuple[tuple[int, ...], ...]
-    bias: tuple[Tensor, Tensor] | None
-    stops: Tensor | None
+    stops: tuple[int, ...]
     min_tokens: int
     processors: tuple[Callable[[list[int], Any], Any], ...]
 
@@ -126,22 +126,14 @@ class SamplingColumns:
         if not (stops or words or bias or allowed or params.logits_processors):
             return None
         return Edits(
-            allowed=self._ids(allowed or ()),
-            banned=self._ids([word[0] for word in words if len(word) == 1]),
+            allowed=self._device.upload(np.array(allowed, dtype=np.int64)) if allowed else None,
+            bias=bias or {},
+            banned=tuple(word[0] for word in words if len(word) == 1),
             phrases=tuple(tuple(word) for word in words if len(word) > 1),
-            bias=self._bias(bias) if bias else None,
-            stops=self._ids(sorted(stops)),
+            stops=tuple(sorted(stops)),
             min_tokens=params.min_tokens,
             processors=tuple(params.logits_processors or ()),
         )
-
-    def _ids(self, ids: Sequence[int]) -> Tensor | None:
-        return self._device.upload(np.array(ids, dtype=np.int64)) if ids else None
-
-    def _bias(self, bias: Any) -> tuple[Tensor, Tensor]:
-        ids = np.array(list(bias), dtype=np.int64)
-        amounts = np.array(list(bias.values()), dtype=np.float32)
-        return self._device.upload(ids), self._device.upload(amounts)
 
 
 def fold_seed(seed: int) -> int:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.batch import ModelInput
-from ..plan import CacheSpec, Plan, Result
+from ..model.zoo.registry import CausalLM
+from ..plan import Plan, Result
 from ..request import TokenLogprobs
 from ..sizing import PIECE_BYTES
 from .cache import Cache
@@ -19,23 +16,6 @@ from .device import Device
 from .inputs import Layout, lay_out, model_input
 from .sampler import Sampler, score
 from .slots import Slots
-
-
-class CausalLM(Protocol):
-    """What the runner asks of a model."""
-
-    @property
-    def cache_specs(self) -> Sequence[CacheSpec]:
-        """What each layer caches."""
-        ...
-
-    def forward(self, batch: ModelInput) -> Tensor:
-        """Last hidden states [T, d] of a batch; writes its keys and values."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [S, V] of hidden states [S, d], in float32."""
-        ...
 
 
 class Runner:

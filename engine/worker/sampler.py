@@ -1,6 +1,6 @@
 """From logits to tokens: the whole batch at once, each row paying only for what it asked.
 
-The order is: log probabilities of the raw logits; then allowed ids, bad words, bias and least
+The order is: log probabilities of the raw logits; then allowed ids, bias, bad words and least
 length; penalties; processors; temperature; min_p, top_k, top_p; the draw. A row that cannot be
 sampled is reported and leaves the others as they are.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels import sampling as ops
+from ...kernels import ops
 from ..request import TokenLogprobs
 from .columns import NONE, Edits, SamplingColumns
 from .device import Device
@@ -80,15 +80,13 @@ class Sampler:
                 for row, at in enumerate(slot.tolist())
                 if at in columns.refused
             }
-        edited = np.flatnonzero(columns.edited[slot]).tolist()
-        for row in edited:
-            if logits[row].isnan().any():
-                failed[row] = _unusable(np.nan)
-            self._mask(logits[row], int(slot[row]), int(position[row]))
+        edited = np.flatnonzero(columns.edited[slot])
+        if len(edited):
+            self._mask(logits, edited, slot, position, failed)
         penalised = np.flatnonzero(columns.penalised(slot))
         if len(penalised):
             self._penalize(logits, penalised, slot[penalised], position[penalised])
-        for row in edited:
+        for row in edited.tolist():
             at = int(slot[row])
             if columns.edits[at].processors:
                 reason = self._process(logits[row], at, int(position[row]))
@@ -96,35 +94,53 @@ class Sampler:
                     failed.setdefault(row, reason)
         return failed
 
-    def _mask(self, logits: Tensor, slot: int, position: int) -> None:
-        """Allowed ids, bad words, bias and least length of one row [V], in place."""
-        edits = self._columns.edits[slot]
-        if edits.allowed is not None:
-            kept = logits[edits.allowed]
-            logits.fill_(-torch.inf)
-            logits[edits.allowed] = kept
-        if edits.banned is not None:
-            logits[edits.banned] = -torch.inf
-        for token in self._completing(edits, slot, position):
-            logits[token] = -torch.inf
-        if edits.bias is not None:
-            ids, amounts = edits.bias
-            logits[ids] += amounts
-        if edits.stops is not None and self._num_emitted(slot, position) < edits.min_tokens:
-            logits[edits.stops] = -torch.inf
+    def _mask(
+        self, logits: Tensor, rows: Array, slot: Array, position: Array, failed: dict[int, str]
+    ) -> None:
+        """Allowed ids, bias, bad words and least length of these rows, in place."""
+        broken = logits[self._index(rows)].isnan().any(-1).tolist()
+        added: list[tuple[int, int, float]] = []
+        banned: list[tuple[int, int]] = []
+        for row, is_broken in zip(rows.tolist(), broken, strict=True):
+            at, place = int(slot[row]), int(position[row])
+            edits = self._columns.edits[at]
+            if is_broken:
+                failed.setdefault(row, _unusable(np.nan))
+            if edits.allowed is not None:
+                kept = logits[row, edits.allowed]
+                logits[row].fill_(-torch.inf)
+                logits[row, edits.allowed] = kept
+            added += [(row, token, amount) for token, amount in edits.bias.items()]
+            banned += [(row, token) for token in self._banned(edits, at, place)]
+        if added:
+            index, amounts = self._places([entry[:2] for entry in added]), [e[2] for e in added]
+            logits[index] += self._device.upload(np.array(amounts, dtype=np.float32))
+        if banned:
+            logits[self._places(banned)] = -torch.inf
 
-    def _completing(self, edits: Edits, slot: int, position: int) -> list[int]:
+    def _places(self, pairs: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """An index of (row, token) pairs."""
+        return self._device.upload(np.array(pairs, dtype=np.int64)).unbind(1)
+
+    def _banned(self, edits: Edits, slot: int, position: int) -> tuple[int, ...]:
+        """Tokens that a row may not sample now: bad words, and its ends while it is too short."""
+        banned = edits.banned
+        if edits.phrases:
+            banned += self._completing(edits, slot, position)
+        if self._num_emitted(slot, position) < edits.min_tokens:
+            banned += edits.stops
+        return banned
+
+    def _completing(self, edits: Edits, slot: int, position: int) -> tuple[int, ...]:
         """The tokens that would complete a bad word whose beginning the emitted end is."""
-        if not edits.phrases:
-            return []
         longest = max(map(len, edits.phrases)) - 1
         reach = min(longest, self._num_emitted(slot, position))
         end = tuple(self._slots.emitted(slot, position - reach, position))
-        return [
+        return tuple(
             phrase[-1]
             for phrase in edits.phrases
             if len(phrase) - 1 <= reach and end[reach - len(phrase) + 1 :] == phrase[:-1]
-        ]
+        )
 
     def _num_emitted(self, slot: int, position: int) -> int:
         return position - int(self._columns.num_prompt[slot])

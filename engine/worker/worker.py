@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -94,15 +95,16 @@ class Worker:
         device, self._device = plan.device, plan.device
         threads = device.prepare(config.threads, config.memory_sharers)
         clock.lap("size")
-        loaded = load(
-            plan.folder,
-            device=device.place,
-            dtype=str(plan.dtype).removeprefix("torch."),
-            load_format=config.load_format,
-            seed=config.seed,
-            max_len=config.max_model_len,
-            progress=_bar(plan.folder.name),
-        )
+        with _progress(plan.folder.name) as progress:
+            loaded = load(
+                plan.folder,
+                device=device.place,
+                dtype=_name(plan.dtype),
+                load_format=config.load_format,
+                seed=config.seed,
+                max_len=config.max_model_len,
+                progress=progress,
+            )
         clock.lap("load")
         cache = allocate(
             loaded.model.cache_specs,
@@ -131,7 +133,7 @@ class Worker:
             max_model_len=plan.sizing.max_model_len,
             vocab_size=facts.vocab_size,
             eos_token_ids=facts.eos_token_ids,
-            dtype=str(plan.dtype).removeprefix("torch."),
+            dtype=_name(plan.dtype),
             device=str(device.place),
             digest=loaded.digest,
             table=(*plan.sizing.table, ("threads", str(threads))),
@@ -179,24 +181,18 @@ class _Clock:
         self._last = now
 
 
-def _bar(name: str) -> Callable[[int, int], None]:
-    """A progress bar on the terminal, for (bytes done, bytes in all); silent without a terminal."""
-    bar: tqdm[None] | None = None
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(
-                total=total,
-                desc=f"loading {name}",
-                unit="B",
-                unit_scale=True,
-                disable=None,
-                file=sys.stderr,
-                leave=False,
-            )
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
 
-    return show
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for (bytes done, bytes in all), once it takes a while and where there is a terminal."""
+    options: Any = {"unit": "B", "unit_scale": True, "delay": 0.5, "disable": None, "leave": False}
+    with tqdm(desc=f"loading {name}", **options) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

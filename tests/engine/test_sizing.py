@@ -47,7 +47,7 @@ def test_the_cache_takes_the_stated_share_of_free_memory():
     shape, config = footprint(), EngineConfig(max_num_seqs=16)
     each = sizing.block_bytes(shape, 32)
     assert each == 2 * 28 * 8 * 128 * 32 * 2
-    spare = 16 * GIB - GIB - sizing.activation_bytes(config, shape)
+    spare = 16 * GIB - GIB - sizing.activation_bytes(config, shape, 8192)
     assert found.num_blocks == int(spare * 0.25) // each
     assert found.max_model_len == 8192 and found.block_size == 32
 
@@ -65,7 +65,7 @@ def test_cuda_takes_a_share_of_what_is_free_weights_included():
     mem = memory(80, total=80 * GIB, source="a GPU", host=False)
     found = size(mem, max_num_seqs=256, gpu_memory_utilization=0.5)
     shape, config = footprint(), EngineConfig()
-    cache = 40 * GIB - GIB - sizing.activation_bytes(config, shape)
+    cache = 40 * GIB - GIB - sizing.activation_bytes(config, shape, 8192)
     assert found.num_blocks == cache // sizing.block_bytes(shape, 32)
     labels = dict(found.table)
     assert "gpu_memory_utilization" not in labels and "50%" in labels["KV cache"]
@@ -84,7 +84,7 @@ def test_explicit_sizes_are_kept_to_the_block():
 
 
 def test_the_table_says_it_all():
-    found = size(max_num_seqs=4, max_model_len=4096)
+    found = size(max_num_seqs=400, max_model_len=4096)
     table = dict(found.table)
     assert table["weights"] == "1.00 GiB"
     assert table["KV cache a token"] == "112.0 KiB"
@@ -95,6 +95,11 @@ def test_the_table_says_it_all():
     assert "40% of free RAM (cpu_memory_share)" in table["KV cache"]
     assert table["gpu_memory_utilization"] == "unused on CPUs"
     assert "16.00 GiB of 24.00 GiB RAM free" in table["memory"]
+
+
+def test_no_more_sequences_at_once_than_are_allowed():
+    found = size(max_num_seqs=3, max_model_len=4096)
+    assert dict(found.table)["sequences of 4,096 tokens at once"] == "3.0"
 
 
 def test_groups_are_listed_where_layers_differ():
@@ -175,5 +180,5 @@ def test_a_tiny_model_asks_for_little():
         max_model_len=2048,
         itemsize=4,
     )
-    assert sizing.activation_bytes(EngineConfig(), tiny) < 64 << 20
+    assert sizing.activation_bytes(EngineConfig(), tiny, 2048) < 64 << 20
     assert size(memory(2), tiny, max_num_seqs=256).num_blocks > 64

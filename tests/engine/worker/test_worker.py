@@ -1,0 +1,262 @@
+"""Real checkpoints through worker, executor, scheduler and loop, against transformers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from shoal.engine.config import EngineConfig
+from shoal.engine.core.scheduler import Scheduler
+from shoal.engine.errors import ConfigError, LoadError
+from shoal.engine.local import LocalExecutor
+from shoal.engine.loop import Loop
+from shoal.engine.request import FinishReason, Request, SamplingParams
+from shoal.engine.worker.worker import Worker, forecast
+from transformers import AutoModelForCausalLM
+
+VOCAB, POISON = 128, 77
+ARCHITECTURES = ("LlamaForCausalLM",)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request, random_model):
+    """A model whose logits are well apart."""
+    model = AutoModelForCausalLM.from_pretrained(random_model(request.param), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    found = tmp_path_factory.mktemp("well")
+    model.save_pretrained(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def poisoned(model, folder, tmp_path_factory):
+    """The same checkpoint, but token 77 is embedded as NaN."""
+    found = tmp_path_factory.mktemp("poisoned")
+    weight = model.get_input_embeddings().weight
+    kept = weight[POISON].clone()
+    with torch.no_grad():
+        weight[POISON] = torch.nan
+        model.save_pretrained(found)
+        weight[POISON] = kept
+    return found
+
+
+@pytest.fixture(scope="module")
+def twin(folder):
+    found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found.generation_config.eos_token_id = None
+    return found
+
+
+class Engine:
+    """An engine without a door: requests in, everything that came of them out."""
+
+    def __init__(self, folder, **config):
+        values = {"max_num_seqs": 20, "block_size": 8, "max_model_len": 128, "threads": 1}
+        self.config = EngineConfig(model=str(folder), **values | config)
+        self.executor = LocalExecutor(self.config)
+        self.capacity = self.executor.start(self.config)
+        scheduler = Scheduler(self.config, self.capacity, depth=self.executor.depth)
+        self.loop = Loop(scheduler, self.executor)
+
+    def run(self, requests):
+        """Every request's tokens, log probabilities, prompt scores, finish and error."""
+        found = {request.id: {"tokens": [], "logprobs": []} for request in requests}
+        for request in requests:
+            self.loop.add(request)
+        while self.loop.unfinished:
+            for update in self.loop.step():
+                entry = found[update.id]
+                entry["tokens"] += update.tokens
+                entry["logprobs"] += update.logprobs or ()
+                entry["prompt"] = update.prompt_logprobs or entry.get("prompt")
+                entry["finish"], entry["error"] = update.finish, update.error
+        self.loop.scheduler.verify()
+        return found
+
+    def one(self, prompt, params, emitted=()):
+        return self.run([Request(id="x", prompt=prompt, params=params, emitted=emitted)])["x"]
+
+
+@pytest.fixture
+def engine(folder):
+    made = []
+
+    def make(model=folder, **config):
+        made.append(Engine(model, **config))
+        return made[-1]
+
+    yield make
+    for found in made:
+        found.executor.close()
+
+
+def prompts(count, seed=0, low=1, high=40):
+    rng = random.Random(seed)
+    usable = [token for token in range(3, VOCAB) if token != POISON]
+    return [tuple(rng.choices(usable, k=rng.randint(low, high))) for _ in range(count)]
+
+
+def greedy(**values):
+    return SamplingParams(**{"temperature": 0.0, "max_tokens": 20, "ignore_eos": True} | values)
+
+
+def requests_for(texts, params_of):
+    return [
+        Request(id=str(i), prompt=prompt, params=params_of(i)) for i, prompt in enumerate(texts)
+    ]
+
+
+SHAPES = [
+    {},
+    {"max_num_batched_tokens": 20},
+    {"async_scheduling": True},
+    {"async_scheduling": True, "max_num_batched_tokens": 24, "num_gpu_blocks_override": 40},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["plain", "chunked", "overlapped", "starved"])
+def test_greedy_text_is_that_of_transformers(engine, twin, shape):
+    texts = prompts(12)
+    run = engine(**shape)
+    found = run.run(requests_for(texts, lambda _: greedy()))
+    if "num_gpu_blocks_override" in shape:
+        assert run.loop.scheduler.counters.preemptions
+    for index, prompt in enumerate(texts):
+        expected = twin.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)
+        assert found[str(index)]["tokens"] == expected[0, len(prompt) :].tolist()
+        assert found[str(index)]["finish"] is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("budget", [20, 2048])
+def test_log_probabilities_are_those_of_transformers(engine, twin, budget):
+    prompt = prompts(1, low=33)[0]
+    params = greedy(logprobs=4, prompt_logprobs=4)
+    found = engine(max_num_batched_tokens=budget).one(prompt, params)
+    whole = torch.tensor([*prompt, *found["tokens"]])
+    with torch.no_grad():
+        expected = twin(whole[None]).logits[0].log_softmax(-1)
+    assert found["prompt"][0] is None and len(found["prompt"]) == len(prompt)
+    entries = [*found["prompt"][1:], *found["logprobs"]]
+    assert len(entries) == len(whole) - 1
+    for position, entry in enumerate(entries, start=1):
+        row, token = expected[position - 1], whole[position]
+        assert entry.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        assert entry.rank == 1 + int((row > row[token]).sum())
+        top = row.topk(4)
+        assert [t for t, _ in entry.top] == top.indices.tolist()
+        assert [v for _, v in entry.top] == pytest.approx(top.values.tolist(), abs=1e-4)
+    for entry in found["logprobs"]:
+        assert entry.logprob == entry.top[0][1]
+
+
+def drawn(index):
+    kinds = ({}, {"top_k": 9}, {"top_p": 0.9}, {"min_p": 0.02, "repetition_penalty": 1.3})
+    return SamplingParams(
+        seed=index, temperature=0.8, max_tokens=15, ignore_eos=True, **kinds[index % 4]
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["plain", "chunked", "overlapped", "starved"])
+def test_seeded_text_does_not_depend_on_company(engine, shape):
+    texts = prompts(16, seed=4)
+    alone = engine()
+    expected = [alone.one(prompt, drawn(i))["tokens"] for i, prompt in enumerate(texts)]
+    found = engine(**shape).run(requests_for(texts, drawn))
+    assert [found[str(i)]["tokens"] for i in range(16)] == expected
+
+
+@pytest.mark.parametrize("cut", [1, 9])
+def test_a_generation_goes_on_from_its_emitted_tokens(engine, cut):
+    params = SamplingParams(
+        seed=3, max_tokens=20, min_tokens=15, stop_token_ids=[9], presence_penalty=1.0
+    )
+    prompt, run = prompts(1, seed=8, low=20)[0], engine()
+    whole = run.one(prompt, params)["tokens"]
+    rest = run.one(prompt, params, emitted=tuple(whole[:cut]))["tokens"]
+    assert whole[:cut] + rest == whole
+
+
+def raising(emitted, row):
+    raise RuntimeError("on purpose")
+
+
+FAULTS = {
+    "not a number": {},
+    "on purpose": {"logits_processors": [raising]},
+    "logit_bias holds token id 128": {"logit_bias": {VOCAB: 5.0}},
+}
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("reason", FAULTS)
+def test_one_bad_request_in_sixteen_fails_alone(engine, poisoned, reason, overlapped):
+    texts = prompts(16, seed=5)
+
+    def safe(index):
+        return replace(drawn(index), bad_words_ids=[[POISON]])
+
+    run = engine(poisoned, async_scheduling=overlapped)
+    well = run.run(requests_for(texts, safe))
+    assert not any(entry["error"] for entry in well.values())
+    bad = [*texts]
+    if reason == "not a number":
+        bad[6] = (*bad[6], POISON)
+    params = replace(safe(6), **FAULTS[reason])
+    found = run.run(requests_for(bad, lambda i: params if i == 6 else safe(i)))
+    assert found["6"]["finish"] is FinishReason.ERROR and reason in found["6"]["error"]
+    others = found.keys() - {"6"}
+    assert all(found[name] == well[name] for name in others)
+    again = run.run(requests_for(texts, safe))  # in blocks that may hold NaN now
+    assert again == well
+
+
+def test_what_start_finds_out(folder, engine):
+    run = engine(max_num_seqs=4, threads=None)
+    capacity = run.capacity
+    assert (capacity.vocab_size, capacity.max_model_len) == (VOCAB, 128)
+    assert capacity.eos_token_ids == frozenset({2})
+    assert (capacity.dtype, capacity.device, capacity.block_size) == ("float32", "cpu", 8)
+    assert len(capacity.num_blocks) == len(capacity.groups) == 1
+    assert capacity.num_blocks[0] == 2 * (4 * 16 + 1)
+    assert [name for name, _ in capacity.phases] == ["size", "load", "cache"]
+    assert dict(capacity.table)["weights"] == dict(forecast(run.config).sizing.table)["weights"]
+    health = run.executor.call("health")[0]
+    assert health["rank"] == 0 and health["device"] == "cpu"
+    with pytest.raises(ValueError, match="no control method 'dance'; it has health"):
+        run.executor.call("dance")
+
+
+def test_the_default_block_is_of_32_tokens_on_cpus(folder):
+    assert forecast(EngineConfig(model=str(folder), device="cpu")).sizing.block_size == 32
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_what_does_not_fit_is_refused_before_it_is_loaded(folder, tmp_path, overlapped):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    config = EngineConfig(
+        model=str(tmp_path), num_gpu_blocks_override=3, async_scheduling=overlapped
+    )
+    executor = LocalExecutor(config)
+    with pytest.raises(ConfigError, match="lower max_model_len to 64") as error:
+        executor.start(config)
+    assert error.value.key == "max_model_len"
+    executor.close()
+    fits = EngineConfig(model=str(tmp_path), num_gpu_blocks_override=3, max_model_len=64)
+    with pytest.raises(LoadError, match="safetensors"):
+        Worker().start(fits)
+    dummy = EngineConfig(
+        model=str(tmp_path), num_gpu_blocks_override=3, max_model_len=64, load_format="dummy"
+    )
+    assert Worker().start(dummy).num_blocks == (3,)
