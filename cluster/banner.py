@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 from .. import __version__
 from .config import ServeConfig, warnings
 from .link import ModelCard
+from .logs import folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -81,13 +82,15 @@ class Progress:
     ) -> None:
         """Print the banner.
 
-        `table` is `Capacity.table`; `phases` are those that an engine timed itself.
+        `table` and `phases` are those of `Capacity`.
         """
         self._hide()
         for line in warnings(config):
             self.warn(line)
         seconds = time.monotonic() - self._begin
-        lines = banner(config, card, seconds, table, [*self._spent, *phases])
+        spent = f"after {seconds:.1f} s ({_spent(self._spent)})" if self._spent else "now"
+        inside = _spent(phases)
+        lines = banner(config, card, spent + (f"; the engine: {inside}" if inside else ""), table)
         print("\n".join(lines), file=self._out, flush=True)
 
     def _say(self, line: str) -> None:
@@ -143,27 +146,23 @@ def _volume(num_bytes: int, seconds: float) -> str:
 
 
 def banner(
-    config: ServeConfig,
-    card: ModelCard,
-    seconds: float,
-    table: Iterable[tuple[str, str]] = (),
-    phases: Iterable[tuple[str, float]] = (),
+    config: ServeConfig, card: ModelCard, ready: str, table: Iterable[tuple[str, str]] = ()
 ) -> list[str]:
     """The lines that greet an operator: where, what, how to try it, how to stop it."""
     name, key = card.names[0], bool(config.api_key)
-    rows = [
-        ("Address", f"{config.url}/v1"),
-        ("Model", f"{', '.join(card.names)} (up to {card.max_model_len:,} tokens)"),
-        *table,
-        ("Ready", f"after {seconds:.1f} s" + _spent(phases)),
-    ]
-    wide = max(len(label) for label, _ in rows)
+    table = tuple(table)
     return [
         "",
         f"shoal {__version__} is ready",
         "",
-        *(f"  {label:<{wide}}  {value}" for label, value in rows),
+        *_columns(
+            ("Address", f"{config.url}/v1"),
+            ("Model", f"{', '.join(card.names)} (up to {card.max_model_len:,} tokens)"),
+            ("Logs", str(folder(config))),
+            ("Ready", ready),
+        ),
         "",
+        *([*_columns(*table), ""] if table else []),
         "Try it:",
         "",
         curl_line(config.url, name, key),
@@ -176,9 +175,13 @@ def banner(
     ]
 
 
+def _columns(*rows: tuple[str, str]) -> list[str]:
+    wide = max((len(label) for label, _ in rows), default=0)
+    return [f"  {label:<{wide}}  {value}" for label, value in rows]
+
+
 def _spent(phases: Iterable[tuple[str, float]]) -> str:
-    named = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases)
-    return f" ({named})" if named else ""
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases)
 
 
 def _chat_arguments(config: ServeConfig) -> str:

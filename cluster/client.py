@@ -27,9 +27,9 @@ class Client:
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 600.0) -> None:
         self.url = base(url)
-        self._headers = {"Content-Type": "application/json", "User-Agent": "shoal"}
+        self.headers = {"Content-Type": "application/json", "User-Agent": "shoal"}
         if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+            self.headers["Authorization"] = f"Bearer {api_key}"
         near = urlsplit(self.url).hostname in LOOPBACK
         self._opener = build_opener(ProxyHandler({})) if near else build_opener()
         self._timeout_s = timeout_s
@@ -63,7 +63,7 @@ class Client:
 
     def _open(self, path: str, body: Mapping[str, Any] | None) -> HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + path, data=data, headers=self._headers)
+        request = Request(self.url + path, data=data, headers=self.headers)
         try:
             return self._opener.open(request, timeout=self._timeout_s)  # type: ignore[no-any-return]
         except HTTPError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from . import logs
 from .errors import HTTPFailure, failure
 from .metrics import Metrics
 
@@ -55,7 +56,8 @@ class Guard:
 
         try:
             if self._allows(scope["path"], headers):
-                await self._app(scope, receive, named)
+                with logs.request_id(request_id):
+                    await self._app(scope, receive, named)
             else:
                 refusal = HTTPFailure(
                     401,

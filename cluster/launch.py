@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from .processes import adopt_orphans, descendants, end
+from .processes import Guard
 
 OBJECT_STORE_BYTES = 80 << 20
-_PREFIX = "shoal-"
 _MAX_FOLDER = 40  # Ray puts Unix sockets below it, whose paths end at 107 bytes
 
 
@@ -25,14 +24,12 @@ def private_ray(log_dir: Path) -> Iterator[None]:
     """Inside, this process is the driver of a Ray of its own; after it no process of it is left.
 
     Its logs lie in `log_dir`/ray. Nothing is sent home, nobody without the token made here can
-    join, and processes of other Rays on this machine are neither found nor touched. If this process
-    is killed, the kernel ends Ray's servers with it, and they their workers.
+    join, and processes of other Rays on this machine are neither found nor touched.
     """
     import ray
 
-    adopt_orphans()
-    before = descendants(os.getpid())
     folder = _temporary_folder()
+    guard = Guard(folder)
     with _environment(_settings()):
         try:
             with _elsewhere(folder):
@@ -50,8 +47,8 @@ def private_ray(log_dir: Path) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-            end(descendants(os.getpid()) - before)
             _keep_logs(folder, log_dir)
+            guard.close()
 
 
 @contextmanager
@@ -117,7 +114,7 @@ def _elsewhere(folder: Path) -> Iterator[None]:
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for Ray, which reads some of them once, when it is imported."""
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
@@ -133,15 +130,11 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def _temporary_folder() -> Path:
-    """A folder for Ray's sockets and session; those of processes long dead are removed."""
+    """A folder for Ray's sockets and session."""
     base = Path(tempfile.gettempdir())
     if len(str(base)) > _MAX_FOLDER:
         base = Path("/tmp")
-    for folder in base.glob(f"{_PREFIX}*-*"):
-        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
+    return Path(tempfile.mkdtemp(prefix="shoal-", dir=base)).resolve()
 
 
 def _show_logs(folder: Path, log_dir: Path) -> None:
@@ -154,14 +147,13 @@ def _show_logs(folder: Path, log_dir: Path) -> None:
 
 
 def _keep_logs(folder: Path, log_dir: Path) -> None:
-    """Move the session's logs to `log_dir`/ray and remove all else of it."""
+    """Copy the session's logs to `log_dir`/ray: they are about to be removed."""
     logs = folder / "session_latest" / "logs"
     shown = log_dir / "ray"
     with contextlib.suppress(OSError):
         if logs.is_dir():
             _remove(shown)
-            shutil.move(logs.resolve(), shown)
-    shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(logs, shown)
 
 
 def _remove(path: Path) -> None:

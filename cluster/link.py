@@ -42,7 +42,11 @@ class Link(Protocol):
 
     replica: str
     card: ModelCard
-    load: Load
+
+    @property
+    def load(self) -> Load:
+        """Its load, as of its last message."""
+        ...
 
     def submit(self, request: Request, on_update: Callable[[Update | ShoalError], None]) -> None:
         """Send a request. `on_update` gets each of its updates in order, or one ShoalError and

@@ -1,63 +1,68 @@
-"""The processes below this one: who they are, and that none stays behind."""
+"""Sees to it that nothing of a Ray session outlives its driver, however the driver ends.
+
+`Guard` runs this file as a program of its own, which waits for the driver's end of a pipe to close.
+It imports only the standard library and nothing of shoal.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
-_PR_SET_CHILD_SUBREAPER = 36
+WAIT_S = 10.0
 
 
-def adopt_orphans() -> None:
-    """Make this process the parent of descendants whose own parent dies, so that it finds them.
+class Guard:
+    """Ends the processes that have files open in `folder`, and removes it, once this process ends
+    or calls `close`."""
 
-    Without effect where the system is not Linux.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(folder), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C in the terminal is not for it
+        )
+
+    def close(self) -> None:
+        """Let it do its work and wait until it has."""
+        self._process.communicate()
 
 
-def descendants(pid: int) -> set[int]:
-    """The processes below `pid`, those that have ended and were not waited for left out."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            state, parent = folder.joinpath("stat").read_text().rpartition(")")[2].split()[:2]
-            if state not in "ZX":
-                children[int(parent)].append(int(folder.name))
-    found: set[int] = set()
-    waiting = [pid]
-    while waiting:
-        for child in children[waiting.pop()]:
-            found.add(child)
-            waiting.append(child)
+def holding(folder: Path) -> set[int]:
+    """The processes with a file open below `folder`: every process of a Ray session logs there."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(_is_below(handle, folder) for handle in (process / "fd").iterdir()):
+                found.add(int(process.name))
     return found
 
 
-def end(pids: Iterable[int], grace_s: float = 2.0) -> None:
-    """End processes: politely, and after `grace_s` not."""
-    left = set(pids)
-    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        until = time.monotonic() + wait_s
-        while left and time.monotonic() < until:
-            left = {pid for pid in left if _runs(pid)}
-            time.sleep(0.02)
-
-
-def _runs(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return False
+def _is_below(handle: Path, folder: Path) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return os.readlink(handle).startswith(f"{folder}/")
     except OSError:
         return False
+
+
+def _guard(folder: Path, driver: int) -> None:
+    sys.stdin.buffer.read()
+    until = time.monotonic() + WAIT_S
+    while (left := holding(folder) - {driver}) and time.monotonic() < until:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _guard(Path(sys.argv[1]), int(sys.argv[2]))

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from ..engine.errors import ContextTooLong, InvalidRequest
+from ..engine.admission import room_for_output
+from ..engine.errors import InvalidRequest
 from ..engine.text import Tokenizer
 from .conversation import Message, content_text, plain_messages
 from .link import ModelCard
@@ -130,34 +131,13 @@ def output_room(
 ) -> int:
     """How many tokens an answer may have: `requested`, else `default`, else all that fit.
 
-    Raises ContextTooLong where the prompt or `requested` does not fit. The two sentences are
-    those that clients look for.
+    Raises ContextTooLong where the prompt or `requested` does not fit.
     """
-    length = card.max_model_len
-    if num_prompt >= length:
-        raise ContextTooLong(
-            f"This model's maximum context length is {length} tokens. However, your prompt "
-            f"contains {num_prompt} input tokens, which exceeds this limit even without any "
-            f"output tokens. Please reduce the length of the input prompt."
-            if num_prompt > length
-            else _too_many(length, num_prompt, requested or 1),
-            "prompt",
-        )
-    room = length - num_prompt
-    if requested is None:
-        return room if default is None else min(default, room)
-    if requested > room:
-        raise ContextTooLong(_too_many(length, num_prompt, requested), "max_tokens")
-    return requested
-
-
-def _too_many(length: int, num_prompt: int, requested: int) -> str:
-    return (
-        f"This model's maximum context length is {length} tokens. However, you requested "
-        f"{requested} output tokens and your prompt contains {num_prompt} input tokens, for a "
-        f"total of {num_prompt + requested} tokens. Please reduce the length of the input prompt "
-        f"or the number of requested output tokens."
-    )
+    least = None if requested is None else max(1, requested)
+    room = room_for_output(num_prompt, least, card.max_model_len)
+    if requested is not None:
+        return requested
+    return room if default is None else min(default, room)
 
 
 def _split(prompt: object) -> list[tuple[str, str | list[int]]]:

@@ -42,8 +42,8 @@ async def create_completion(serving: Serving, http: HTTPRequest) -> Response:
     heading = _heading(http, request, card, tokenizer, "cmpl")
     echoes = [p.text for p in prompts for _ in range(request.n)] if request.echo else []
     asked = [
-        (p.ids, sampling_params(request, card, tokenizer, max_tokens=room, seed=serving.seed()))
-        for p, room in zip(prompts, rooms, strict=True)
+        (prompt.ids, _params(serving, request, card, tokenizer, room))
+        for prompt, room in zip(prompts, rooms, strict=True)
     ]
     silent = request.max_tokens == 0
     return _answer(
@@ -63,7 +63,7 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
         wanted = request.max_tokens
     default = card.sampling_defaults.get("max_tokens")
     room = output_room(len(ids), wanted, card, None if default is None else int(default))
-    params = sampling_params(request, card, tokenizer, max_tokens=room, seed=serving.seed())
+    params = _params(serving, request, card, tokenizer, room)
     heading = _heading(http, request, card, tokenizer, "chatcmpl")
     role = messages[-1]["role"] if request.continue_final_message else serving.config.response_role
     echo = content_text(messages[-1]) if request.echo and messages[-1]["role"] == role else ""
@@ -76,6 +76,17 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
         [(ids, params)],
         wanted == 0,
     )
+
+
+def _params(
+    serving: Serving,
+    request: CompletionRequest | ChatRequest,
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+) -> SamplingParams:
+    seed = serving.seeds.draw()
+    return sampling_params(request, card, tokenizer, max_tokens=max_tokens, seed=seed)
 
 
 def _heading(

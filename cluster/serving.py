@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..engine.admission import Seeds
 from ..engine.errors import InvalidRequest, ShoalError, UnknownModel
 from ..engine.text import Tokenizer
 from .config import ServeConfig
@@ -34,12 +35,10 @@ class Serving:
         self.config = config
         self.router = router
         self.metrics = Metrics(router)
-        self._tokenizers: dict[str, asyncio.Task[Tokenizer]] = {}
-        self._seeds = random.Random(config.engine.seed)
-
-    def seed(self) -> int:
-        """A seed for a request that has none, so that it can be resumed elsewhere."""
-        return self._seeds.getrandbits(63)
+        self._loader = ThreadPoolExecutor(1, "shoal-tokenizer")
+        self._tokenizers: dict[str, Future[Tokenizer]] = {}
+        self._load(config.engine.tokenizer or config.engine.model)  # while the engine loads
+        self.seeds = Seeds(config.engine.seed)
 
     def card(self, model: str | None) -> ModelCard:
         """The card of a served name, by default the first. Raises UnknownModel."""
@@ -65,20 +64,22 @@ class Serving:
 
     async def tokenizer(self, card: ModelCard) -> Tokenizer:
         """The tokenizer of a model, loaded once, beside the event loop."""
-        task = self._tokenizers.get(card.tokenizer)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = asyncio.create_task(asyncio.to_thread(self._load, card))
-            self._tokenizers[card.tokenizer] = task
-        return await asyncio.shield(task)
+        loading = self._tokenizers.get(card.tokenizer)
+        if loading is None or (loading.done() and loading.exception()):
+            loading = self._load(card.tokenizer)
+        return await asyncio.wrap_future(loading)
 
-    def _load(self, card: ModelCard) -> Tokenizer:
+    def _load(self, path: str) -> Future[Tokenizer]:
         engine = self.config.engine
-        return Tokenizer.load(
-            card.tokenizer,
+        loading = self._loader.submit(
+            Tokenizer.load,
+            path,
             revision=engine.revision if engine.tokenizer is None else None,
             download_dir=engine.download_dir,
             chat_template=engine.chat_template,
         )
+        self._tokenizers[path] = loading
+        return loading
 
     async def read(self, request: Request, schema: type[RequestBody]) -> RequestBody:
         """The request's body as `schema`, whatever its content type says. Raises InvalidRequest."""

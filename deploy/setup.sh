@@ -105,7 +105,7 @@ install() {
     stop "installing failed; all that pip said is in $log." \
         "No network: check the proxy (HTTPS_PROXY) or the index (PIP_INDEX_URL, TORCH_INDEX_URL)." \
         "No matching distribution: Python $(version_of $venv/bin/python) may have no such build; shoal was tried with $tried." \
-        "No space: torch and Ray take 1.6 GB; df -h . and TMPDIR." \
+        "No space: torch and Ray take 1.8 GB; df -h . and TMPDIR." \
         "Then run the same command again: what was fetched is kept."
 }
 

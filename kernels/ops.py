@@ -204,3 +204,15 @@ def silu_mul(x: Tensor) -> Tensor:
     x [T, 2 F], the gate's F columns first. Returns [T, F]. Source: GLU Variants (Shazeer, 2020).
     """
     return _backend("silu_mul", x)(x)  # type: ignore[no-any-return]
+
+
+def serving_dtype(own: torch.dtype, device: torch.device, *, small: bool) -> torch.dtype:
+    """The dtype that a device computes a checkpoint of dtype `own` well in.
+
+    On CUDA `own`, but float16 for bfloat16 on a GPU that lacks it. On CPUs float32 for a `small`
+    model, whose text is then exact, and bfloat16 for others: float16 is slow there.
+    """
+    if device.type == "cuda":
+        lacking = torch.cuda.get_device_capability(device) < (8, 0)
+        return torch.float16 if lacking and own is torch.bfloat16 else own
+    return torch.float32 if small else torch.bfloat16

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ...kernels import ops
 from ..errors import LoadError
 from .config import ModelConfig, read_config
 from .hub import find_model
@@ -103,16 +104,13 @@ def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.
     if name != "auto":
         return DTYPES[name]
     own = DTYPES.get(config.dtype, torch.float32)
-    if device.type == "cuda":
-        bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
-        return own if bfloat16 or own is not torch.bfloat16 else torch.float16
     model = build(config, Mesh(), torch.float32, "meta")
     assert isinstance(model, nn.Module)
-    if sum(weight.nbytes for weight in model.parameters()) < FLOAT32_BYTES:
-        return torch.float32
-    if own is torch.float16:
+    size = sum(weight.nbytes for weight in model.parameters())
+    chosen = ops.serving_dtype(own, device, small=size < FLOAT32_BYTES)
+    if chosen is torch.bfloat16 and own is torch.float16:
         log.info("float16 weights are served in bfloat16 on CPUs; dtype: float16 keeps them")
-    return torch.bfloat16
+    return chosen
 
 
 def fill(

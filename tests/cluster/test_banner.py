@@ -74,4 +74,4 @@ def test_its_lines_can_be_pasted(key: bool) -> None:
     assert json.loads(words[-1])["model"] == "it's"
     assert ("Authorization: Bearer $SHOAL_API_KEY" in words) is key
     ast.parse(python_line("http://h:1", "it's", key))
-    assert not any("\n" in line for line in banner(serve_config({}, {}), CARD, 1.0))
+    assert not any("\n" in line for line in banner(serve_config({}, {}), CARD, "now"))

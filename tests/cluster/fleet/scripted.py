@@ -22,7 +22,7 @@ from shoal.engine.executor import Capacity
 from shoal.engine.request import FinishReason, Request, SamplingParams, Update
 
 DEADLY = 666
-"""The number at which an engine dies."""
+"""Whoever asks for this many numbers kills the engine."""
 
 
 class ScriptedEngine:
@@ -95,7 +95,7 @@ class ScriptedEngine:
                     del self.live[key]
         for sink, updates in sinks.items():
             sink(updates)
-        if any(update.tokens == (DEADLY,) for updates in sinks.values() for update in updates):
+        if any(request.params.max_tokens == DEADLY for _, request, _ in self.live.values()):
             self.die()
 
     def close(self) -> None:
