@@ -178,8 +178,8 @@ class AsyncEngine:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread.ident is None or self._thread is threading.current_thread():
-            return
+        if not self._ready.is_set() or self._thread is threading.current_thread():
+            return  # a load under way cannot be stopped; the thread ends after it
         self._thread.join()
         bug = self._lost.__cause__ if self._lost is not None else None
         if isinstance(bug, AssertionError):

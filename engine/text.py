@@ -5,14 +5,14 @@ Needs neither torch nor (but for tokenizers without a tokenizer.json) transforme
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from . import tokenizer_files
+from .detokenize import ByteDecoder, Decoder, WindowDecoder
 from .errors import InvalidRequest
 from .request import FinishReason, SamplingParams, Update
 from .template import ChatTemplate
@@ -104,8 +104,8 @@ class Tokenizer:
         """An incremental decoder of what follows `prompt`."""
         skipped = self.special_ids if skip_special_tokens else frozenset()
         if self._kind is None:
-            return _WindowDecoder(self, skipped, spaces_between_special_tokens, prompt)
-        return _ByteDecoder(self, skipped, self._kind == "stripped", prompt)
+            return WindowDecoder(self, skipped, spaces_between_special_tokens, prompt)
+        return ByteDecoder(self, skipped, self._kind == "stripped", prompt)
 
     def decode_whole(self, ids: Sequence[int]) -> str:
         """`ids` by the tokenizer's own decoder, special tokens included, all at once."""
@@ -169,9 +169,9 @@ def _kind(backend: tokenizer_files.Backend) -> str | None:
     if decoder is None:
         return None
     state = json.loads(decoder.__getstate__())
-    if state["type"] == "ByteLevel":
+    steps = state["decoders"] if state["type"] == "Sequence" else [state]
+    if [step["type"] for step in steps] == ["ByteLevel"]:
         return "bytes"
-    steps = state.get("decoders", ())
     if [step["type"] for step in steps[:3]] != ["Replace", "ByteFallback", "Fuse"]:
         return None
     if steps[0]["pattern"] != {"String": "▁"} or steps[0]["content"] != " ":
@@ -180,93 +180,6 @@ def _kind(backend: tokenizer_files.Backend) -> str | None:
         return "spaced"
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     return "stripped" if steps[3:] == [strip] else None
-
-
-class Decoder(Protocol):
-    """Turns the ids of one sequence into text, one at a time, never half a character."""
-
-    def step(self, token: int) -> str:
-        """The text that is certain now and was not before."""
-        ...
-
-    def flush(self) -> str:
-        """What was held back, as it stands."""
-        ...
-
-
-class _ByteDecoder:
-    """For tokenizers whose every piece is known bytes: a table and an incremental UTF-8 decoder."""
-
-    def __init__(
-        self, tokenizer: Tokenizer, skipped: frozenset[int], strip: bool, prompt: Sequence[int]
-    ) -> None:
-        self._bytes_of = tokenizer.token_bytes
-        self._skipped = skipped
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = strip and not any(map(self._visible, prompt))
-        self._utf8.decode(self._tail(prompt))
-
-    def _visible(self, token: int) -> bytes:
-        return b"" if token in self._skipped else self._bytes_of(token)
-
-    def _tail(self, prompt: Sequence[int]) -> bytes:
-        """The prompt's last bytes, which may hold the beginning of a character."""
-        tail = b""
-        for token in reversed(prompt):
-            tail = self._visible(token) + tail
-            if len(tail) >= 4:
-                break
-        return tail
-
-    def step(self, token: int) -> str:
-        data = self._visible(token)
-        if self._strip and data:
-            self._strip = False
-            data = data.removeprefix(b" ")
-        return self._utf8.decode(data)
-
-    def flush(self) -> str:
-        return self._utf8.decode(b"", final=True)
-
-
-class _WindowDecoder:
-    """For other tokenizers: what the newest tokens add to the text of the few before them."""
-
-    _CONTEXT = 6
-    _PATIENCE = 8
-
-    def __init__(
-        self, tokenizer: Tokenizer, skipped: frozenset[int], spaces: bool, prompt: Sequence[int]
-    ) -> None:
-        self._decode = tokenizer.decode_whole
-        self._skipped = skipped
-        self._tight = frozenset() if spaces else tokenizer.added_ids
-        self._last: int | None = None
-        tail = prompt[-self._CONTEXT :] if prompt else ()
-        self._ids = [token for token in tail if token not in skipped]
-        self._read = len(self._ids)
-
-    def step(self, token: int) -> str:
-        if token in self._skipped:
-            return ""
-        last, self._last = self._last, token
-        if token in self._tight and last in self._tight:
-            text = self.flush() + self._decode([token])
-            self._ids, self._read = [token], 1
-            return text
-        self._ids.append(token)
-        before, text = self._decode(self._ids[: self._read]), self._decode(self._ids)
-        waiting = len(text) <= len(before) or text.endswith("\ufffd")
-        if waiting and len(self._ids) - self._read < self._PATIENCE:
-            return ""
-        self._ids = self._ids[self._read :]
-        self._read = len(self._ids)
-        return text[len(before) :]
-
-    def flush(self) -> str:
-        text = self._decode(self._ids)[len(self._decode(self._ids[: self._read])) :]
-        self._read = len(self._ids)
-        return text
 
 
 class TextStream:

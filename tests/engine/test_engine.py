@@ -513,3 +513,25 @@ def test_a_failing_start_closes_the_executor() -> None:
         engine.start()
     assert executor.closed == 1
     engine.close()
+
+
+def test_closing_while_loading() -> None:
+    class Slow(Executor):
+        def start(self, config: EngineConfig) -> Capacity:
+            assert self.gate.wait(30)
+            return super().start(config)
+
+    executor = Slow()
+    executor.gate.clear()
+    engine = AsyncEngine(EngineConfig(max_num_seqs=8), executor)
+    starting = threading.Thread(target=engine.start)
+    starting.start()
+    with pytest.raises(EngineLost, match="not started"):
+        engine.load()
+    engine.close()
+    executor.gate.set()
+    starting.join(30)
+    engine._thread.join(30)
+    assert executor.closed == 1
+    with pytest.raises(EngineLost, match="closed"):
+        engine.submit(request(), Caller().sink)

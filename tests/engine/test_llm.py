@@ -315,6 +315,15 @@ def test_logprobs(llm: LLM, theirs: Any) -> None:
         assert score[token].logprob == pytest.approx(float(wanted[i][token]), abs=1e-4)
 
 
+def test_no_tokens_at_all(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    output = llm.generate("Hello", params, use_tqdm=False)[0]
+    made = output.outputs[0]
+    assert (made.text, made.token_ids, made.finish_reason) == ("", [], "length")
+    assert output.prompt_logprobs is not None
+    assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+
+
 def test_bad_words(llm: LLM) -> None:
     whole = llm.generate("Hello", GREEDY, use_tqdm=False)[0]
     ids = whole.outputs[0].token_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +196,21 @@ def test_logits(name: str, checkpoint: Any, paged: Any) -> None:
             worst = max(worst, difference(torch.cat(found[key]), right[key]))
     print(f"\n{name:28} largest relative logit difference {worst:.1e}", end="")
     assert worst < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "qwen2-windows", "qwen3"])
+def test_bfloat16_strays_no_further_than_transformers(
+    name: str, checkpoint: Any, paged: Any
+) -> None:
+    twin = TWINS[name]
+    folder, twin_model = checkpoint(name)
+    model = load(folder, dtype="bfloat16").model
+    rounded = copy.deepcopy(twin_model).bfloat16()
+    for key, tokens in prompts(twin).items():
+        exact = expected(twin_model, tokens)
+        theirs = difference(expected(rounded, tokens).float(), exact)
+        ours = difference(paged(model).step({key: tokens})[key], exact)
+        assert 1e-4 < ours < max(0.02, 1.5 * theirs)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "llama-tied", "qwen2-windows", "qwen3-windows"])
