@@ -6,26 +6,27 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import ssl
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ..engine.errors import EngineLost
+from . import logs
 from .banner import Progress
 from .config import ServeConfig, serve_config
 from .facts import Facts
@@ -38,6 +39,7 @@ from .replica import Replica
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
 STOP_S = 10.0
+SAME_SIGNAL_S = 0.5
 INTERRUPTED = 130
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -55,33 +57,28 @@ def application(
 ) -> Application:
     """The two deployments of `config`."""
     settings = _anywhere(config).model_dump(mode="json")
-    common = {
-        "max_ongoing_requests": MAX_ONGOING,
-        "health_check_period_s": 1.0,
-        "health_check_timeout_s": 10.0,
-        "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": config.shutdown_timeout + STOP_S,
-        "max_constructor_retry_count": 3,
-    }
-    replicas = serve.deployment(
-        replica,
+    shape = serve.deployment(
+        max_ongoing_requests=MAX_ONGOING,
+        health_check_period_s=1.0,
+        health_check_timeout_s=10.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=config.shutdown_timeout + STOP_S,
+        max_constructor_retry_count=3,
+    )
+    replicas = shape(replica).options(
         name="Replica",
         num_replicas=config.replicas,
         ray_actor_options=_resources(config),
-        request_router_config=RequestRouterConfig(
-            request_router_class="shoal.cluster.serve_router:MemberRouter"
-        ),
-        **common,
+        request_router_config={"request_router_class": "shoal.cluster.serve_router:MemberRouter"},
     )
-    gateways = serve.deployment(
-        ingress,
+    gateways = shape(ingress).options(
         name="Gateway",
         num_replicas=config.gateways,
-        max_replicas_per_node=1 if 1 < config.gateways <= _num_nodes() else None,
+        max_replicas_per_node=1 if 1 < config.gateways <= _num_nodes() else None,  # type: ignore[arg-type]
         ray_actor_options={"num_cpus": 0},
-        **common,
     )
-    return gateways.bind(settings, replicas.bind(settings))
+    app: Application = gateways.bind(settings, replicas.bind(settings))
+    return app
 
 
 def run(
@@ -98,55 +95,61 @@ def run(
     """
     progress = progress or Progress()
     check_port(config.host, config.port)
+    logs.start(config, "serve", terminal=True)
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
             stack.enter_context(_ray(config))
         _listen(stop)  # Ray has put a handler of its own in place
-        serve_too = _address(config) is not None and not _serve_runs()
-        stack.callback(_take_down, config, serve_too)
+        stack.callback(_leave, config, serve_too=not _serve_runs())
         with progress.phase("start Serve"):
             _deploy(application(config, replica=replica, ingress=ingress), config)
         with progress.phase("load the model"):
             _await_ready(config, stop)
-        if not stop.is_set():
-            fact = next(iter(_ready_replicas(config)))
-            card = ModelCard(**fact["card"])
-            progress.ready(config, card, table=fact["table"], phases=fact["phases"])
+        if stop.is_set():
+            return
+        fact = next(_ready_replicas(config))
+        card = ModelCard(**fact["card"])
+        progress.ready(config, card, table=fact["table"], phases=fact["phases"])
         while not stop.wait(1.0):
             pass
-        progress.note(f"stopping; running streams get {config.shutdown_timeout:g} s to end")
-
-
-def log_dir(config: ServeConfig) -> Path:
-    """The folder of all logs of this application."""
-    if config.log_dir:
-        return Path(config.log_dir)
-    return Path(tempfile.gettempdir()) / "shoal-logs" / f"{config.name}-{config.port}"
+        progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
+        _drain(config)
 
 
 def _anywhere(config: ServeConfig) -> ServeConfig:
     """The configuration with folders that are found from any working directory."""
-    engine = config.engine
-    paths = {
-        key: os.path.abspath(value)
-        for key in ("model", "tokenizer")
-        if (value := getattr(engine, key)) and os.path.exists(value)
-    }
-    return config.model_copy(update={"engine": dataclasses.replace(engine, **paths)})
+
+    def absolute(of: object, *keys: str) -> dict[str, str]:
+        values = {key: getattr(of, key) for key in keys}
+        return {k: os.path.abspath(v) for k, v in values.items() if v and os.path.exists(v)}
+
+    engine = absolute(config.engine, "model", "tokenizer", "chat_template", "download_dir")
+    server = absolute(config, "ssl_keyfile", "ssl_certfile", "log_dir")
+    return config.model_copy(
+        update={"engine": dataclasses.replace(config.engine, **engine), **server}  # type: ignore[arg-type]
+    )
 
 
 def _resources(config: ServeConfig) -> dict[str, Any]:
     """What Ray sets aside for a replica: a share of a CPU, so that they fit on few; whole GPUs."""
     options: dict[str, Any] = {"num_cpus": round(1 / config.engine.memory_sharers, 3)}
-    gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
+    gpus = _resources_there().get("GPU", 0)
     if gpus and config.engine.device != "cpu":
         options["num_gpus"] = 1 if gpus >= config.replicas else round(gpus / config.replicas, 2)
     return options
 
 
+def _resources_there() -> dict[str, float]:
+    if not ray.is_initialized():
+        return {}
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
 def _num_nodes() -> int:
-    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+    if not ray.is_initialized():
+        return 1
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _address(config: ServeConfig) -> str | None:
@@ -155,7 +158,7 @@ def _address(config: ServeConfig) -> str | None:
 
 def _ray(config: ServeConfig) -> AbstractContextManager[None]:
     address = _address(config)
-    return joined_ray(address) if address else private_ray(log_dir(config))
+    return joined_ray(address) if address else private_ray(logs.folder(config))
 
 
 def _serve_runs() -> bool:
@@ -207,16 +210,23 @@ def _ready_replicas(config: ServeConfig) -> Iterator[dict[str, Any]]:
             yield fact
 
 
-def _take_down(config: ServeConfig, serve_too: bool) -> None:
-    """Drain and remove the application; Serve too where it was started for it on another's Ray."""
-    with contextlib.suppress(Exception):
+def _drain(config: ServeConfig) -> None:
+    """Remove the application; its gateways and replicas finish what runs."""
+    serve.delete(config.name, _blocking=False)
+    until = time.monotonic() + config.shutdown_timeout + STOP_S
+    while config.name in serve.status().applications and time.monotonic() < until:
+        time.sleep(POLL_S)
+
+
+def _leave(config: ServeConfig, serve_too: bool) -> None:
+    """Take the application off a Ray that is not ours, and Serve where it was started for it."""
+    if _address(config) is None:
+        return
+    with contextlib.suppress(RayError, RayServeException):
         serve.delete(config.name, _blocking=False)
-        until = time.monotonic() + config.shutdown_timeout + STOP_S
-        while config.name in serve.status().applications and time.monotonic() < until:
-            time.sleep(POLL_S)
         Facts(config.name).clear()
         if serve_too:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -231,11 +241,17 @@ def _signals() -> Iterator[threading.Event]:
 
 
 def _listen(stop: threading.Event) -> None:
-    """Set `stop` at the first signal and end at the second; a guard then ends what is left."""
+    """Set `stop` at the first signal and end at the second; a guard then ends what is left.
+
+    Wrappers such as timeout(1) deliver one signal twice: what follows at once is the same one.
+    """
+    first = math.inf
 
     def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
+        nonlocal first
+        if time.monotonic() - first > SAME_SIGNAL_S:
             os._exit(INTERRUPTED)
+        first = min(first, time.monotonic())
         stop.set()
 
     for number in STOPPING:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
 from ..engine.executor import Capacity
+from ..engine.model.config import model_facts
+from ..engine.model.hub import find_model
 from .config import ServeConfig
 from .link import ModelCard
-
-_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def model_card(config: ServeConfig, capacity: Capacity) -> ModelCard:
     """The card of an engine that was started with `config`."""
     engine = config.engine
+    folder = find_model(engine.model, revision=engine.revision, download_dir=engine.download_dir)
+    facts = model_facts(folder, generation_config=engine.generation_config == "auto")
     return ModelCard(
         names=config.served_model_name,
         model=engine.model,
@@ -24,13 +24,7 @@ def model_card(config: ServeConfig, capacity: Capacity) -> ModelCard:
         vocab_size=capacity.vocab_size,
         max_logprobs=engine.max_logprobs,
         eos_token_ids=tuple(sorted(capacity.eos_token_ids)),
-        sampling_defaults=_sampling_defaults(Path(engine.model)),
+        sampling_defaults=dict(facts.sampling),
         digest=capacity.digest,
         created=int(time.time()),
     )
-
-
-def _sampling_defaults(folder: Path) -> dict[str, float]:
-    file = folder / "generation_config.json"
-    given = json.loads(file.read_text()) if file.is_file() else {}
-    return {name: given[name] for name in _DEFAULTS if given.get(name) is not None}

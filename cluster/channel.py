@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def load(self) -> Load:
-        """How busy it is."""
+        """How busy it is. Raises EngineLost once it has died."""
         ...
 
 
@@ -226,10 +226,20 @@ class Peer:
                 self.live.pop(key, None)
 
     def _sink(self, updates: list[Update]) -> None:
+        if any(u.finish is FinishReason.ERROR for u in updates) and (lost := self._engine_lost()):
+            self.send(wire.frame(wire.Lost(lost.message)))
+            return
         for update in updates:
             if update.finish is not None:
                 self.live.pop((update.id, update.sibling), None)
         self._send_step(updates)
+
+    def _engine_lost(self) -> EngineLost | None:
+        try:
+            self._channel.engine.load()
+        except EngineLost as error:
+            return error
+        return None
 
     def _send_step(self, updates: list[Update]) -> None:
         """One message, or several where they do not fit one frame."""

@@ -5,17 +5,16 @@ Exit codes: 0 done, 1 an error while running, 2 a wrong flag or configuration, 1
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import typer.core
 
 from .. import __version__
 from ..engine.errors import ConfigError, ShoalError
+from . import serve_command
 from .client import Client
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -25,9 +24,13 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda word: word.replace("_", "-"),
+    },
 )
 bench = typer.Typer(help="Measure a running server.", no_args_is_help=True)
+serve_command.add_to(app)
 app.add_typer(bench, name="bench")
 
 
@@ -51,72 +54,6 @@ def tell(error: ShoalError) -> None:
 
 def _debug() -> bool:
     return bool(os.environ.get("SHOAL_DEBUG")) or "--debug" in sys.argv
-
-
-class ServeCommand(typer.core.TyperCommand):
-    """`shoal serve`: typer draws its help and completes its words, `flags.py` reads its line."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Leave the arguments in `ctx.obj`, unless help or completions are asked for."""
-        wanted = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
-        if wanted or ctx.resilient_parsing:
-            return super().parse_args(ctx, wanted or args)
-        ctx.obj = [arg for arg in args if arg != "--debug"]
-        return super().parse_args(ctx, [])
-
-
-def _help_all(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        for parameter in ctx.command.params:
-            parameter.hidden = False  # type: ignore[attr-defined]
-        typer.echo(ctx.get_help())
-        raise typer.Exit()
-
-
-def _serve(ctx: typer.Context, **_: object) -> None:
-    from .banner import Progress
-    from .flags import configure
-
-    config = configure(ctx.obj)
-    progress = Progress()
-    if config.local:
-        with progress.phase("start Python"):
-            from .local import run_local
-        run_local(config, progress)
-    else:
-        with progress.phase("start Python"):
-            from .app import run
-        run(config, progress)
-
-
-def _add_serve() -> None:
-    """Register `serve`, with a flag for each setting."""
-    from .flags import parameters
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    model = typer.Argument(help="Folder or hub id (default: the bundled model).", metavar="MODEL")
-    file = typer.Option("--config", "-c", help="YAML file of the same keys.", metavar="FILE")
-    every = typer.Option(
-        "--help-all", help="Show every flag.", metavar="", callback=_help_all, is_eager=True
-    )
-    debug = typer.Option("--debug", help="Show tracebacks.", metavar="", hidden=True)
-    _serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter("ctx", kind, annotation=typer.Context),
-            inspect.Parameter("model", kind, default=None, annotation=Annotated[str | None, model]),
-            inspect.Parameter("config", kind, default=None, annotation=Annotated[str | None, file]),
-            inspect.Parameter("help_all", kind, default=False, annotation=Annotated[bool, every]),
-            inspect.Parameter("debug", kind, default=False, annotation=Annotated[bool, debug]),
-            *parameters(),
-        ]
-    )
-    parts = _serve.__signature__.parameters  # type: ignore[attr-defined]
-    _serve.__annotations__ = {name: part.annotation for name, part in parts.items()}
-    _serve.__doc__ = "Serve a model over the OpenAI API."
-    app.command("serve", cls=ServeCommand)(_serve)
-
-
-_add_serve()
 
 
 Url = Annotated[
@@ -169,6 +106,15 @@ def complete(
     client = _client(url, api_key)
     text = sys.stdin.read() if prompt == "-" else prompt
     go_on(client, model or client.model(), text, _sampling(max_tokens, temperature))
+
+
+Streams = Annotated[
+    str | None,
+    typer.Option(help="Requests at once; levels as 1,8,32 (default: 8).", metavar="N,.."),
+]
+Rate = Annotated[
+    float | None, typer.Option(help="Requests started a second, at random moments.", metavar="X")
+]
 
 
 @bench.command("serve")

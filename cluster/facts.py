@@ -11,12 +11,20 @@ from __future__ import annotations
 import secrets
 
 import msgspec
+import ray
 from ray.experimental import internal_kv
 
 from ..engine import errors
 from ..engine.errors import EngineLost, ShoalError
 
 _NAMESPACE = b"shoal"
+
+
+def node_address() -> str:
+    """The address by which Ray knows this node: 127.0.0.1 in a Ray that is this machine's alone."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return next(str(n["NodeManagerAddress"]) for n in nodes if n["NodeID"] == here)
 
 
 class Facts:
@@ -30,7 +38,8 @@ class Facts:
         internal_kv._internal_kv_put(
             self._key("secret"), secrets.token_bytes(32), overwrite=False, namespace=_NAMESPACE
         )
-        return internal_kv._internal_kv_get(self._key("secret"), namespace=_NAMESPACE)
+        secret: bytes = internal_kv._internal_kv_get(self._key("secret"), namespace=_NAMESPACE)
+        return secret
 
     def put(self, kind: str, key: str, fact: object) -> None:
         """State or replace a fact: anything that msgspec encodes."""

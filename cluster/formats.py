@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..engine.request import TokenLogprobs
-from .logprobs import TokenNames, chat_logprobs, legacy_logprobs, prompt_logprobs
+from .logprobs import LegacyLogprobs, TokenNames, chat_logprobs, prompt_logprobs
 from .stream import Choice, Delta, Generation
 
 DONE = b"data: [DONE]\n\n"
@@ -133,7 +133,7 @@ class CompletionFormat:
         self.heading = heading
         self._pieces = _Pieces(heading, "text_completion")
         self._echoes = dict(enumerate(echoes))
-        self._offsets: dict[int, int] = {}
+        self._forms: dict[int, LegacyLogprobs] = {}
         self._told: set[int] = set()
         self.usage = self._pieces.usage
 
@@ -194,11 +194,8 @@ class CompletionFormat:
         if self._echoes and choice.index not in self._told:
             tokens = generation.request.prompt + tokens
             logprobs = _of_prompt(generation) + logprobs
-        offset = self._offsets.get(choice.index, 0)
-        form, self._offsets[choice.index] = legacy_logprobs(
-            self.heading.names, tokens, logprobs, offset
-        )
-        return form
+        form = self._forms.setdefault(choice.index, LegacyLogprobs(self.heading.names))
+        return form.push(tokens, logprobs)
 
 
 def _of_prompt(generation: Generation) -> tuple[TokenLogprobs | None, ...]:

@@ -12,22 +12,22 @@ import socket
 import threading
 from typing import Any
 
-import ray
 import uvicorn
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from ..engine.errors import ConfigError, EngineLost
-from . import membership
+from . import logs, membership
 from .config import ServeConfig
-from .facts import Facts
+from .facts import Facts, node_address
 from .link import Router
 from .ports import check_port, holder
 from .router import FleetRouter
 from .turnstile import Turnstile
 
 START_S = 30.0
-CLOSE_S = 2
+CLOSE_S = 1
+KEEP_ALIVE_S = 75  # longer than the pools of clients keep a connection, so that they part first
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,13 @@ class Ingress:
     It listens on the public port of the configuration and on a private one of its node.
     """
 
-    def __init__(self, settings: dict[str, Any], replicas: DeploymentHandle) -> None:
+    def __init__(self, settings: dict[str, Any], replicas: DeploymentHandle[Any]) -> None:
         self._config = ServeConfig.model_validate(settings)
-        self._id = serve.get_replica_context().replica_id.unique_id
-        self._host = ray.util.get_node_ip_address()
+        context = serve.get_replica_context()
+        self._id = context.replica_id.unique_id
+        self._host = node_address()
         self._facts = Facts(self._config.name)
+        logs.start(self._config, f"gateway-{context.rank.rank}")
         try:
             self._public = _claim(self._config, self._facts)
         except ConfigError as error:
@@ -141,6 +143,7 @@ def _web(config: ServeConfig, app: Any, private: bool = False) -> uvicorn.Config
         root_path=config.root_path,
         ssl_keyfile=None if private else config.ssl_keyfile,
         ssl_certfile=None if private else config.ssl_certfile,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_S,
         server_header=False,
     )

@@ -114,7 +114,7 @@ def _elsewhere(folder: Path) -> Iterator[None]:
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for Ray, which reads some of them once, when it is imported."""
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

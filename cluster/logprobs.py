@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +22,15 @@ class TokenNames:
         self._tokenizer = tokenizer
         self._as_ids = as_ids
 
+    def spelt(self, token: int) -> bytes:
+        """The bytes that it adds to a text."""
+        return self._tokenizer.token_bytes(token)
+
     def legacy(self, token: int) -> str:
         """Its text; a part of a character as `bytes:\\xe2\\x80`, so that no two share a name."""
         if self._as_ids:
             return f"token_id:{token}"
-        spelt = self._tokenizer.token_bytes(token)
+        spelt = self.spelt(token)
         try:
             return spelt.decode()
         except UnicodeDecodeError:
@@ -33,36 +38,41 @@ class TokenNames:
 
     def chat(self, token: int) -> tuple[str, list[int]]:
         """Its text and its bytes."""
-        spelt = self._tokenizer.token_bytes(token)
+        spelt = self.spelt(token)
         text = f"token_id:{token}" if self._as_ids else spelt.decode(errors="replace")
         return text, list(spelt)
 
 
-def legacy_logprobs(
-    names: TokenNames,
-    tokens: Sequence[int],
-    logprobs: Sequence[TokenLogprobs | None],
-    offset: int,
-) -> tuple[dict[str, Any], int]:
-    """The form of /v1/completions, and the text offset after the last token.
+class LegacyLogprobs:
+    """The form of /v1/completions, for the tokens of one choice as they come.
 
     The first token of a prompt has no log probability: null. The chosen token is always among the
-    top ones, with the same value.
+    top ones, with the same value. `text_offset` counts characters from the beginning of the text; a
+    character counts with the token that completes it.
     """
-    spelt = [names.legacy(token) for token in tokens]
-    offsets = []
-    for text in spelt:
-        offsets.append(offset)
-        offset += len(text)
-    form = {
-        "tokens": spelt,
-        "token_logprobs": [entry and max(entry.logprob, FLOOR) for entry in logprobs],
-        "top_logprobs": [
-            entry and _top(names, text, entry) for text, entry in zip(spelt, logprobs, strict=True)
-        ],
-        "text_offset": offsets,
-    }
-    return form, offset
+
+    __slots__ = ("_names", "_offset", "_utf8")
+
+    def __init__(self, names: TokenNames) -> None:
+        self._names = names
+        self._offset = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs | None]
+    ) -> dict[str, list[Any]]:
+        """The next tokens."""
+        form: dict[str, list[Any]] = {
+            "tokens": [self._names.legacy(token) for token in tokens],
+            "token_logprobs": [entry and max(entry.logprob, FLOOR) for entry in logprobs],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
+        for token, text, entry in zip(tokens, form["tokens"], logprobs, strict=True):
+            form["top_logprobs"].append(entry and _top(self._names, text, entry))
+            form["text_offset"].append(self._offset)
+            self._offset += len(self._utf8.decode(self._names.spelt(token)))
+        return form
 
 
 def _top(names: TokenNames, text: str, entry: TokenLogprobs) -> dict[str, float]:

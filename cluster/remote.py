@@ -115,7 +115,7 @@ class RemoteLink:
     async def _read(self) -> None:
         reason = "its process ended"
         try:
-            while True:
+            while self.lost is None:
                 head = await self._reader.readexactly(4)
                 body = await self._reader.readexactly(wire.frame_size(head))
                 self._heard = self._loop.time()
@@ -138,6 +138,8 @@ class RemoteLink:
             self._refused(message)
         elif isinstance(message, wire.Leaving):
             self.leaving = True
+        elif isinstance(message, wire.Lost):
+            self.close(message.reason)
         else:
             raise wire.BadFrame(f"a {type(message).__name__} on an open link")
 

@@ -9,14 +9,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import serve
 
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
+from . import logs
 from .card import model_card
 from .channel import Channel
 from .config import ServeConfig
-from .facts import Facts
+from .facts import Facts, node_address
 
 if TYPE_CHECKING:
     from ..engine.engine import AsyncEngine
@@ -37,8 +37,10 @@ class Replica:
         config = ServeConfig.model_validate(settings)
         self._config = config
         self._facts = Facts(config.name)
-        self._id = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        self._id = context.replica_id.unique_id
         self._stopped = threading.Event()
+        logs.start(config, f"replica-{context.rank.rank}")
         _set_threads(config)
         try:
             self._start()
@@ -84,7 +86,7 @@ class Replica:
             replica=self._id,
             card=card,
             secret=self._facts.secret(),
-            host=ray.util.get_node_ip_address(),
+            host=node_address(),
         )
         self._channel.start()
         threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()

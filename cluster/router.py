@@ -52,8 +52,7 @@ class FleetRouter:
     def choose(self, model: str | None, request: Request) -> Link:
         """See Router: the replica with the fewest sequences, the longest unused one of equals."""
         if model is not None and self._cards and model not in self._cards:
-            names = ", ".join(self._cards)
-            raise UnknownModel(f"The model `{model}` does not exist; served here: {names}", "model")
+            raise UnknownModel(f"The model `{model}` does not exist.", "model")
         able = [
             link
             for link in self._links.values()

@@ -6,7 +6,7 @@
     Proof    ->
              <-  Welcome | Refusal            the gateway proves it
     Submit, Abort, Beat ->
-             <-  Step, Refused, Beat, Leaving
+             <-  Step, Refused, Beat, Leaving, Lost
 
 A frame is its length in four bytes, big end first, and one msgpack message. The secret itself is
 never sent: each side returns the HMAC-SHA256 of both nonces under it.
@@ -87,7 +87,7 @@ class Welcome(msgspec.Struct, tag="welcome", frozen=True, array_like=True):
 def _struct(name: str, of: type, **types: Any) -> Any:
     """A struct with the fields of dataclass `of`, less those that cannot travel."""
     hints = typing.get_type_hints(of, vars(request)) | types
-    fields = []
+    fields: list[Any] = []
     for field in dataclasses.fields(of):
         if field.name in _STAYS:
             continue
@@ -144,8 +144,14 @@ class Leaving(msgspec.Struct, tag="leaving", frozen=True, array_like=True):
     """The replica finishes what it has and takes no more."""
 
 
+class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
+    """The engine died, and every request with it."""
+
+    reason: str
+
+
 ToReplica = Hello | Proof | Submit | Abort | Beat
-ToGateway = Challenge | Refusal | Welcome | Step | Refused | Beat | Leaving
+ToGateway = Challenge | Refusal | Welcome | Step | Refused | Beat | Leaving | Lost
 
 _encoder = msgspec.msgpack.Encoder()
 _from_gateway = msgspec.msgpack.Decoder(ToReplica)
@@ -174,7 +180,8 @@ def frame_size(head: bytes, bound: int = MAX_FRAME) -> int:
 def from_gateway(body: bytes) -> ToReplica:
     """The message that a gateway sent. Raises BadFrame."""
     try:
-        return _from_gateway.decode(body)
+        message: ToReplica = _from_gateway.decode(body)
+        return message
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadFrame(f"no message of a gateway: {error}") from None
 
@@ -182,7 +189,8 @@ def from_gateway(body: bytes) -> ToReplica:
 def from_replica(body: bytes) -> ToGateway:
     """The message that a replica sent. Raises BadFrame."""
     try:
-        return _from_replica.decode(body)
+        message: ToGateway = _from_replica.decode(body)
+        return message
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadFrame(f"no message of a replica: {error}") from None
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GATHER_BYTES = 2 << 20
+GATHER_BYTES = 1 << 20
 """Keys gathered a call: about what a core's own cache holds together with as many values."""
 
 TILE = 128
@@ -54,11 +54,16 @@ class Prefill(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A step's attention; rows of q from `num_rows` on belong to no sequence."""
+    """A step's attention; rows of q from `num_rows` on belong to no sequence.
+
+    `scratch` [2, slots, G, D] takes the gathered keys and values of every call and every layer:
+    memory that is asked for anew each time costs more than the product.
+    """
 
     decodes: list[Decode]
     prefills: list[Prefill]
     num_rows: int
+    scratch: Tensor
 
 
 class Span(NamedTuple):
@@ -92,9 +97,13 @@ def plan_attention(
         for group in _groups([s for s in spans if s.stop - s.start == 1], most_keys)
     ]
     long = [s for s in spans if s.stop - s.start > 1]
-    strip = _strip(long, window, kv)
-    prefills = [_prefill(span, block_table, strip, window, kv) for span in long]
-    return Plan(decodes, prefills, int(query_start[-1]))
+    prefills = []
+    if long:
+        strip = _strip(max(s.num_keys for s in long), window, kv)
+        prefills = [_prefill(span, block_table, strip, window, kv) for span in long]
+    most = max((len(part.slots) for part in (*decodes, *prefills)), default=0)
+    scratch = torch.empty((2, most, *kv.shape[3:]), dtype=kv.dtype, device=kv.device)
+    return Plan(decodes, prefills, int(query_start[-1]), scratch)
 
 
 def _spans(starts: list[int], lengths: list[int], window: int | None) -> list[Span]:
@@ -152,16 +161,14 @@ def _prefill(
     return Prefill(slots, tiles)
 
 
-def _strip(spans: list[Span], window: int | None, kv: Tensor) -> Tensor:
-    """The bias of every tile is a piece of this band: row i allows columns up to i past the
-    diagonal, and of those the last `window`."""
-    before = max((s.num_keys for s in spans), default=0)
-    if window is not None:
-        before = min(before, window)
-    offset = (
-        torch.arange(-before, TILE, device=kv.device)
-        - torch.arange(TILE, device=kv.device)[:, None]
-    )
+def _strip(most_keys: int, window: int | None, kv: Tensor) -> Tensor:
+    """The band of which every tile's bias is a piece.
+
+    Row i allows columns up to i past the diagonal, and of those the last `window`.
+    """
+    before = most_keys if window is None else min(most_keys, window)
+    columns = torch.arange(-before, TILE, device=kv.device)
+    offset = columns - torch.arange(TILE, device=kv.device)[:, None]
     hidden = offset > 0 if window is None else (offset > 0) | (offset <= -window)
     strip = torch.zeros(hidden.shape, dtype=kv.dtype, device=kv.device)
     return strip.masked_fill_(hidden, float("-inf"))
@@ -189,25 +196,28 @@ def paged_attention(
         plan = plan_attention(kv, block_table, query_start, kv_len, window=window)
     num_heads, head_size = q.shape[1:]
     num_kv_heads = kv.shape[3]
-    keys, values = kv.flatten(1, 2).unbind(0)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     out[plan.num_rows :].zero_()
     for rows, slots, bias in plan.decodes:
         shape = (len(rows), -1, num_kv_heads, head_size)
-        k = keys.index_select(0, slots).view(shape).transpose(1, 2)
-        v = values.index_select(0, slots).view(shape).transpose(1, 2)
+        k, v = (x.view(shape).transpose(1, 2) for x in _gather(kv, slots, plan.scratch))
         # All heads of a group see the same keys, so they can stand as rows of one query.
         grouped = q.index_select(0, rows).view(len(rows), num_kv_heads, -1, head_size)
         found = _attend(grouped, k, v, bias, scale, softcap)
         out.index_copy_(0, rows, found.reshape(len(rows), num_heads, head_size))
     for slots, tiles in plan.prefills:
-        k = keys.index_select(0, slots).transpose(0, 1)[None]
-        v = values.index_select(0, slots).transpose(0, 1)[None]
+        k, v = (x.transpose(0, 1)[None] for x in _gather(kv, slots, plan.scratch))
         for start, stop, left, right, bias in tiles:
             query = q[start:stop].transpose(0, 1)[None]
             found = _attend(query, k[:, :, left:right], v[:, :, left:right], bias, scale, softcap)
             out[start:stop] = found[0].transpose(0, 1)
     return out
+
+
+def _gather(kv: Tensor, slots: Tensor, scratch: Tensor) -> Iterator[Tensor]:
+    """Keys, then values of the slots: [len(slots), G, D] each, in scratch."""
+    for whole, part in zip(kv.flatten(1, 2), scratch[:, : len(slots)], strict=True):
+        yield torch.index_select(whole, 0, slots, out=part)
 
 
 def _attend(

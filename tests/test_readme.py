@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -45,6 +46,21 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     found = re.search(r"<!-- settings.*?-->\n(.*?)\n?<!-- /settings -->", README, re.DOTALL)
     assert found
     assert found[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
+
+
+def test_the_table_of_errors_has_every_code() -> None:
+    """Codes stand behind the status in every HTTPFailure and in the table of kinds."""
+    codes = set()
+    for path in (ROOT / "cluster").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("HTTPFailure", "_Kind"):
+                texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                codes |= {t for t in texts if isinstance(t, str) and re.fullmatch("[a-z_]+", t)}
+    codes -= {"invalid_request_error", "rate_limit_error", "server_error", "http_error"}
+    (table,) = re.findall(r"\| status \| code .*?\n\n", README, re.DOTALL)
+    cells = [row.split("|")[2] for row in table.strip().splitlines()[2:]]
+    shown = {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
+    assert shown == codes
 
 
 def test_every_file_it_points_to_is_there() -> None:

@@ -99,7 +99,7 @@ def shoal(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_completion_is_printed(server: Server) -> None:
-    done = shoal("complete", "one two", "--url", server.url, "--max-tokens", "5")
+    done = shoal("complete", "one two", "--url", server.url, "--max_tokens", "5")
     assert (done.returncode, done.stdout, done.stderr) == (0, "one two\n", "")
     assert server.bodies == [
         {"model": "echo", "prompt": "one two", "max_tokens": 5, "stream": True}

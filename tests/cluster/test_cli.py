@@ -59,3 +59,15 @@ def test_the_command_imports_neither_torch_nor_ray() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert not loaded & {"torch", "ray", "transformers", "fastapi", "aiohttp"}
+
+
+def test_a_shell_completes_the_flags() -> None:
+    code = "import sys; sys.argv = ['shoal']; from shoal.cluster.cli import main; main()"
+    asked = {
+        "_SHOAL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "shoal serve --max-m",
+        "COMP_CWORD": "2",
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
+    assert done.stdout.split() == ["--max-model-len"]

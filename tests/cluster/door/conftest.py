@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -275,3 +276,37 @@ def door(plain_door, tokenizer, card):
     plain_door.router.links_ = [plain_door.link]
     plain_door.router.state = "ready"
     return plain_door
+
+
+@pytest.fixture(scope="session")
+def serve_app():
+    """The context manager that puts an ASGI application behind a real uvicorn."""
+    return opened
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer_folder, tmp_path_factory):
+    """A random Llama of two layers with the tokenizer beside it."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("model")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=400,
+                hidden_size=64,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=16,
+                max_position_embeddings=CONTEXT,
+                bos_token_id=EOS,
+                eos_token_id=EOS,
+            )
+        )
+    model.to(torch.float32).save_pretrained(folder)
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    return str(folder)

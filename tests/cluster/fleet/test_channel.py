@@ -100,7 +100,7 @@ def test_the_card_and_the_load_come_by_message(channel, engine, until) -> None:
         link.submit(request("a", n=3), print)
         assert link.pressure == 3
         await until(lambda: link.load.running == 3 and other.pressure == 3)
-        assert link.pressure == 3 and link.load.counters == {"steps": 1.0}
+        assert link.pressure == 3 and link.load.counters == {"aborted": 0.0}
         link.close()
         other.close()
 
@@ -193,6 +193,21 @@ def test_a_dead_replica_ends_every_request_once(channel, engine, until) -> None:
         link.submit(request("c"), late.append)
         await until(lambda: len(late) == 1)
         assert isinstance(late[0], EngineLost)
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_dies_is_lost_with_its_reason(channel, engine, until) -> None:
+    async def main() -> None:
+        lost: list = []
+        link = await connect(channel, lost=lost)
+        got: list = []
+        link.submit(request("a", n=2), got.append)
+        await until(lambda: len(engine.live) == 2)
+        engine.die()
+        await until(lambda: lost)
+        assert len(got) == 1 and isinstance(got[0], EngineLost)
+        assert "the script said so" in got[0].message
 
     asyncio.run(main())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +44,12 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(*self.refusals[name])
         elif "/resolve/" in path:
             self.answer(200, body=FILES[path.partition(f"/resolve/{COMMIT}/")[2]])
+        elif "/tree/" in path:
+            tree = [
+                {"type": "file", "path": file, "size": len(body), "oid": "0" * 40}
+                for file, body in FILES.items()
+            ]
+            self.answer(200, body=json.dumps(tree).encode())
         elif path.endswith("/revision/none"):
             self.answer(404, "RevisionNotFound")
         else:
@@ -79,6 +84,7 @@ def hub(monkeypatch: Any) -> Iterator[str]:
         return real(*args, endpoint=address, **options)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", at_the_loopback)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield address
     server.shutdown()
     server.server_close()
@@ -120,18 +126,15 @@ def test_refusals(hub: str, tmp_path: Path, model: str, revision: str | None, wo
 
 
 def test_no_network(hub: str, tmp_path: Path, monkeypatch: Any) -> None:
-    real = huggingface_hub.snapshot_download
     monkeypatch.setattr(Hub, "do_GET", lambda self: self.connection.close())
     with pytest.raises(LoadError, match="cannot be reached, and 'shoal/open' is neither"):
         find_model("shoal/open", download_dir=str(tmp_path))
-    assert real is huggingface_hub.snapshot_download
 
 
 def test_full_disk(hub: str, tmp_path: Path, monkeypatch: Any) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
 
-    monkeypatch.setattr(shutil, "copyfileobj", full)
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(LoadError, match=r"disk is full.*download_dir"):
         find_model("shoal/open", download_dir=str(tmp_path))

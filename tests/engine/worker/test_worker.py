@@ -14,16 +14,38 @@ from shoal.engine.local import LocalExecutor
 from shoal.engine.loop import Loop
 from shoal.engine.request import FinishReason, Request, SamplingParams
 from shoal.engine.worker.worker import Worker, forecast
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 VOCAB, POISON = 128, 77
-ARCHITECTURES = ("LlamaForCausalLM",)
+WINDOWED = "Qwen2 with a window in its upper layer"
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", WINDOWED)
+
+
+def windowed_qwen2():
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=2,
+        use_sliding_window=True,
+        sliding_window=20,
+        max_window_layers=1,
+        architectures=["Qwen2ForCausalLM"],
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def model(request, random_model):
     """A model whose logits are well apart."""
-    model = AutoModelForCausalLM.from_pretrained(random_model(request.param), dtype=torch.float32)
+    if request.param == WINDOWED:
+        model = windowed_qwen2()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(random_model(request.param)).float()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -168,13 +190,19 @@ def drawn(index):
     )
 
 
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    """What each of sixteen drawn texts is when it has the engine to itself."""
+    alone = Engine(folder)
+    texts = [alone.one(prompt, drawn(i))["tokens"] for i, prompt in enumerate(prompts(16, seed=4))]
+    alone.executor.close()
+    return texts
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=["plain", "chunked", "overlapped", "starved"])
-def test_seeded_text_does_not_depend_on_company(engine, shape):
-    texts = prompts(16, seed=4)
-    alone = engine()
-    expected = [alone.one(prompt, drawn(i))["tokens"] for i, prompt in enumerate(texts)]
-    found = engine(**shape).run(requests_for(texts, drawn))
-    assert [found[str(i)]["tokens"] for i in range(16)] == expected
+def test_seeded_text_does_not_depend_on_company(engine, undisturbed, shape):
+    found = engine(**shape).run(requests_for(prompts(16, seed=4), drawn))
+    assert [found[str(i)]["tokens"] for i in range(16)] == undisturbed
 
 
 @pytest.mark.parametrize("cut", [1, 9])
@@ -222,14 +250,19 @@ def test_one_bad_request_in_sixteen_fails_alone(engine, poisoned, reason, overla
     assert again == well
 
 
+def test_layers_that_see_a_window_have_blocks_of_their_own(engine, model):
+    groups = engine().capacity.groups
+    windows = {"qwen2": [None, 20]}.get(model.config.model_type, [None])
+    assert [group.window for group in groups] == windows
+
+
 def test_what_start_finds_out(folder, engine):
     run = engine(max_num_seqs=4, threads=None)
     capacity = run.capacity
     assert (capacity.vocab_size, capacity.max_model_len) == (VOCAB, 128)
     assert capacity.eos_token_ids == frozenset({2})
     assert (capacity.dtype, capacity.device, capacity.block_size) == ("float32", "cpu", 8)
-    assert len(capacity.num_blocks) == len(capacity.groups) == 1
-    assert capacity.num_blocks[0] == 2 * (4 * 16 + 1)
+    assert capacity.num_blocks == (2 * (4 * 16 + 1),) * len(capacity.groups)
     assert [name for name, _ in capacity.phases] == ["size", "load", "cache"]
     assert dict(capacity.table)["weights"] == dict(forecast(run.config).sizing.table)["weights"]
     health = run.executor.call("health")[0]
@@ -259,4 +292,13 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(folder, tmp_path, over
     dummy = EngineConfig(
         model=str(tmp_path), num_gpu_blocks_override=3, max_model_len=64, load_format="dummy"
     )
-    assert Worker().start(dummy).num_blocks == (3,)
+    assert set(Worker().start(dummy).num_blocks) == {3}
+
+
+def test_whoever_starts_a_rank_may_watch_it_load(folder):
+    seen = []
+    worker = Worker(on_load=lambda done, total: seen.append((done, total)))
+    worker.start(EngineConfig(model=str(folder), num_gpu_blocks_override=8, max_model_len=64))
+    worker.close()
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] > 0

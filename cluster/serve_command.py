@@ -1,0 +1,70 @@
+"""`shoal serve`: its help from the settings, its line read by `flags.py`, its launchers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from .banner import Progress
+from .flags import configure, parameters
+
+
+class ServeCommand(typer.core.TyperCommand):
+    """`shoal serve`: typer draws its help and completes its words, `flags.py` reads its line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Leave the arguments in `ctx.obj`, unless help or completions are asked for."""
+        wanted = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
+        if wanted or ctx.resilient_parsing:
+            return super().parse_args(ctx, wanted or args)
+        ctx.obj = [arg for arg in args if arg != "--debug"]
+        return super().parse_args(ctx, [])
+
+
+def _help_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        for parameter in ctx.command.params:
+            parameter.hidden = False  # type: ignore[attr-defined]
+        typer.echo(ctx.get_help())
+        raise typer.Exit()
+
+
+def _serve(ctx: typer.Context, **_: object) -> None:
+    """Serve a model over the OpenAI API."""
+    config = configure(ctx.obj)
+    progress = Progress()
+    if config.local:
+        with progress.phase("start Python"):
+            from .local import run_local
+        run_local(config, progress)
+    else:
+        with progress.phase("start Python"):
+            from .app import run
+        run(config, progress)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register `serve`, with a flag for each setting."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    model = typer.Argument(help="Folder or hub id (default: the bundled model).", metavar="MODEL")
+    file = typer.Option("--config", "-c", help="YAML file of the same keys.", metavar="FILE")
+    every = typer.Option(
+        "--help-all", help="Show every flag.", metavar="", callback=_help_all, is_eager=True
+    )
+    debug = typer.Option("--debug", help="Show tracebacks.", metavar="", hidden=True)
+    _serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter("ctx", kind, annotation=typer.Context),
+            inspect.Parameter("model", kind, default=None, annotation=Annotated[str | None, model]),
+            inspect.Parameter("config", kind, default=None, annotation=Annotated[str | None, file]),
+            inspect.Parameter("help_all", kind, default=False, annotation=Annotated[bool, every]),
+            inspect.Parameter("debug", kind, default=False, annotation=Annotated[bool, debug]),
+            *parameters(),
+        ]
+    )
+    parts = _serve.__signature__.parameters  # type: ignore[attr-defined]
+    _serve.__annotations__ = {name: part.annotation for name, part in parts.items()}
+    app.command("serve", cls=ServeCommand)(_serve)

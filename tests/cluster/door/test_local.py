@@ -1,0 +1,143 @@
+"""`run_local` as a process: loading, serving, signals, a port that is taken."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx2 as httpx
+import pytest
+from shoal.cluster.ports import free_port
+
+PROGRAM = """
+import sys
+from shoal.cluster.config import serve_config
+from shoal.cluster.local import run_local
+import json
+run_local(serve_config(json.loads(sys.argv[1]), environ={}))
+"""
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, folder, logs, **settings):
+        self.port = settings.setdefault("port", free_port())
+        self.url = f"http://127.0.0.1:{self.port}"
+        settings |= {"model": folder, "log_dir": str(logs), "served_model_name": ["m"]}
+        settings |= {"threads": 1, "num_gpu_blocks_override": 256}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, json.dumps(settings)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def health(self):
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).json()["status"]
+        except httpx.TransportError:
+            return None
+
+    def until(self, status):
+        deadline = time.monotonic() + 60
+        while (found := self.health()) != status:
+            assert self.process.poll() is None, self.process.stdout.read()
+            assert time.monotonic() < deadline, found
+            time.sleep(0.02)
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(30), self.process.stdout.read()
+
+
+@pytest.fixture
+def start(model_folder, tmp_path):
+    begun = []
+
+    def start_(**settings):
+        begun.append(Process(model_folder, tmp_path, **settings))
+        return begun[-1]
+
+    yield start_
+    for server in begun:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.wait()
+        server.process.stdout.close()
+
+
+class Reader:
+    """Reads a long stream on a thread."""
+
+    def __init__(self, server, **fields):
+        self._url = f"{server.url}/v1/completions"
+        self._body = {"prompt": "a", "max_tokens": 250, "min_tokens": 250, "stream": True, **fields}
+        self._pieces = []
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+        assert self._begun.wait(30)
+
+    def _read(self):
+        with httpx.stream("POST", self._url, json=self._body, timeout=60) as answer:
+            for piece in answer.iter_text():
+                self._pieces.append(piece)
+                self._begun.set()
+
+    def events(self):
+        self._thread.join(30)
+        return "".join(self._pieces).strip().split("\n\n")
+
+
+def test_it_loads_serves_and_lets_streams_end(start, tmp_path):
+    server = start()
+    server.until("loading")
+    early = httpx.post(f"{server.url}/v1/completions", json={"prompt": "secret words"})
+    assert early.status_code == 200 or early.headers["retry-after"]
+    server.until("ready")
+    headers = {"x-request-id": "known-by-this"}
+    body = {"prompt": "secret words", "max_tokens": 2}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers)
+    assert answer.json()["usage"]["completion_tokens"] <= 2
+    stream = Reader(server, n=4)
+    code, said = server.end(signal.SIGTERM)
+    *told, done = stream.events()
+    assert code == 0
+    assert done == "data: [DONE]"
+    assert sum('"finish_reason":"length"' in event for event in told) == 4
+    assert not any("error" in event for event in told)
+    assert f"{server.url}/v1" in said
+    logged = "".join(file.read_text() for file in tmp_path.glob("*.log*"))
+    assert "known-by-this" in logged
+    assert "secret words" not in logged + said
+
+
+def test_a_stream_that_outlasts_the_shutdown_is_told(start):
+    server = start(shutdown_timeout=0)
+    server.until("ready")
+    stream = Reader(server, n=100)
+    code, _ = server.end(signal.SIGINT)
+    *_, error, done = stream.events()
+    assert code == 0
+    assert done == "data: [DONE]"
+    assert "shutting down" in json.loads(error.removeprefix("data: "))["error"]["message"]
+
+
+def test_a_port_that_is_taken_is_an_error_with_its_holder(start):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = start(port=listener.getsockname()[1])
+        said = server.process.communicate(timeout=60)[0]
+    assert server.process.returncode != 0
+    assert f"process {os.getpid()}" in said
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path, tokenizer_folder):
+    server = Process(tokenizer_folder, tmp_path)
+    said = server.process.communicate(timeout=60)[0]
+    assert server.process.returncode != 0
+    assert "config.json" in said
