@@ -91,7 +91,9 @@ class Guard:
         route = scope.get("route")
         handler = getattr(route, "path", "other")
         self._metrics.answered(handler, scope["method"], status or 499, seconds)
-        log.info(
+        polled = scope["path"] in (*OPEN_PATHS, "/metrics")
+        log.log(
+            logging.DEBUG if polled else logging.INFO,
             "%s %s %s %s %.3fs",
             request_id,
             scope["method"],

@@ -14,8 +14,8 @@ from .link import ModelCard
 from .protocol import ChatTemplateFields, CompletionRequest, Sampling, json_kind
 
 MAX_PROMPTS = 1024
-THREAD_FROM_CHARACTERS = 4096
-"""A text of this length takes about a millisecond to tokenize: too long for the event loop."""
+THREAD_FROM = 4096
+"""So many characters or tokens take a millisecond or more: too long for the event loop."""
 
 _RESERVED = frozenset(
     {"messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"}
@@ -43,7 +43,7 @@ async def completion_prompts(
         else:
             check_ids(prompt, card, where)
             ids = tuple(prompt)
-            text = tokenizer.decode(prompt, skip_special_tokens=False) if request.echo else ""
+            text = await decode(tokenizer, prompt) if request.echo else ""
         if not ids:
             raise InvalidRequest(f"{where} must not be empty: it has no tokens", "prompt")
         found.append(Prompt(truncated(ids, request, card), text))
@@ -98,6 +98,11 @@ async def encode(
     return await _off_loop(
         len(text), lambda: tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
     )
+
+
+async def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text of `ids`, special tokens included; that of many is made beside the event loop."""
+    return await _off_loop(len(ids), lambda: tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def check_ids(ids: list[int], card: ModelCard, param: str) -> None:
@@ -169,7 +174,7 @@ def _split(prompt: object) -> list[tuple[str, str | list[int]]]:
     return [(f"prompt[{index}]", item) for index, item in enumerate(prompt)]
 
 
-async def _off_loop(num_characters: int, work: Callable[[], T]) -> T:
-    if num_characters < THREAD_FROM_CHARACTERS:
+async def _off_loop(size: int, work: Callable[[], T]) -> T:
+    if size < THREAD_FROM:
         return work()
     return await asyncio.to_thread(work)

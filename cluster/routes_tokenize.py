@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
-from .prompts import chat_prompt, check_ids, encode
+from .prompts import chat_prompt, check_ids, decode, encode
 from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest, parse
 from .serving import Serving, json_response
 
@@ -41,4 +41,4 @@ async def detokenize(serving: Serving, http: HTTPRequest) -> Response:
     card = serving.card(request.model)
     check_ids(request.tokens, card, "tokens")
     tokenizer = await serving.tokenizer(card)
-    return json_response({"prompt": tokenizer.decode(request.tokens, skip_special_tokens=False)})
+    return json_response({"prompt": await decode(tokenizer, request.tokens)})
