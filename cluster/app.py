@@ -26,6 +26,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ..engine.errors import EngineLost
+from ..engine.model.config import model_facts
+from ..engine.model.hub import find_model
 from . import logs
 from .banner import Progress
 from .config import ServeConfig, serve_config
@@ -96,6 +98,9 @@ def run(
     progress = progress or Progress()
     check_port(config.host, config.port)
     logs.start(config, "serve", terminal=True)
+    if _address(config) is None:
+        with progress.phase("find the model"):
+            _check_model(config)
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -115,6 +120,14 @@ def run(
             pass
         progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
         _drain(config)
+
+
+def _check_model(config: ServeConfig) -> None:
+    """Fetch the model where need be, once for all replicas of this machine. Raises LoadError."""
+    engine = config.engine
+    model_facts(
+        find_model(engine.model, revision=engine.revision, download_dir=engine.download_dir)
+    )
 
 
 def _anywhere(config: ServeConfig) -> ServeConfig:

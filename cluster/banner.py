@@ -142,7 +142,10 @@ def _live_bar(file: IO[str]) -> Bar:
 def _volume(num_bytes: int, seconds: float) -> str:
     if not num_bytes:
         return ""
-    return f"  {num_bytes / 1e9:.2f} GB, {num_bytes / 1e9 / max(seconds, 1e-3):.2f} GB/s"
+    scale, unit = (1e9, "GB") if num_bytes >= 1e9 else (1e6, "MB")
+    return (
+        f"  {num_bytes / scale:.1f} {unit}, {num_bytes / scale / max(seconds, 1e-3):.1f} {unit}/s"
+    )
 
 
 def banner(

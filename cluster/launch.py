@@ -13,10 +13,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from .processes import Guard
+from ..engine.errors import EngineLost
+from .processes import Guard, end_all
 
 OBJECT_STORE_BYTES = 80 << 20
+ATTEMPTS = 2  # Ray gives itself 30 s, which is short on a machine that is busy
 _MAX_FOLDER = 40  # Ray puts Unix sockets below it, whose paths end at 107 bytes
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -24,13 +28,29 @@ def private_ray(log_dir: Path) -> Iterator[None]:
     """Inside, this process is the driver of a Ray of its own; after it no process of it is left.
 
     Its logs lie in `log_dir`/ray. Nothing is sent home, nobody without the token made here can
-    join, and processes of other Rays on this machine are neither found nor touched.
+    join, and processes of other Rays on this machine are neither found nor touched. Raises
+    EngineLost when Ray does not start.
     """
     import ray
 
     folder = _temporary_folder()
     guard = Guard(folder)
     with _environment(_settings()):
+        try:
+            _start_ray(folder)
+            _show_logs(folder, log_dir)
+            yield
+        finally:
+            ray.shutdown()
+            _keep_logs(folder, log_dir)
+            guard.close()
+
+
+def _start_ray(folder: Path) -> None:
+    """Raises EngineLost."""
+    import ray
+
+    for attempts_left in reversed(range(ATTEMPTS)):
         try:
             with _elsewhere(folder):
                 ray.init(
@@ -43,12 +63,13 @@ def private_ray(log_dir: Path) -> Iterator[None]:
                     _temp_dir=str(folder),
                     _node_ip_address="127.0.0.1",
                 )
-            _show_logs(folder, log_dir)
-            yield
-        finally:
+            return
+        except Exception as error:  # Ray raises bare Exceptions here
+            log.exception("Ray did not start")
             ray.shutdown()
-            _keep_logs(folder, log_dir)
-            guard.close()
+            end_all(folder, os.getpid())
+            if not attempts_left:
+                raise EngineLost(f"Ray does not start on this machine: {error}") from error
 
 
 @contextmanager

@@ -13,7 +13,9 @@ import uvicorn
 
 from ..engine.engine import AsyncEngine
 from ..engine.errors import EngineLost, ShoalError, UnknownModel
+from ..engine.local import LocalExecutor
 from ..engine.request import FinishReason, Request, Update
+from ..engine.worker.worker import Worker
 from . import logs
 from .banner import Progress
 from .card import model_card
@@ -161,7 +163,7 @@ class _Local:
         self._router = LocalRouter(config.replicas)
         self._door = Turnstile(build_gateway(config, self._router))
         self._server = _Server(_web(config, self._door))
-        self._engines = [AsyncEngine(config.engine) for _ in range(config.replicas)]
+        self._engines = [_engine(config, progress) for _ in range(config.replicas)]
         self._failure: BaseException | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -223,6 +225,11 @@ class _Local:
 
     def _leave(self) -> None:
         self._server.should_exit = True
+
+
+def _engine(config: ServeConfig, progress: Progress) -> AsyncEngine:
+    worker = Worker(on_load=progress.advance)
+    return AsyncEngine(config.engine, LocalExecutor(config.engine, worker))
 
 
 class _Server(uvicorn.Server):

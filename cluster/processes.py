@@ -53,14 +53,20 @@ def _is_below(handle: Path, folder: Path) -> bool:
         return False
 
 
-def _guard(folder: Path, driver: int) -> None:
-    sys.stdin.buffer.read()
+def end_all(folder: Path, spared: int) -> None:
+    """Kill the processes with a file open below `folder`, but for `spared`, and wait till they are
+    gone."""
     until = time.monotonic() + WAIT_S
-    while (left := holding(folder) - {driver}) and time.monotonic() < until:
+    while (left := holding(folder) - {spared}) and time.monotonic() < until:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def _guard(folder: Path, driver: int) -> None:
+    sys.stdin.buffer.read()
+    end_all(folder, driver)
     shutil.rmtree(folder, ignore_errors=True)
 
 

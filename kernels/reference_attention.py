@@ -97,8 +97,10 @@ def plan_attention(
         for group in _groups([s for s in spans if s.stop - s.start == 1], most_keys)
     ]
     long = [s for s in spans if s.stop - s.start > 1]
-    strip = _strip(long, window, kv)
-    prefills = [_prefill(span, block_table, strip, window, kv) for span in long]
+    prefills = []
+    if long:
+        strip = _strip(max(s.num_keys for s in long), window, kv)
+        prefills = [_prefill(span, block_table, strip, window, kv) for span in long]
     most = max((len(part.slots) for part in (*decodes, *prefills)), default=0)
     scratch = torch.empty((2, most, *kv.shape[3:]), dtype=kv.dtype, device=kv.device)
     return Plan(decodes, prefills, int(query_start[-1]), scratch)
@@ -159,16 +161,14 @@ def _prefill(
     return Prefill(slots, tiles)
 
 
-def _strip(spans: list[Span], window: int | None, kv: Tensor) -> Tensor:
-    """The bias of every tile is a piece of this band: row i allows columns up to i past the
-    diagonal, and of those the last `window`."""
-    before = max((s.num_keys for s in spans), default=0)
-    if window is not None:
-        before = min(before, window)
-    offset = (
-        torch.arange(-before, TILE, device=kv.device)
-        - torch.arange(TILE, device=kv.device)[:, None]
-    )
+def _strip(most_keys: int, window: int | None, kv: Tensor) -> Tensor:
+    """The band of which every tile's bias is a piece.
+
+    Row i allows columns up to i past the diagonal, and of those the last `window`.
+    """
+    before = most_keys if window is None else min(most_keys, window)
+    columns = torch.arange(-before, TILE, device=kv.device)
+    offset = columns - torch.arange(TILE, device=kv.device)[:, None]
     hidden = offset > 0 if window is None else (offset > 0) | (offset <= -window)
     strip = torch.zeros(hidden.shape, dtype=kv.dtype, device=kv.device)
     return strip.masked_fill_(hidden, float("-inf"))

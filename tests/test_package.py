@@ -59,20 +59,32 @@ def third_party(folder: Path) -> Mapping[str, str]:
     return found
 
 
+def undeclared(folders: tuple[str, ...], requirements: list[str]) -> Mapping[str, str]:
+    """Third-party modules imported in `folders` that no requirement brings, and who does."""
+    declared = {canonical(r) for r in requirements}
+    homes = packages_distributions()
+    beside = {"tests"} | {path.stem for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    return {
+        module: where
+        for folder in folders
+        for module, where in third_party(ROOT / folder).items()
+        if module not in beside
+        and not {canonical(d) for d in homes.get(module, [module])} & declared
+    }
+
+
 def test_every_import_is_declared() -> None:
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
     runtime = [r for name, lines in extras.items() if name != "test" for r in lines]
-    declared = {canonical(r) for r in [*project["dependencies"], *runtime]}
-    homes = packages_distributions()
     # triton comes with the torch builds that can use it, and must be of the version torch chose.
-    declared.add("triton")
-    missing = {}
-    for floor in FLOORS:
-        for module, where in third_party(ROOT / floor).items():
-            if not {canonical(d) for d in homes.get(module, [module])} & declared:
-                missing[module] = where
-    assert missing == {}
+    assert undeclared(FLOORS, [*project["dependencies"], *runtime, "triton"]) == {}
+
+
+def test_what_the_tests_import_is_declared_too() -> None:
+    project = PROJECT["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    assert undeclared(("tests", "configs", "benchmarks"), lines) == {}
 
 
 def test_nothing_is_declared_in_vain() -> None:

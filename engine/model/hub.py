@@ -9,7 +9,10 @@ from pathlib import Path
 
 from ..errors import LoadError
 
-WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+DESCRIPTION = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+"""All but the weights: enough for a tokenizer, and for dummy weights."""
+
+WANTED = (*DESCRIPTION, "*.safetensors")
 UNWANTED = ("original/*", "consolidated*", "onnx/*", "*.msgpack")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...kernels import ops
 from ..errors import LoadError
 from .config import ModelConfig, read_config
-from .hub import find_model
+from .hub import DESCRIPTION, WANTED, find_model
 from .mesh import Mesh
 from .shard import Claim, claims
 from .weights import WeightFile, digest, weight_files
@@ -48,7 +48,11 @@ DUMMY_PERIOD = 1_000_003
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model ready to run. `digest` names its weights and the dtype they are served in."""
+    """A model ready to run.
+
+    `digest` names all that its text follows from: the weights, the dtype they are served in, and
+    the constants of its rope.
+    """
 
     model: CausalLM
     config: ModelConfig
@@ -74,20 +78,28 @@ def load(
     `load_format` "dummy" needs config.json alone and draws weights from `seed`. `progress` is
     called with (bytes done, bytes in all). Raises LoadError, ConfigError.
     """
-    folder = find_model(str(model), revision=revision, download_dir=download_dir)
+    dummy = load_format == "dummy"
+    folder = find_model(
+        str(model),
+        revision=revision,
+        download_dir=download_dir,
+        wanted=DESCRIPTION if dummy else WANTED,
+    )
     config = read_config(folder)
-    mesh = mesh or Mesh()
-    files = [] if load_format == "dummy" else weight_files(folder)
+    files = [] if dummy else weight_files(folder)
     chosen = choose_dtype(dtype, config, torch.device(device))
-    built = build(config, mesh, chosen, device, max_len=max_len)
+    built = build(config, mesh or Mesh(), chosen, device, max_len=max_len)
     assert isinstance(built, nn.Module)
-    if load_format == "dummy":
+    if dummy:
         draw(claims(built), seed)
-        name = digest(config.text, (), f"dummy {seed}", str(chosen))
     else:
         fill(list(claims(built)), files, progress or _silent, _leftovers(config))
-        name = digest(config.text, files, str(chosen))
-    return LoadedModel(model=built, config=config, dtype=chosen, digest=name)
+    # Rope frequencies may follow from max_len, and then other text follows from them.
+    constants = [f"{name} {constant.tolist()}" for name, constant in built.named_buffers()]
+    words = (f"dummy {seed}" if dummy else "", str(chosen), *constants)
+    return LoadedModel(
+        model=built, config=config, dtype=chosen, digest=digest(config.text, files, *words)
+    )
 
 
 def _silent(done: int, total: int) -> None:

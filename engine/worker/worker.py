@@ -77,9 +77,14 @@ def footprint(config: ModelConfig, dtype: torch.dtype) -> Footprint:
 
 
 class Worker:
-    """One rank; `start` comes first, and all calls on one thread."""
+    """One rank; `start` comes first, and all calls on one thread.
 
-    def __init__(self) -> None:
+    `on_load` is told (bytes done, bytes in all) while weights are read; without it a terminal gets
+    a bar.
+    """
+
+    def __init__(self, on_load: Callable[[int, int], None] | None = None) -> None:
+        self._on_load = on_load
         self._runner: Runner | None = None
         self._device: Device | None = None
         self._step = -1
@@ -95,7 +100,7 @@ class Worker:
         device, self._device = plan.device, plan.device
         threads = device.prepare(config.threads, config.memory_sharers)
         clock.lap("size")
-        with _progress(plan.folder.name) as progress:
+        with _progress(plan.folder.name, self._on_load) as progress:
             loaded = load(
                 plan.folder,
                 device=device.place,
@@ -186,8 +191,15 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for (bytes done, bytes in all), once it takes a while and where there is a terminal."""
+def _progress(
+    name: str, on_load: Callable[[int, int], None] | None
+) -> Iterator[Callable[[int, int], None]]:
+    """Who is told (bytes done, bytes in all): `on_load`, or a bar, once it takes a while and where
+    there is a terminal.
+    """
+    if on_load is not None:
+        yield on_load
+        return
     options: Any = {"unit": "B", "unit_scale": True, "delay": 0.5, "disable": None, "leave": False}
     with tqdm(desc=f"loading {name}", **options) as bar:
 

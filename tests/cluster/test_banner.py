@@ -41,7 +41,7 @@ def test_off_a_terminal_each_phase_is_one_line() -> None:
         _ = 1 / 0
     lines = err.getvalue().splitlines()
     assert len(lines) == 1
-    assert "load the model" in lines[0] and "2.00 GB" in lines[0]
+    assert "load the model" in lines[0] and "2.0 GB" in lines[0]
     assert not out.getvalue()
 
 

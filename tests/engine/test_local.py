@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -118,6 +121,32 @@ def test_errors_of_the_start_pass_through(config):
         executor.start(few)
     assert error.value.key == "max_num_seqs"
     executor.close()
+
+
+CHILD = """
+import os, sys
+from shoal.engine.config import EngineConfig
+from shoal.engine.errors import LoadError
+from shoal.engine.local import LocalExecutor
+assert "torch" not in sys.modules
+config = EngineConfig(model="/nowhere")
+try:
+    LocalExecutor(config).start(config)
+except LoadError:
+    print(os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_may_sleep_unless_told_otherwise(given, expected):
+    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], env=env | given, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == expected, done.stderr
 
 
 def test_closing_drops_what_waits(config):

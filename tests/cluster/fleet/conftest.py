@@ -54,6 +54,11 @@ def channel(engine: ScriptedEngine) -> Iterator[Channel]:
         yield channel
 
 
+@pytest.fixture
+def card() -> ModelCard:
+    return CARD
+
+
 @pytest.fixture(scope="session")
 def until() -> Callable:
     return _until

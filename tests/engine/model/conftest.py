@@ -105,7 +105,9 @@ def random_model() -> Callable[..., Any]:
 
     def make(config: Any, folder: Path, seed: int = 0, **options: Any) -> Any:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         with torch.no_grad():

@@ -227,6 +227,11 @@ def test_digest_follows_content(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     assert digest(copy) == first
     assert digest(folder, dtype="bfloat16") != first
+    assert digest(folder, max_len=64) == first
+    edit(copy, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    stretched = [digest(copy, max_len=length) for length in (64, 128, 200)]
+    assert stretched[0] == stretched[1] != stretched[2]
+    (copy / "config.json").write_bytes((folder / "config.json").read_bytes())
     dummies = [digest(folder, load_format="dummy", seed=seed) for seed in (1, 1, 2)]
     assert dummies[0] == dummies[1] != dummies[2] and first not in dummies
     change(copy, lm_head__weight=load_file(copy / "model.safetensors")["lm_head.weight"] * 1.01)

@@ -293,3 +293,12 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(folder, tmp_path, over
         model=str(tmp_path), num_gpu_blocks_override=3, max_model_len=64, load_format="dummy"
     )
     assert set(Worker().start(dummy).num_blocks) == {3}
+
+
+def test_whoever_starts_a_rank_may_watch_it_load(folder):
+    seen = []
+    worker = Worker(on_load=lambda done, total: seen.append((done, total)))
+    worker.start(EngineConfig(model=str(folder), num_gpu_blocks_override=8, max_model_len=64))
+    worker.close()
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] > 0
