@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -128,6 +129,16 @@ def body_of(*names: str) -> Schema:
     """A request body of one of the described shapes."""
     schema = named(names[0]) if len(names) == 1 else {"anyOf": [named(name) for name in names]}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def path_of(path: str) -> Schema:
+    """The parameters of a path."""
+    names = re.findall(r"{(\w+)", path)
+    return {
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names
+        ]
+    }
 
 
 def answers_of(answer: str, streams: bool = False) -> dict[int | str, dict[str, Any]]:
