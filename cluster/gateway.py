@@ -22,7 +22,7 @@ from .config import ServeConfig
 from .errors import HTTPFailure
 from .guard import Guard
 from .link import Router
-from .openapi import answers_of, body_of, describe, docs_page
+from .openapi import answers_of, body_of, describe, docs_page, path_of
 from .routes_generate import create_chat_completion, create_completion
 from .routes_tokenize import detokenize, tokenize
 from .serving import Handler, Serving, answering, failure_response
@@ -100,7 +100,7 @@ def _add(app: FastAPI, serving: Serving, route: Route) -> None:
         operation_id=route.action.__name__,
         response_model=None,
         responses=answers_of(route.answer, route.streams),
-        openapi_extra=body_of(*route.bodies) if route.bodies else None,
+        openapi_extra=body_of(*route.bodies) if route.bodies else path_of(route.path),
     )
     if route.head:
         app.add_route(route.path, handler, methods=["HEAD"], include_in_schema=False)

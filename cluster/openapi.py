@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -130,6 +131,16 @@ def body_of(*names: str) -> Schema:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def path_of(path: str) -> Schema:
+    """The parameters of a path."""
+    names = re.findall(r"{(\w+)", path)
+    return {
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names
+        ]
+    }
+
+
 def answers_of(answer: str, streams: bool = False) -> dict[int | str, dict[str, Any]]:
     """The answers of a route: the shape `answer` (`text`: plain text), or an error object."""
     content: Schema = {"application/json": {"schema": named(answer)}}
@@ -151,13 +162,33 @@ def describe(generated: Schema, version: str) -> Schema:
         [(model, "validation") for model in REQUESTS],
         ref_template="#/components/schemas/{model}",
     )
-    generated.setdefault("components", {})["schemas"] = {**definitions["$defs"], **ANSWERS}
+    requests = {name: _with_nulls(schema) for name, schema in definitions["$defs"].items()}
+    generated.setdefault("components", {})["schemas"] = {**requests, **ANSWERS}
     generated["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     }
     generated["info"] = {"title": "shoal", "version": version}
     return generated
+
+
+def _with_nulls(schema: Schema) -> Schema:
+    """A request's schema that says of its optional fields what holds of all: null is absent."""
+    required = schema.get("required", ())
+    fields = {
+        name: field if name in required or _takes_null(field) else _or_null(field)
+        for name, field in schema.get("properties", {}).items()
+    }
+    return {**schema, "properties": fields}
+
+
+def _takes_null(field: Schema) -> bool:
+    return "anyOf" in field and {"type": "null"} in field["anyOf"]
+
+
+def _or_null(field: Schema) -> Schema:
+    told = {name: field[name] for name in ("title", "description", "default") if name in field}
+    return {**told, **_nullable({k: v for k, v in field.items() if k not in told})}
 
 
 @cache

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from . import admission
@@ -57,8 +58,7 @@ class AsyncEngine:
         self._capacity: Capacity | None = None
         self._seeds = admission.Seeds(config.seed)
         self._thread = threading.Thread(target=self._main, name="shoal-engine", daemon=True)
-        self._ready = threading.Event()
-        self._failure: BaseException | None = None
+        self._loaded: SimpleQueue[BaseException | None] = SimpleQueue()
         self._wake = threading.Condition()
         # Guarded by `_wake`:
         self._inbox: deque[Request | _Abort | Update] = deque()
@@ -73,10 +73,9 @@ class AsyncEngine:
         Raises ConfigError, LoadError.
         """
         self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
+        if (failure := self._loaded.get()) is not None:
             self._thread.join()
-            raise self._failure
+            raise failure
         return self.capacity
 
     @property
@@ -178,7 +177,7 @@ class AsyncEngine:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if not self._ready.is_set() or self._thread is threading.current_thread():
+        if self._capacity is None or self._thread is threading.current_thread():
             return  # a load under way cannot be stopped; the thread ends after it
         self._thread.join()
         bug = self._lost.__cause__ if self._lost is not None else None
@@ -218,10 +217,9 @@ class AsyncEngine:
                 stack.callback(executor.close)
                 self._load(executor)
             except BaseException as error:
-                self._failure = error
+                self._loaded.put(error)
                 return
-            finally:
-                self._ready.set()
+            self._loaded.put(None)
             self._run()
 
     def _load(self, executor: Executor) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
 from . import admission
@@ -237,16 +238,55 @@ def _refuse_lora(lora_request: object) -> None:
 def _run(
     engine: AsyncEngine, answers: Mapping[str, Answer], use_tqdm: bool | Callable[..., Any]
 ) -> None:
-    """Have all answers made, as many at once as the engine takes."""
-    updates: SimpleQueue[list[Update]] = SimpleQueue()
-    sink = updates.put
+    """Have all answers made, as many at once as the engine takes.
+
+    The work is done on a thread of its own. An interrupt strikes the caller's thread anywhere, and
+    one that struck between a lock and its release would stop the engine for good; here it finds
+    that thread waiting in a queue, which needs no lock of Python's. The wait is cut into pieces
+    because an interrupt that comes just before it is noticed only after it.
+    """
+    updates: SimpleQueue[list[Update] | None] = SimpleQueue()
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            _drive(engine, answers, updates, use_tqdm)
+            done.put(None)
+        except BaseException as error:
+            done.put(error)
+
+    def wait() -> BaseException | None:
+        while True:
+            with contextlib.suppress(Empty):
+                return done.get(timeout=0.1)
+
+    try:
+        start_new_thread(work, ())
+        error = wait()
+    except BaseException:
+        updates.put(None)
+        wait()
+        raise
+    if error is not None:
+        raise error
+
+
+def _drive(
+    engine: AsyncEngine,
+    answers: Mapping[str, Answer],
+    updates: SimpleQueue[list[Update] | None],
+    use_tqdm: bool | Callable[..., Any],
+) -> None:
+    """Submit and collect until all answers are finished, or None comes among the updates."""
     ahead = deque(answers.values())
     live: set[str] = set()
     with Progress(use_tqdm, len(answers)) as progress:
         try:
             while ahead or live:
-                _feed(engine, ahead, live, sink)
-                for update in updates.get():
+                _feed(engine, ahead, live, updates.put)
+                if (batch := updates.get()) is None:
+                    return
+                for update in batch:
                     answer = answers[update.id]
                     if answer.take(update):
                         engine.abort(update.id, update.sibling)

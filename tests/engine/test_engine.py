@@ -7,100 +7,17 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from shoal.engine import engine as engine_module
-from shoal.engine.admission import Seeds, room_for_output
 from shoal.engine.config import EngineConfig
 from shoal.engine.engine import AsyncEngine
-from shoal.engine.errors import ContextTooLong, EngineLost, InvalidRequest, Overloaded, WorkerLost
+from shoal.engine.errors import ContextTooLong, EngineLost, InvalidRequest, WorkerLost
 from shoal.engine.executor import Capacity
 from shoal.engine.plan import Result
-from shoal.engine.request import FinishReason, Request, SamplingParams, Update
+from shoal.engine.request import FinishReason, Request, Update
 
-from .core.fake import EOS, VOCAB, FakeExecutor, capacity, reference
-
-MAX_LEN = 64
-
-
-class Executor(FakeExecutor):
-    """The fake model; `gate` holds each result back, `broken` makes the next one fail."""
-
-    def __init__(self, depth: int = 1) -> None:
-        super().__init__(capacity(num_blocks=200, max_model_len=MAX_LEN), depth=depth)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.waiting = threading.Event()
-        self.broken: Exception | None = None
-        self.closed = 0
-
-    def start(self, config: EngineConfig) -> Capacity:
-        return capacity(num_blocks=200, max_model_len=MAX_LEN)
-
-    def collect(self) -> Result:
-        self.waiting.set()
-        assert self.gate.wait(30)
-        if self.broken is not None:
-            raise self.broken
-        return super().collect()
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-class Caller:
-    """Collects what a sink is given, and waits for ends."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Update]] = []
-        self.changed = threading.Condition()
-
-    def sink(self, updates: list[Update]) -> None:
-        with self.changed:
-            self.batches.append(updates)
-            self.changed.notify_all()
-
-    @property
-    def updates(self) -> list[Update]:
-        return [update for batch in self.batches for update in batch]
-
-    def ends(self) -> int:
-        return sum(update.finish is not None for update in self.updates)
-
-    def wait(self, num_ends: int) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: self.ends() >= num_ends, 30)
-
-    def tokens(self, id: str, sibling: int = 0) -> list[int]:
-        return [t for u in self.updates if (u.id, u.sibling) == (id, sibling) for t in u.tokens]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.001)
-
-
-@contextlib.contextmanager
-def running(executor: Executor | None = None, **keys: Any) -> Iterator[AsyncEngine]:
-    engine = AsyncEngine(EngineConfig(**{"max_num_seqs": 8, **keys}), executor or Executor())
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-def request(id: str = "r", prompt: tuple[int, ...] = (1, 2, 3), **params: Any) -> Request:
-    values = {"max_tokens": 10, "seed": 7, "ignore_eos": True, **params}
-    return Request(id=id, prompt=prompt, params=SamplingParams(**values))
-
-
-def want(made: Request, sibling: int = 0) -> list[int]:
-    return reference(made, sibling, [None], MAX_LEN)
+from .scripted import Caller, Executor, request, running, until, want
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -205,122 +122,6 @@ def test_parted_siblings_meet_again() -> None:
         for sibling in range(3):
             assert caller.tokens("m", sibling) == want(whole, sibling)[3 + sibling :]
         assert {update.epoch for update in caller.updates} == {2}
-
-
-@pytest.mark.parametrize(
-    ("emitted", "params", "finish", "stop"),
-    [
-        ((5, EOS), {"ignore_eos": False}, FinishReason.STOP, None),
-        ((5, 6), {"stop_token_ids": [6]}, FinishReason.STOP, 6),
-        ((5, 6), {"max_tokens": 2}, FinishReason.LENGTH, None),
-        (tuple([5] * (MAX_LEN - 3)), {"max_tokens": None}, FinishReason.LENGTH, None),
-    ],
-)
-def test_resuming_what_had_ended(
-    emitted: tuple[int, ...], params: dict[str, Any], finish: FinishReason, stop: int | None
-) -> None:
-    with running() as engine:
-        caller = Caller()
-        made = request(**params)
-        engine.submit(
-            Request(id="r", prompt=made.prompt, params=made.params, emitted=emitted), caller.sink
-        )
-        caller.wait(1)
-        (update,) = caller.updates
-        assert (update.tokens, update.finish, update.stop_reason) == ((), finish, stop)
-
-
-def test_a_full_queue() -> None:
-    executor = Executor()
-    with running(executor, max_num_seqs=1, max_waiting=2) as engine:
-        caller = Caller()
-        executor.gate.clear()
-        engine.submit(request("a"), caller.sink)
-        assert executor.waiting.wait(30)
-        engine.submit(request("b"), caller.sink)
-        engine.submit(request("c"), caller.sink)
-        with pytest.raises(Overloaded, match="at most 2 may"):
-            engine.submit(request("d"), caller.sink)
-        assert engine.load().waiting == 2
-        engine.abort("b")
-        executor.gate.set()
-        caller.wait(2)
-        engine.submit(request("d"), caller.sink)
-        caller.wait(3)
-
-
-def test_a_burst_at_an_idle_engine_is_not_waiting() -> None:
-    executor = Executor()
-    executor.gate.clear()
-    with running(executor, max_num_seqs=8, max_waiting=1) as engine:
-        caller = Caller()
-        for i in range(9):
-            engine.submit(request(str(i)), caller.sink)
-        executor.gate.set()
-        caller.wait(9)
-
-
-@pytest.mark.parametrize(
-    ("made", "error", "message"),
-    [
-        (request(prompt=()), InvalidRequest, "at least one token"),
-        (request(prompt=(1, VOCAB)), InvalidRequest, "ids of this model are 0 to 49"),
-        (request(prompt=(-1,)), InvalidRequest, "token id -1"),
-        (request(logprobs=21), InvalidRequest, "between 0 and 20"),
-        (request(prompt_logprobs=-1), InvalidRequest, "between 0 and 20"),
-        (request(logit_bias={50: 1.0}), InvalidRequest, "logit_bias holds the token id 50"),
-        (request(allowed_token_ids=[3, 99]), InvalidRequest, "allowed_token_ids"),
-        (request(bad_words=["x"]), InvalidRequest, "bad_words_ids"),
-        (request(prompt=(1,) * 65), ContextTooLong, "maximum context length is 64 tokens"),
-        (request(prompt=(1,) * 64), ContextTooLong, "contains 64 input tokens"),
-        (request(prompt=(1,) * 60, max_tokens=5), ContextTooLong, "requested 5 output tokens"),
-        (
-            Request(id="r", prompt=(1,), emitted=(2,), params=SamplingParams(n=2)),
-            InvalidRequest,
-            "resumed with n=1",
-        ),
-        (Request(id="r", prompt=(1,), adapter="a"), InvalidRequest, "not built yet"),
-    ],
-)
-def test_refusals(made: Request, error: type[Exception], message: str) -> None:
-    with running() as engine:
-        with pytest.raises(error, match=message):
-            engine.submit(made, Caller().sink)
-        assert not engine.load().waiting
-
-
-def test_room_for_output() -> None:
-    assert room_for_output(10, None, 64) == 54
-    assert room_for_output(10, 54, 64) == 54
-    assert room_for_output(63, None, 64) == 1
-    assert room_for_output(63, 0, 64) == 0
-
-
-def test_no_max_tokens_means_up_to_the_context() -> None:
-    with running() as engine:
-        caller = Caller()
-        engine.submit(request(prompt=(1, 2), max_tokens=None), caller.sink)
-        caller.wait(1)
-        assert len(caller.tokens("r")) == MAX_LEN - 2
-        assert caller.updates[-1].finish is FinishReason.LENGTH
-
-
-def test_seeds() -> None:
-    first, again, other = Seeds(1), Seeds(1), Seeds(2)
-    drawn = [first.draw() for _ in range(5)]
-    assert drawn == [again.draw() for _ in range(5)] != [other.draw() for _ in range(5)]
-    assert len(set(drawn)) == 5
-    given = request(seed=0)
-    assert first.give(given) is given
-    assert first.give(request(seed=None)).params.seed is not None
-    with running(seed=3) as one, running(seed=3) as two:
-        texts = []
-        for engine in (one, two):
-            caller = Caller()
-            engine.submit(request(seed=None), caller.sink)
-            caller.wait(1)
-            texts.append(caller.tokens("r"))
-        assert texts[0] == texts[1]
 
 
 def test_generate() -> None:

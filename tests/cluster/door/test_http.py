@@ -267,7 +267,10 @@ def test_the_description_and_its_page_need_no_network(door):
         assert reference.removeprefix("#/components/schemas/") in schemas
     chat = described["paths"]["/v1/chat/completions"]["post"]
     assert chat["requestBody"]["content"]["application/json"]["schema"]
-    assert "temperature" in schemas["ChatRequest"]["properties"]
+    fields = schemas["ChatRequest"]["properties"]
+    assert {"type": "null"} in fields["temperature"]["anyOf"]
+    assert {"type": "null"} in fields["ignore_eos"]["anyOf"]
+    assert fields["ignore_eos"]["default"] is False
     page = httpx.get(door.url + "/docs").text
     assert "openapi.json" in page
     assert "http://" not in page

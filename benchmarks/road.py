@@ -1,0 +1,133 @@
+"""The road round the engine: start-up, throughput and latency, with Ray and without, side by side.
+
+    python benchmarks/road.py [MODEL] [--streams 1,8,32] [--rounds 2] [--json FILE] [-- serve flags]
+
+Each round serves the model once with `--local` and once through Ray, on a port of its own, asks for
+one token, then runs `shoal bench serve`. Medians over the rounds are printed, and what Ray adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROADS = {"local": ["--local"], "ray": []}
+START_S = 300.0
+
+
+def main() -> None:
+    chosen = arguments()
+    found: dict[str, list[dict[str, Any]]] = {road: [] for road in ROADS}
+    for number in range(chosen.rounds):
+        for road, flags in ROADS.items():
+            print(f"round {number + 1}, {road}", file=sys.stderr)
+            found[road].append(measure(chosen, flags))
+    medians = {road: median(runs) for road, runs in found.items()}
+    report(medians)
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps({"command": sys.argv, **medians}, indent=1) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", nargs="?", default="shoal-tiny")
+    parser.add_argument("--streams", default="1,8,32")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--input-len", default="128")
+    parser.add_argument("--output-len", default="64")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("serve", nargs="*", help="after --: flags for shoal serve")
+    return parser.parse_args()
+
+
+def measure(chosen: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
+    """One server's life: seconds to ready and to the first token, then the figures by level."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "shoal", "serve", chosen.model, "--port", str(port)]
+    server = subprocess.Popen([*command, *flags, *chosen.serve], stdout=subprocess.DEVNULL)
+    try:
+        wait_ready(url, server)
+        ready_s = time.monotonic() - begin
+        body = {"prompt": [20], "max_tokens": 1, "ignore_eos": True}
+        request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode())
+        urllib.request.urlopen(request, timeout=60).read()
+        first_s = time.monotonic() - begin
+        return {"ready_s": ready_s, "first_token_s": first_s, "levels": bench(chosen, url)}
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+
+
+def wait_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            sys.exit(f"shoal serve ended with {server.returncode}")
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1).read()
+            return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.05)
+    sys.exit(f"not ready after {START_S:g} s")
+
+
+def bench(chosen: argparse.Namespace, url: str) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figures.json"
+        command = [sys.executable, "-m", "shoal", "bench", "serve", "--url", url]
+        command += ["--max-concurrency", chosen.streams, "--json", str(file)]
+        command += ["--input-len", chosen.input_len, "--output-len", chosen.output_len]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        levels: list[dict[str, Any]] = json.loads(file.read_text())["levels"]
+        return levels
+
+
+def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    levels = []
+    for same in zip(*(run["levels"] for run in runs), strict=True):
+        level = {"streams": same[0]["max_concurrency"], "failed": sum(r["failed"] for r in same)}
+        level["tokens_per_s"] = statistics.median(r["output_tokens_per_s"] for r in same)
+        for name in ("ttft_ms", "tpot_ms", "itl_ms"):
+            for part in ("p50", "p99"):
+                level[f"{name}_{part}"] = statistics.median(r[name][part] for r in same)
+        levels.append(level)
+    starts = {k: statistics.median(run[k] for run in runs) for k in ("ready_s", "first_token_s")}
+    return {**starts, "levels": levels}
+
+
+def report(medians: dict[str, dict[str, Any]]) -> None:
+    for road, found in medians.items():
+        print(f"{road}: ready after {found['ready_s']:.1f} s, ", end="")
+        print(f"first token after {found['first_token_s']:.1f} s")
+    print("streams  road   tokens/s  TTFT p50/p99 ms    a token p50/p99 ms  between p99 ms  failed")
+    for levels in zip(*(found["levels"] for found in medians.values()), strict=True):
+        for road, level in zip(medians, levels, strict=True):
+            ttft = f"{level['ttft_ms_p50']:.1f} / {level['ttft_ms_p99']:.1f}"
+            tpot = f"{level['tpot_ms_p50']:.2f} / {level['tpot_ms_p99']:.2f}"
+            print(
+                f"{level['streams']:7}  {road:5}  {level['tokens_per_s']:8.1f}  {ttft:17}  "
+                f"{tpot:18}  {level['itl_ms_p99']:14.1f}  {level['failed']:6}"
+            )
+        local, ray = levels
+        print(
+            f"         Ray adds {ray['ttft_ms_p50'] - local['ttft_ms_p50']:.1f} ms to the first "
+            f"token, {ray['tpot_ms_p50'] - local['tpot_ms_p50']:.2f} ms a token (medians)"
+        )
+
+
+if __name__ == "__main__":
+    main()
