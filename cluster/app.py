@@ -25,9 +25,8 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from ..engine.checkpoint import checkpoint_facts
 from ..engine.errors import EngineLost
-from ..engine.model.config import model_facts
-from ..engine.model.hub import find_model
 from . import logs
 from .banner import Progress
 from .config import ServeConfig, serve_config
@@ -100,7 +99,7 @@ def run(
     logs.start(config, "serve", terminal=True)
     if _address(config) is None:
         with progress.phase("find the model"):
-            _check_model(config)
+            checkpoint_facts(config.engine)  # and fetched once, for all replicas here
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -120,14 +119,6 @@ def run(
             pass
         progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
         _drain(config)
-
-
-def _check_model(config: ServeConfig) -> None:
-    """Fetch the model where need be, once for all replicas of this machine. Raises LoadError."""
-    engine = config.engine
-    model_facts(
-        find_model(engine.model, revision=engine.revision, download_dir=engine.download_dir)
-    )
 
 
 def _anywhere(config: ServeConfig) -> ServeConfig:
