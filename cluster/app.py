@@ -156,13 +156,13 @@ def _resources(config: ServeConfig) -> dict[str, Any]:
 def _resources_there() -> dict[str, float]:
     if not ray.is_initialized():
         return {}
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    return dict(ray.cluster_resources())
 
 
 def _num_nodes() -> int:
     if not ray.is_initialized():
         return 1
-    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _address(config: ServeConfig) -> str | None:
@@ -225,10 +225,11 @@ def _ready_replicas(config: ServeConfig) -> Iterator[dict[str, Any]]:
 
 def _drain(config: ServeConfig) -> None:
     """Remove the application; its gateways and replicas finish what runs."""
-    serve.delete(config.name, _blocking=False)
     until = time.monotonic() + config.shutdown_timeout + STOP_S
-    while config.name in serve.status().applications and time.monotonic() < until:
-        time.sleep(POLL_S)
+    with contextlib.suppress(RayError, RayServeException):
+        serve.delete(config.name, _blocking=False)
+        while config.name in serve.status().applications and time.monotonic() < until:
+            time.sleep(POLL_S)
 
 
 def _leave(config: ServeConfig, serve_too: bool) -> None:
@@ -239,7 +240,7 @@ def _leave(config: ServeConfig, serve_too: bool) -> None:
         serve.delete(config.name, _blocking=False)
         Facts(config.name).clear()
         if serve_too:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            serve.shutdown()
 
 
 @contextmanager
