@@ -18,17 +18,17 @@ SYSTEMS = (
 )
 # Share of the conversations, and with them most of the training tokens.
 SHARES: tuple[tuple[Generator, float], ...] = (
-    (sums.sums, 0.16),
-    (sums.sheet, 0.08),
-    (orders.numbers, 0.10),
-    (orders.words, 0.07),
-    (orders.extremes, 0.03),
+    (sums.sums, 0.34),
+    (sums.sheet, 0.10),
+    (orders.numbers, 0.14),
+    (orders.words, 0.10),
+    (orders.extremes, 0.05),
     (json_forms.forms, 0.10),
     (json_forms.lists, 0.02),
     (tools.calls, 0.12),
     (tools.results, 0.05),
     (tools.idle, 0.04),
-    (shoal_talk.flags, 0.14),
+    (shoal_talk.flags, 0.12),
     (shoal_talk.question_and_answer, 0.08),
     (talk.small_talk, 0.05),
     (talk.facts, 0.03),
