@@ -178,7 +178,10 @@ class Sampler:
             if not isinstance(value, Tensor) or value.shape != logits.shape:
                 shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 return f"a logits processor returned {shape}, not a tensor {list(logits.shape)}"
-        logits.copy_(value)
+        try:
+            logits.copy_(value)
+        except Exception as error:
+            return f"a logits processor returned a tensor that cannot be read: {error}"
         return None
 
     def _draw(

@@ -100,6 +100,13 @@ def test_every_row_is_that_of_plain_python(seed):
     assert found.tokens.tolist() == found.ids
 
 
+def test_the_least_top_p_leaves_the_first_token():
+    logits = some_logits(2, 1)
+    rows = [SamplingParams(top_p=1e-300), SamplingParams(top_p=1e-300, top_k=5)]
+    found = Bench([start(slot, params) for slot, params in enumerate(rows)]).sample(logits)
+    assert found.ids == logits.argmax(-1).tolist()
+
+
 def test_long_texts_are_penalised_in_pieces(monkeypatch):
     starts = some_starts(random.Random(5), 24)
     logits = some_logits(24, 5)
@@ -243,6 +250,7 @@ FAULTS = [
     ({"logits_processors": [raising]}, "raised RuntimeError: no"),
     ({"logits_processors": [lambda emitted, row: row[:-1]]}, f"not a tensor [{VOCAB}]"),
     ({"logits_processors": [lambda emitted, row: None]}, "returned NoneType"),
+    ({"logits_processors": [lambda emitted, row: row.to_sparse()]}, "cannot be read"),
     ({"logits_processors": [lambda emitted, row: row * math.nan]}, "not a number"),
     ({"logits_processors": [lambda emitted, row: row.fill_(-math.inf)]}, "every one is masked"),
     ({"allowed_token_ids": [3, 5], "min_tokens": 2}, "every one is masked"),
