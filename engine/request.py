@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from .errors import InvalidRequest
 
 MAX_N = 128
-MAX_LOGPROBS = 20
 MAX_STOPS = 64
 
 
