@@ -25,9 +25,8 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from ..engine.checkpoint import checkpoint_facts
 from ..engine.errors import EngineLost
-from ..engine.model.config import model_facts
-from ..engine.model.hub import find_model
 from . import logs
 from .banner import Progress
 from .config import ServeConfig, serve_config
@@ -100,7 +99,7 @@ def run(
     logs.start(config, "serve", terminal=True)
     if _address(config) is None:
         with progress.phase("find the model"):
-            _check_model(config)
+            checkpoint_facts(config.engine)  # and fetched once, for all replicas here
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -120,14 +119,6 @@ def run(
             pass
         progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
         _drain(config)
-
-
-def _check_model(config: ServeConfig) -> None:
-    """Fetch the model where need be, once for all replicas of this machine. Raises LoadError."""
-    engine = config.engine
-    model_facts(
-        find_model(engine.model, revision=engine.revision, download_dir=engine.download_dir)
-    )
 
 
 def _anywhere(config: ServeConfig) -> ServeConfig:
@@ -156,13 +147,13 @@ def _resources(config: ServeConfig) -> dict[str, Any]:
 def _resources_there() -> dict[str, float]:
     if not ray.is_initialized():
         return {}
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    return dict(ray.cluster_resources())
 
 
 def _num_nodes() -> int:
     if not ray.is_initialized():
         return 1
-    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _address(config: ServeConfig) -> str | None:
@@ -225,10 +216,11 @@ def _ready_replicas(config: ServeConfig) -> Iterator[dict[str, Any]]:
 
 def _drain(config: ServeConfig) -> None:
     """Remove the application; its gateways and replicas finish what runs."""
-    serve.delete(config.name, _blocking=False)
     until = time.monotonic() + config.shutdown_timeout + STOP_S
-    while config.name in serve.status().applications and time.monotonic() < until:
-        time.sleep(POLL_S)
+    with contextlib.suppress(RayError, RayServeException):
+        serve.delete(config.name, _blocking=False)
+        while config.name in serve.status().applications and time.monotonic() < until:
+            time.sleep(POLL_S)
 
 
 def _leave(config: ServeConfig, serve_too: bool) -> None:
@@ -239,7 +231,7 @@ def _leave(config: ServeConfig, serve_too: bool) -> None:
         serve.delete(config.name, _blocking=False)
         Facts(config.name).clear()
         if serve_too:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            serve.shutdown()
 
 
 @contextmanager

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
+from ..engine.checkpoint import checkpoint_facts
 from ..engine.executor import Capacity
-from ..engine.model.config import model_facts
-from ..engine.model.hub import find_model
 from .config import ServeConfig
 from .link import ModelCard
 
@@ -14,8 +13,6 @@ from .link import ModelCard
 def model_card(config: ServeConfig, capacity: Capacity) -> ModelCard:
     """The card of an engine that was started with `config`."""
     engine = config.engine
-    folder = find_model(engine.model, revision=engine.revision, download_dir=engine.download_dir)
-    facts = model_facts(folder, generation_config=engine.generation_config == "auto")
     return ModelCard(
         names=config.served_model_name,
         model=engine.model,
@@ -24,7 +21,7 @@ def model_card(config: ServeConfig, capacity: Capacity) -> ModelCard:
         vocab_size=capacity.vocab_size,
         max_logprobs=engine.max_logprobs,
         eos_token_ids=tuple(sorted(capacity.eos_token_ids)),
-        sampling_defaults=dict(facts.sampling),
+        sampling_defaults=dict(checkpoint_facts(engine).sampling),
         digest=capacity.digest,
         created=int(time.time()),
     )

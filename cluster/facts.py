@@ -23,7 +23,7 @@ _NAMESPACE = b"shoal"
 def node_address() -> str:
     """The address by which Ray knows this node: 127.0.0.1 in a Ray that is this machine's alone."""
     here = ray.get_runtime_context().get_node_id()
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = ray.nodes()
     return next(str(n["NodeManagerAddress"]) for n in nodes if n["NodeID"] == here)
 
 

@@ -21,6 +21,7 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "GOMP_SPINCOUNT": "1000",  # read when torch is imported; see engine/local.py
     }
 )
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))

@@ -17,7 +17,7 @@ from .. import sizing
 from ..config import EngineConfig
 from ..executor import Capacity
 from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
-from ..model.hub import find_model
+from ..model.hub import DESCRIPTION, find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh
 from ..model.zoo.registry import build, num_bytes
@@ -41,8 +41,16 @@ class Forecast:
 
 
 def forecast(config: EngineConfig) -> Forecast:
-    """Find the model and work out what fits. Raises ConfigError, LoadError."""
-    folder = find_model(config.model, revision=config.revision, download_dir=config.download_dir)
+    """Work out what fits from the model's description alone; its weights are not fetched.
+
+    Raises ConfigError, LoadError.
+    """
+    folder = find_model(
+        config.model,
+        revision=config.revision,
+        download_dir=config.download_dir,
+        wanted=DESCRIPTION,
+    )
     device = pick(config.device)
     model = read_config(folder)
     dtype = choose_dtype(config.dtype, model, device.place)
@@ -102,7 +110,9 @@ class Worker:
         clock.lap("size")
         with _progress(plan.folder.name, self._on_load) as progress:
             loaded = load(
-                plan.folder,
+                config.model,
+                revision=config.revision,
+                download_dir=config.download_dir,
                 device=device.place,
                 dtype=_name(plan.dtype),
                 load_format=config.load_format,

@@ -43,16 +43,16 @@ class Process:
         except httpx.TransportError:
             return None
 
-    def until(self, status):
-        deadline = time.monotonic() + 60
-        while (found := self.health()) != status:
+    def until(self, *wanted):
+        deadline = time.monotonic() + 120
+        while (found := self.health()) not in wanted:
             assert self.process.poll() is None, self.process.stdout.read()
             assert time.monotonic() < deadline, found
             time.sleep(0.02)
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(30), self.process.stdout.read()
+        return self.process.wait(60), self.process.stdout.read()
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ class Reader:
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
-        assert self._begun.wait(30)
+        assert self._begun.wait(60)
 
     def _read(self):
         with httpx.stream("POST", self._url, json=self._body, timeout=60) as answer:
@@ -90,13 +90,13 @@ class Reader:
                 self._begun.set()
 
     def events(self):
-        self._thread.join(30)
+        self._thread.join(60)
         return "".join(self._pieces).strip().split("\n\n")
 
 
 def test_it_loads_serves_and_lets_streams_end(start, tmp_path):
     server = start()
-    server.until("loading")
+    server.until("loading", "ready")
     early = httpx.post(f"{server.url}/v1/completions", json={"prompt": "secret words"})
     assert early.status_code == 200 or early.headers["retry-after"]
     server.until("ready")
@@ -131,13 +131,13 @@ def test_a_stream_that_outlasts_the_shutdown_is_told(start):
 def test_a_port_that_is_taken_is_an_error_with_its_holder(start):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = start(port=listener.getsockname()[1])
-        said = server.process.communicate(timeout=60)[0]
+        said = server.process.communicate(timeout=120)[0]
     assert server.process.returncode != 0
     assert f"process {os.getpid()}" in said
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path, tokenizer_folder):
     server = Process(tokenizer_folder, tmp_path)
-    said = server.process.communicate(timeout=60)[0]
+    said = server.process.communicate(timeout=120)[0]
     assert server.process.returncode != 0
     assert "config.json" in said

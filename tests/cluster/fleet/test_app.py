@@ -60,7 +60,7 @@ class Served:
         self.pids: set[int] = set()
 
     def wait_ready(self) -> Served:
-        wait(lambda: "is ready" in self.said() or self.process.poll() is not None)
+        wait(lambda: "is ready" in self.said() or self.process.poll() is not None, 180)
         assert self.process.poll() is None, self.said()
         self.pids = descendants(self.process.pid)
         assert self.pids
