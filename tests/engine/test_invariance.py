@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "block_size": 4,
         "num_gpu_blocks_override": 65,
         "max_model_len": 256,
-        "max_num_batched_tokens": 24,
+        "max_num_batched_tokens": 48,
         "async_scheduling": True,
     },
 }
