@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from array import array
 from collections.abc import Iterable
 from hashlib import blake2b
 
@@ -54,6 +55,10 @@ def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
     _check_ids("prompt", request.emitted, capacity.vocab_size)
     for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
         _check_ids(name, getattr(params, name) or (), capacity.vocab_size)
+    for ids in params.bad_words_ids:
+        _check_ids("bad_words", ids, capacity.vocab_size)
+    if not isinstance(request.priority, int):
+        raise InvalidRequest(f"priority must be an integer, got {request.priority!r}", "priority")
     for name in ("logprobs", "prompt_logprobs"):
         _check_logprobs(name, getattr(params, name), config.max_logprobs)
     room_for_output(len(request.prompt), params.max_tokens, capacity.max_model_len)
@@ -111,7 +116,10 @@ def ended(request: Request, capacity: Capacity) -> Update | None:
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
-    ids = tuple(ids)
+    try:
+        ids = array("q", ids)
+    except (TypeError, OverflowError):
+        raise InvalidRequest(f"{name} must hold token ids only", name) from None
     for id in (min(ids), max(ids)) if ids else ():
         if not 0 <= id < vocab_size:
             raise InvalidRequest(
