@@ -38,7 +38,10 @@ class Seeds:
 
 
 def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
-    """Raise InvalidRequest or ContextTooLong for what this engine cannot do."""
+    """Raise InvalidRequest or ContextTooLong for what this engine cannot do.
+
+    More `max_tokens` than fit are no error here: the answer ends where the context does.
+    """
     params = request.params
     if not request.prompt:
         raise InvalidRequest("a prompt must hold at least one token", "prompt")
@@ -61,7 +64,7 @@ def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
         raise InvalidRequest(f"priority must be an integer, got {request.priority!r}", "priority")
     for name in ("logprobs", "prompt_logprobs"):
         _check_logprobs(name, getattr(params, name), config.max_logprobs)
-    room_for_output(len(request.prompt), params.max_tokens, capacity.max_model_len)
+    room_for_output(len(request.prompt), None, capacity.max_model_len)
 
 
 def room_for_output(num_prompt: int, requested: int | None, max_model_len: int) -> int:
@@ -96,7 +99,9 @@ def ended(request: Request, capacity: Capacity) -> Update | None:
     if not request.emitted:
         return None
     last, params = request.emitted[-1], request.params
-    room = room_for_output(len(request.prompt), params.max_tokens, capacity.max_model_len)
+    room = capacity.max_model_len - len(request.prompt)
+    if params.max_tokens is not None:
+        room = min(room, params.max_tokens)
     finish = FinishReason.LENGTH if len(request.emitted) >= room else None
     stop = None
     if last in capacity.eos_token_ids and not params.ignore_eos:

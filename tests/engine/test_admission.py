@@ -79,7 +79,6 @@ def test_a_burst_at_an_idle_engine_is_not_waiting() -> None:
         (request(bad_words=["x"]), InvalidRequest, "bad_words_ids"),
         (request(prompt=(1,) * 65), ContextTooLong, "maximum context length is 64 tokens"),
         (request(prompt=(1,) * 64), ContextTooLong, "contains 64 input tokens"),
-        (request(prompt=(1,) * 60, max_tokens=5), ContextTooLong, "requested 5 output tokens"),
         (
             Request(id="r", prompt=(1,), emitted=(2,), params=SamplingParams(n=2)),
             InvalidRequest,
