@@ -155,8 +155,12 @@ class _Budget:
 
 
 def _left(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
-    """What is left, perhaps nothing, once `fixed` bytes of weights and activations are taken."""
-    mine = memory.free // config.memory_sharers
+    """What is left, perhaps nothing, once `fixed` bytes of weights and activations are taken.
+
+    An engine's part follows from the whole memory, not from what is free: one that comes back
+    beside its siblings finds theirs taken already.
+    """
+    mine = min(memory.free, memory.total // config.memory_sharers)
     spare = mine - fixed
     if memory.host:
         cache, rule = int(spare * config.cpu_memory_share), "cpu_memory_share"

@@ -53,12 +53,17 @@ def test_the_cache_takes_the_stated_share_of_free_memory():
 
 
 def test_sharers_part_the_memory():
-    assert (
-        1.9
-        < size(cpu_memory_share=0.2).num_blocks
-        / size(mem=memory(17.5), cpu_memory_share=0.2, memory_sharers=2).num_blocks
-        < 2.2
-    )
+    alone, shared = size(memory(12)), size(memory(24), memory_sharers=2)
+    assert shared.num_blocks == alone.num_blocks
+
+
+def test_an_engine_that_comes_back_beside_its_siblings_fits():
+    """Three of four have taken their weights and caches: what is free is no longer parted."""
+    shape = footprint(weight_bytes=3 * GIB)
+    found = size(memory(7), shape, memory_sharers=4)
+    assert found.num_blocks == size(memory(24), shape, memory_sharers=4).num_blocks
+    with pytest.raises(ConfigError, match=r"shared by 8 engines"):
+        size(memory(7), shape, memory_sharers=8)
 
 
 def test_cuda_takes_a_share_of_what_is_free_weights_included():
