@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..engine.errors import EngineLost
 from .processes import Guard, end_all
@@ -33,6 +34,7 @@ def private_ray(log_dir: Path) -> Iterator[None]:
     """
     import ray
 
+    _quieten()
     folder = _temporary_folder()
     guard = Guard(folder)
     with _environment(_settings()):
@@ -52,7 +54,7 @@ def _start_ray(folder: Path) -> None:
 
     for attempts_left in reversed(range(ATTEMPTS)):
         try:
-            with _elsewhere(folder):
+            with _elsewhere(folder), _on_loopback():
                 ray.init(
                     address="local",
                     namespace="shoal",
@@ -77,6 +79,7 @@ def joined_ray(address: str) -> Iterator[None]:
     """Inside, this process is a driver of the Ray at `address`."""
     import ray
 
+    _quieten()
     with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         with _elsewhere(Path(tempfile.gettempdir())):
             ray.init(
@@ -114,6 +117,33 @@ def _settings() -> dict[str, str]:
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+
+
+def _quieten() -> None:
+    """What Ray tells its driver of processes that died goes to the log: `log_to_driver` keeps only
+    what workers print from the terminal."""
+    from ray._private import worker
+
+    def note(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        log.info("%s: %s", data["pid"], " ".join(data["lines"]))
+
+    worker.print_to_stdstream = note
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that starts listen on 127.0.0.1 alone.
+
+    Wherever it knows of clusters, it takes that address for the machine's one in the network.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
