@@ -21,6 +21,11 @@ OBJECT_STORE_BYTES = 80 << 20
 ATTEMPTS = 2  # Ray gives itself 30 s, which is short on a machine that is busy
 _MAX_FOLDER = 40  # Ray puts Unix sockets below it, whose paths end at 107 bytes
 
+_ON_LOOPBACK = {"ENABLE_RAY_CLUSTER": False}
+"""Else Ray takes 127.0.0.1 for the machine's address in the network, and listens there."""
+_QUIET_SIGNALS = {"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": True}
+"""Else a SIGTERM while Ray starts prints the driver's stack and ends it without cleaning up."""
+
 log = logging.getLogger(__name__)
 
 
@@ -54,7 +59,7 @@ def _start_ray(folder: Path) -> None:
 
     for attempts_left in reversed(range(ATTEMPTS)):
         try:
-            with _elsewhere(folder), _on_loopback():
+            with _elsewhere(folder), _constants(_ON_LOOPBACK | _QUIET_SIGNALS):
                 ray.init(
                     address="local",
                     namespace="shoal",
@@ -81,7 +86,7 @@ def joined_ray(address: str) -> Iterator[None]:
 
     _quieten()
     with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
-        with _elsewhere(Path(tempfile.gettempdir())):
+        with _elsewhere(Path(tempfile.gettempdir())), _constants(_QUIET_SIGNALS):
             ray.init(
                 address=address, namespace="shoal", log_to_driver=False, logging_level=logging.ERROR
             )
@@ -131,19 +136,16 @@ def _quieten() -> None:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Let a Ray that starts listen on 127.0.0.1 alone.
-
-    Wherever it knows of clusters, it takes that address for the machine's one in the network.
-    """
+def _constants(values: Mapping[str, bool]) -> Iterator[None]:
+    """Constants of Ray's that it has read from the environment already, other ones for a while."""
     from ray._private import ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    before = {name: getattr(ray_constants, name) for name in values}
+    vars(ray_constants).update(values)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        vars(ray_constants).update(before)
 
 
 @contextmanager

@@ -327,6 +327,16 @@ def test_a_second_signal_ends_everything_at_once(start: Callable[..., Served]) -
     wait(lambda: gone(served.pids))
 
 
+def test_a_signal_while_ray_starts_is_obeyed_without_a_word(start: Callable[..., Served]) -> None:
+    served = start()
+    wait(lambda: any("raylet" in title(pid) for pid in descendants(served.process.pid)))
+    served.pids = descendants(served.process.pid)
+    served.process.terminate()
+    assert served.process.wait(60) in (0, signal.SIGTERM)  # Ray exits with it, we with 0
+    assert "SIGTERM" not in served.said() and "start Serve" not in served.said()
+    wait(lambda: gone(served.pids))
+
+
 def test_nothing_outlives_a_killed_driver(served: Served) -> None:
     """The last test of this module: it takes the shared cluster down."""
     served.pids = descendants(served.process.pid)
