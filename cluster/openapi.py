@@ -187,7 +187,9 @@ def _takes_null(field: Schema) -> bool:
 
 
 def _or_null(field: Schema) -> Schema:
-    told = {name: field[name] for name in ("title", "description", "default") if name in field}
+    told: Schema = {
+        name: field[name] for name in ("title", "description", "default") if name in field
+    }
     return {**told, **_nullable({k: v for k, v in field.items() if k not in told})}
 
 

@@ -120,7 +120,7 @@ install_torch() {
 advise_small_torch() {
     if [ -z "${TORCH_INDEX_URL:-}" ] && [ "$(uname -s)" = Linux ] && ! has_gpu; then
         say "no NVIDIA GPU here: should pip begin to fetch gigabytes of CUDA, the build for CPUs is a tenth of it:"
-        printf '       TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu make serve\n' >&2
+        printf '       TORCH_INDEX_URL=ADDRESS make serve    # the --index-url that https://pytorch.org/get-started/locally names for CPU\n' >&2
     fi
 }
 
@@ -128,7 +128,7 @@ warn_cpu_torch() {
     has_gpu || return 0
     $venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' 2>/dev/null || return 0
     say "this machine has an NVIDIA GPU, but the torch in $venv is a build for CPUs: the GPU would stay idle. For one that uses it:"
-    printf '       make clean && make serve TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130\n' >&2
+    printf '       make clean && make serve TORCH_INDEX_URL=ADDRESS    # the --index-url that https://pytorch.org/get-started/locally names for CUDA\n' >&2
 }
 
 make_venv

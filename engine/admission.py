@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from array import array
 from collections.abc import Iterable
 from hashlib import blake2b
 
@@ -37,7 +38,10 @@ class Seeds:
 
 
 def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
-    """Raise InvalidRequest or ContextTooLong for what this engine cannot do."""
+    """Raise InvalidRequest or ContextTooLong for what this engine cannot do.
+
+    More `max_tokens` than fit are no error here: the answer ends where the context does.
+    """
     params = request.params
     if not request.prompt:
         raise InvalidRequest("a prompt must hold at least one token", "prompt")
@@ -54,9 +58,13 @@ def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
     _check_ids("prompt", request.emitted, capacity.vocab_size)
     for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
         _check_ids(name, getattr(params, name) or (), capacity.vocab_size)
+    for ids in params.bad_words_ids:
+        _check_ids("bad_words", ids, capacity.vocab_size)
+    if not isinstance(request.priority, int):
+        raise InvalidRequest(f"priority must be an integer, got {request.priority!r}", "priority")
     for name in ("logprobs", "prompt_logprobs"):
         _check_logprobs(name, getattr(params, name), config.max_logprobs)
-    room_for_output(len(request.prompt), params.max_tokens, capacity.max_model_len)
+    room_for_output(len(request.prompt), None, capacity.max_model_len)
 
 
 def room_for_output(num_prompt: int, requested: int | None, max_model_len: int) -> int:
@@ -91,7 +99,9 @@ def ended(request: Request, capacity: Capacity) -> Update | None:
     if not request.emitted:
         return None
     last, params = request.emitted[-1], request.params
-    room = room_for_output(len(request.prompt), params.max_tokens, capacity.max_model_len)
+    room = capacity.max_model_len - len(request.prompt)
+    if params.max_tokens is not None:
+        room = min(room, params.max_tokens)
     finish = FinishReason.LENGTH if len(request.emitted) >= room else None
     stop = None
     if last in capacity.eos_token_ids and not params.ignore_eos:
@@ -111,7 +121,10 @@ def ended(request: Request, capacity: Capacity) -> Update | None:
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
-    ids = tuple(ids)
+    try:
+        ids = array("q", ids)
+    except (TypeError, OverflowError):
+        raise InvalidRequest(f"{name} must hold token ids only", name) from None
     for id in (min(ids), max(ids)) if ids else ():
         if not 0 <= id < vocab_size:
             raise InvalidRequest(

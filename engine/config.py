@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -248,15 +249,16 @@ def engine_keys() -> tuple[str, ...]:
 def from_keys(keys: Mapping[str, Any]) -> EngineConfig:
     """An EngineConfig from vLLM's keys by their underscore names.
 
-    Raises ConfigError for an unknown key (with the nearest known one) and for a feature that is not
-    built.
+    None stands for the default. Raises ConfigError for an unknown key (with the nearest known one)
+    and for a feature that is not built.
     """
     known = {}
     for key, value in keys.items():
         if key in NOT_BUILT:
             refuse_unbuilt(key, value)
         elif key in engine_keys():
-            known[key] = value
+            if value is not None:
+                known[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
         else:
             raise ConfigError(unknown_key(key, [*engine_keys(), *NOT_BUILT]), key)
     return EngineConfig(**known)
@@ -275,7 +277,18 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+}
+
+
 def _check(config: EngineConfig) -> None:
+    for field in dataclasses.fields(config):
+        _of_kind(config, field.name, str(field.type))
+    _one_of(config, "generation_config", ("auto", "vllm", "shoal"))
     _one_of(config, "dtype", DTYPES)
     _one_of(config, "load_format", LOAD_FORMATS)
     _one_of(config, "scheduling_policy", POLICIES)
@@ -317,6 +330,15 @@ def _check(config: EngineConfig) -> None:
             )
 
 
+def _of_kind(config: EngineConfig, name: str, annotation: str) -> None:
+    kind, _, null = annotation.partition(" | ")
+    types, noun = _KINDS[kind]
+    value = getattr(config, name)
+    fits = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
+    if not (fits or (null and value is None)):
+        raise ConfigError(f"{name} must be {noun}, got {value!r}", name)
+
+
 def _one_of(config: EngineConfig, name: str, values: tuple[str, ...]) -> None:
     value = getattr(config, name)
     if value not in values:
@@ -325,5 +347,5 @@ def _one_of(config: EngineConfig, name: str, values: tuple[str, ...]) -> None:
 
 def _at_least(config: EngineConfig, name: str, low: int) -> None:
     value = getattr(config, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"{name} must be an integer of at least {low}, got {value!r}", name)
+    if value < low:
+        raise ConfigError(f"{name} must be at least {low}, got {value}", name)

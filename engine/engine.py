@@ -263,23 +263,22 @@ class AsyncEngine:
         with self._wake:
             items, self._inbox = self._inbox, deque()
             self._coming = 0
-        ends = []
+            for item in items:
+                if not isinstance(item, _Abort):
+                    for stream in self._live.get(item.id, {}).values():
+                        stream.begun = True
+        ends: dict[tuple[str, int], Update] = {}
         for item in items:
-            if isinstance(item, _Abort):
-                self._loop.abort(item.id, item.sibling)
-                continue
             if isinstance(item, Update):
-                ends.append(item)
-                siblings = range(item.sibling, item.sibling + 1)
-            else:
-                siblings = range(item.sibling, item.sibling + item.params.n)
+                ends[item.id, item.sibling] = item
+            elif isinstance(item, Request):
                 self._loop.add(item)
-            with self._wake:
-                family = self._live.get(item.id, {})
-                for sibling in siblings:
-                    if sibling in family:
-                        family[sibling].begun = True
-        return ends
+            else:
+                self._loop.abort(item.id, item.sibling)
+                for id, sibling in [*ends]:
+                    if id == item.id and item.sibling in (None, sibling):
+                        del ends[id, sibling]
+        return list(ends.values())
 
     def _deliver(self, updates: list[Update]) -> None:
         """Give each sink its updates of this step."""

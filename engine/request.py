@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import index
 from typing import Any, NamedTuple
 
 from .errors import InvalidRequest
 
 MAX_N = 128
-MAX_LOGPROBS = 20
 MAX_STOPS = 64
 
 
@@ -82,30 +82,66 @@ def _freeze(params: SamplingParams) -> None:
     def put(name: str, value: object) -> None:
         object.__setattr__(params, name, value)
 
-    put("stop", (params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ()))
-    put("stop_token_ids", tuple(params.stop_token_ids or ()))
-    put("bad_words", tuple(params.bad_words or ()))
+    put("stop", _strings([params.stop] if isinstance(params.stop, str) else params.stop, "stop"))
+    put("stop_token_ids", _token_ids(params.stop_token_ids, "stop_token_ids"))
+    put("bad_words", _strings(params.bad_words, "bad_words"))
     put("bad_words_ids", tuple(tuple(ids) for ids in params.bad_words_ids))
     put("top_k", 0 if params.top_k == -1 else params.top_k)
     if params.logit_bias is not None:
         try:
             put("logit_bias", {int(k): float(v) for k, v in params.logit_bias.items()} or None)
-        except (TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, OverflowError):
             raise InvalidRequest("logit_bias must map token ids to numbers", "logit_bias") from None
     if params.allowed_token_ids is not None:
-        put("allowed_token_ids", tuple(params.allowed_token_ids))
+        put("allowed_token_ids", _token_ids(params.allowed_token_ids, "allowed_token_ids"))
+    for name in _OPTIONAL:
+        if (value := getattr(params, name)) is not None:
+            put(name, _integer(value, name))
     put("logits_processors", tuple(params.logits_processors or ()) or None)
 
+
+def _strings(value: Any, name: str) -> tuple[str, ...]:
+    listed = value is None or (isinstance(value, Iterable) and not isinstance(value, str))
+    entries = tuple(value or ()) if listed else ()
+    if not listed or not all(isinstance(entry, str) for entry in entries):
+        raise InvalidRequest(f"{name} must be a list of strings, got {value!r}", name)
+    return entries
+
+
+def _token_ids(value: Any, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(index, () if value is None else value))
+    except TypeError:
+        raise InvalidRequest(f"{name} must be a list of token ids, got {value!r}", name) from None
+
+
+def _integer(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidRequest(f"{name} must be an integer, got {value!r}", name)
+    return index(value)
+
+
+_LARGEST = 3.4e38
+"""About the greatest number of float32, in which the device computes."""
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "n": (1, MAX_N),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
-    "temperature": (0.0, math.inf),
+    "repetition_penalty": (0.0, _LARGEST),
+    "temperature": (0.0, _LARGEST),
     "top_p": (0.0, 1.0),
     "top_k": (0, math.inf),
     "min_p": (0.0, 1.0),
     "min_tokens": (0, math.inf),
+}
+
+
+_OPTIONAL: dict[str, float] = {
+    "seed": -math.inf,
+    "max_tokens": 0,
+    "logprobs": -1,
+    "prompt_logprobs": -1,
 }
 
 
@@ -116,34 +152,28 @@ def _check(params: SamplingParams) -> None:
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             kind = "an integer" if whole else "a number"
             raise InvalidRequest(f"{name} must be {kind}, got {value!r}", name)
-        if not low <= value <= high or math.isnan(value):
+        if not low <= value <= high:
             bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise InvalidRequest(f"{name} must be {bound}, got {value}", name)
-    _refuse(params.top_p == 0.0, "top_p must be above 0, got 0", "top_p")
-    _refuse(
-        not 0.0 < params.repetition_penalty < math.inf,
-        f"repetition_penalty must be above 0 and finite, got {params.repetition_penalty}",
-        "repetition_penalty",
-    )
-    _refuse(math.isinf(params.temperature), "temperature must be finite", "temperature")
-    if params.max_tokens is not None:
-        _refuse(
-            params.max_tokens < 0,
-            f"max_tokens must be at least 0, got {params.max_tokens}",
-            "max_tokens",
-        )
-        _refuse(
-            params.min_tokens > params.max_tokens,
-            f"min_tokens ({params.min_tokens}) must not exceed max_tokens ({params.max_tokens})",
-            "min_tokens",
-        )
-    for name in ("logprobs", "prompt_logprobs"):
+    for name in ("top_p", "repetition_penalty"):
+        _refuse(getattr(params, name) == 0, f"{name} must be above 0, got 0", name)
+    for name, low in _OPTIONAL.items():
         value = getattr(params, name)
+        more = ", or -1 for the whole vocabulary" if low == -1 else ""
         _refuse(
-            value is not None and value < -1,
-            f"{name} must be at least 0, or -1 for the whole vocabulary, got {value}",
+            value is not None and value < low,
+            f"{name} must be at least 0{more}, got {value}",
             name,
         )
+    _refuse(
+        params.max_tokens is not None and params.min_tokens > params.max_tokens,
+        f"min_tokens ({params.min_tokens}) must not exceed max_tokens ({params.max_tokens})",
+        "min_tokens",
+    )
+    _check_lists(params)
+
+
+def _check_lists(params: SamplingParams) -> None:
     _refuse("" in params.stops, "stop must not contain an empty string", "stop")
     _refuse(
         len(params.stops) > MAX_STOPS,

@@ -244,10 +244,12 @@ def _message(message: Mapping[str, Any], template: _Compiled) -> dict[str, Any]:
 def _joined(parts: list[Any]) -> str:
     texts = []
     for part in parts:
-        text = part if isinstance(part, str) else part.get("text")
+        fields = part if isinstance(part, dict) else {"text": part}
+        text = fields.get("text")
         if not isinstance(text, str):
+            found = fields.get("type", part)
             raise InvalidRequest(
-                f"content parts must be text; {part.get('type')!r} is not built yet", "messages"
+                f"content parts must be text; {found!r} is not built yet", "messages"
             )
         texts.append(text)
     return "\n".join(texts)

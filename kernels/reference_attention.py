@@ -101,7 +101,8 @@ def plan_attention(
     if long:
         strip = _strip(max(s.num_keys for s in long), window, kv)
         prefills = [_prefill(span, block_table, strip, window, kv) for span in long]
-    most = max((len(part.slots) for part in (*decodes, *prefills)), default=0)
+    gathered = [part.slots for part in decodes] + [part.slots for part in prefills]
+    most = max(map(len, gathered), default=0)
     scratch = torch.empty((2, most, *kv.shape[3:]), dtype=kv.dtype, device=kv.device)
     return Plan(decodes, prefills, int(query_start[-1]), scratch)
 

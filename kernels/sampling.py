@@ -59,18 +59,21 @@ def penalize(
 
     Shapes: logits [S, V] float32; rows [R] int64, which of S; ids [R, L] int, of which the first
     num_tokens [R] (at least 1) count and the first num_prompt [R] are the prompt; the penalties [R]
-    float32. Repetition looks at prompt and output, the others at output alone. Costs L log L a row.
+    float32. Repetition looks at prompt and output, the others at output alone. Costs L a row, and L
+    log L where output is counted.
     Source: CTRL (Keskar et al., 2019) for repetition, the OpenAI API for the others.
     """
     vocab_size = logits.shape[1]
     place = torch.arange(ids.shape[1], device=ids.device)
     known = place < num_tokens[:, None]
     index = torch.where(known, ids, ids[:, :1]).long().clamp(0, vocab_size - 1)
-    emitted = torch.where(known & (place >= num_prompt[:, None]), index, vocab_size).sort(-1).values
-    count = torch.searchsorted(emitted, index, right=True) - torch.searchsorted(emitted, index)
     value, factor = logits[rows[:, None], index], repetition[:, None]
     value = torch.where(value > 0, value / factor, value * factor)
-    value = value - frequency[:, None] * count - presence[:, None] * (count > 0)
+    if bool((frequency != 0).any() | (presence != 0).any()):
+        output = known & (place >= num_prompt[:, None])
+        emitted = torch.where(output, index, vocab_size).sort(-1).values
+        count = torch.searchsorted(emitted, index, right=True) - torch.searchsorted(emitted, index)
+        value = value - frequency[:, None] * count - presence[:, None] * (count > 0)
     logits[rows[:, None], index] = value
 
 

@@ -28,6 +28,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 
 def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in the background so, and every process of ours would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         import shoal
     except ImportError:

@@ -26,12 +26,11 @@ from transformers import (
 )
 
 from . import vocabulary
-from .corpus.mixture import held_out, stream
+from .corpus.mixture import HELD_OUT, held_out, stream
 from .evaluate import report
 from .rows import Packer, Renderer
 
 HERE = Path(__file__).parent
-HELD_OUT = 100
 SEED = 5
 # A stopped process resumes its schedule where it was: no step counts for more than this.
 _LONGEST_STEP = 10.0
@@ -114,7 +113,7 @@ def train(chosen: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(HERE)
     model = build(tokenizer, chosen.start)
     weights = MasterWeights(model)
-    excluded = frozenset(key for made in held_out(HELD_OUT) for key in made.keys)
+    excluded = frozenset(key for made in held_out() for key in made.keys)
     packer = Packer(stream(chosen.seed, excluded), Renderer(tokenizer), chosen.seed)
     batches = packer.batches(chosen.tokens)
     torch._inductor.config.cpp.dynamic_threads = True

@@ -203,4 +203,4 @@ class KVManager:
 def _root(adapter: str | None, salt: str) -> bytes:
     """The parent of a first block: parts adapters and salts from each other."""
     named = f"{adapter is not None}{len(adapter or '')}:{adapter or ''}{salt}"
-    return blake2b(named.encode(), digest_size=16).digest()
+    return blake2b(named.encode(errors="surrogatepass"), digest_size=16).digest()

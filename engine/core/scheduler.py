@@ -91,10 +91,6 @@ class Scheduler:
         """Share of KV blocks held, 0 to 1."""
         return self.kv.usage
 
-    def requests(self) -> list[str]:
-        """The ids of unfinished requests."""
-        return list(self.roster.live)
-
     def verify(self) -> None:
         """Assert that the books balance: every block and slot is either free or accounted for."""
         self.roster.verify(idle=not self.unfinished)

@@ -14,6 +14,9 @@ from ..plan import Start
 from ..request import SamplingParams
 from .device import Device
 
+_LEAST_TOP_P = float(np.finfo(np.float32).tiny)
+"""What is smaller would become 0 in float32, and leave not even the first token."""
+
 NONE = -2
 """Stands in an integer column for a count that was not asked for."""
 
@@ -68,7 +71,7 @@ class SamplingColumns:
         slot, params = start.slot, start.params
         self.drop(slot)
         self.temperature[slot] = 0.0 if params.greedy else params.temperature
-        self.top_p[slot] = params.top_p
+        self.top_p[slot] = max(params.top_p, _LEAST_TOP_P)
         self.min_p[slot] = params.min_p
         self.top_k[slot] = params.top_k if params.top_k < self._vocab_size else 0
         self.repetition[slot] = params.repetition_penalty

@@ -22,6 +22,9 @@ from .slots import Slots
 
 Array = np.ndarray[Any, Any]
 
+IDS_AT_ONCE = 1 << 20
+"""Most token ids that penalties look at together: they take about 70 bytes each on the way."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
@@ -147,16 +150,21 @@ class Sampler:
 
     def _penalize(self, logits: Tensor, rows: Array, slot: Array, position: Array) -> None:
         columns, upload = self._columns, self._device.upload
-        ops.penalize(
-            logits,
-            upload(rows),
-            self._slots.ids[:, : int(position.max())].index_select(0, upload(slot)),
-            upload(columns.num_prompt[slot]),
-            upload(position),
-            upload(columns.repetition[slot]),
-            upload(columns.frequency[slot]),
-            upload(columns.presence[slot]),
-        )
+        length = int(position.max())
+        most = max(1, IDS_AT_ONCE // length)
+        for first in range(0, len(rows), most):
+            piece = slice(first, first + most)
+            at = slot[piece]
+            ops.penalize(
+                logits,
+                upload(rows[piece]),
+                self._slots.ids[:, :length].index_select(0, upload(at)),
+                upload(columns.num_prompt[at]),
+                upload(position[piece]),
+                upload(columns.repetition[at]),
+                upload(columns.frequency[at]),
+                upload(columns.presence[at]),
+            )
 
     def _process(self, logits: Tensor, slot: int, position: int) -> str | None:
         """Run a row's processors over a copy of it; the reason if that went wrong."""
@@ -170,7 +178,10 @@ class Sampler:
             if not isinstance(value, Tensor) or value.shape != logits.shape:
                 shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 return f"a logits processor returned {shape}, not a tensor {list(logits.shape)}"
-        logits.copy_(value)
+        try:
+            logits.copy_(value)
+        except Exception as error:
+            return f"a logits processor returned a tensor that cannot be read: {error}"
         return None
 
     def _draw(

@@ -79,13 +79,16 @@ def test_a_burst_at_an_idle_engine_is_not_waiting() -> None:
         (request(bad_words=["x"]), InvalidRequest, "bad_words_ids"),
         (request(prompt=(1,) * 65), ContextTooLong, "maximum context length is 64 tokens"),
         (request(prompt=(1,) * 64), ContextTooLong, "contains 64 input tokens"),
-        (request(prompt=(1,) * 60, max_tokens=5), ContextTooLong, "requested 5 output tokens"),
         (
             Request(id="r", prompt=(1,), emitted=(2,), params=SamplingParams(n=2)),
             InvalidRequest,
             "resumed with n=1",
         ),
         (Request(id="r", prompt=(1,), adapter="a"), InvalidRequest, "not built yet"),
+        (request(prompt=(1.0,)), InvalidRequest, "prompt must hold token ids only"),  # type: ignore[arg-type]
+        (request(prompt=(2**70,)), InvalidRequest, "prompt must hold token ids only"),
+        (request(bad_words_ids=[[1, VOCAB]]), InvalidRequest, "bad_words holds the token id 50"),
+        (Request(id="r", prompt=(1,), priority="x"), InvalidRequest, "priority"),  # type: ignore[arg-type]
     ],
 )
 def test_refusals(made: Request, error: type[Exception], message: str) -> None:
@@ -93,6 +96,21 @@ def test_refusals(made: Request, error: type[Exception], message: str) -> None:
         with pytest.raises(error, match=message):
             engine.submit(made, Caller().sink)
         assert not engine.load().waiting
+
+
+def test_any_text_parts_the_prefix_cache() -> None:
+    """Half a surrogate pair too, which UTF-8 cannot hold."""
+    with running() as engine:
+        for salt in ("\ud800", "", "\ud800"):
+            caller = Caller()
+            made = request(prompt=(1, 2, 3, 4, 5))
+            engine.submit(
+                Request(id="r", prompt=made.prompt, params=made.params, cache_salt=salt),
+                caller.sink,
+            )
+            caller.wait(1)
+            assert caller.updates[-1].error is None
+        assert caller.updates[0].num_cached == 4
 
 
 def test_room_for_output() -> None:

@@ -101,6 +101,42 @@ def test_a_name_may_be_used_again_after_an_abort() -> None:
         assert new.tokens("x") == want(again) and old.updates == []
 
 
+def test_a_name_used_again_while_the_inbox_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first one still brings is not given to the second."""
+    with running() as engine:
+        old, new = Caller(), Caller()
+        again = request("x", (4, 5))
+        add = engine._loop.add
+
+        def meanwhile(made: Request) -> None:
+            monkeypatch.undo()
+            add(made)
+            engine.abort("x")
+            engine.submit(again, new.sink)
+
+        monkeypatch.setattr(engine._loop, "add", meanwhile)
+        engine.submit(request("x", (9, 9), max_tokens=30), old.sink)
+        new.wait(1)
+        assert new.tokens("x") == want(again) and old.updates == []
+
+
+def test_a_name_used_again_after_the_abort_of_what_had_ended() -> None:
+    executor = Executor()
+    with running(executor) as engine:
+        old, new, busy = Caller(), Caller(), Caller()
+        executor.gate.clear()
+        engine.submit(request("busy", max_tokens=1), busy.sink)
+        assert executor.waiting.wait(30)
+        whole = request("x", max_tokens=2)
+        done = Request(id="x", prompt=whole.prompt, params=whole.params, emitted=(5, 6))
+        engine.submit(done, old.sink)
+        engine.abort("x")
+        engine.submit(whole, new.sink)
+        executor.gate.set()
+        new.wait(1)
+        assert new.tokens("x") == want(whole) and old.updates == []
+
+
 def test_parted_siblings_meet_again() -> None:
     whole = request("m", n=3, max_tokens=12)
     with running() as engine:

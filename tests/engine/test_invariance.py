@@ -18,18 +18,23 @@ from shoal.engine.local import LocalExecutor
 from shoal.engine.loop import Loop
 from shoal.engine.request import FinishReason, Request, SamplingParams
 
-PLAIN: dict[str, Any] = {"max_num_seqs": 16, "max_num_batched_tokens": 512, "block_size": 16}
+PLAIN: dict[str, Any] = {
+    "threads": 1,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 512,
+    "block_size": 16,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "company": {},
     "chunks of 16": {"max_num_batched_tokens": 16},
     "no prefix cache": {"enable_prefix_caching": False},
     "overlapped": {"async_scheduling": True},
     "small blocks": {"block_size": 4},
-    "preempted": {"block_size": 4, "num_gpu_blocks_override": 65, "max_model_len": 256},
+    "preempted": {"block_size": 4, "num_gpu_blocks_override": 36, "max_model_len": 128},
     "overlapped, preempted, chunked": {
         "block_size": 4,
-        "num_gpu_blocks_override": 65,
-        "max_model_len": 256,
+        "num_gpu_blocks_override": 36,
+        "max_model_len": 128,
         "max_num_batched_tokens": 24,
         "async_scheduling": True,
     },

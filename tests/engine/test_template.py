@@ -248,6 +248,8 @@ def test_only_json_data(tmp_path: Path) -> None:
     tokenizer = Text.load(str(save(tmp_path, CHATML)))
     with pytest.raises(InvalidRequest, match="it holds a PosixPath"):
         tokenizer.render([{"role": "user", "content": tmp_path}])
+    with pytest.raises(InvalidRequest, match="parts must be text; 5 is"):
+        tokenizer.render([{"role": "user", "content": [5]}])
     with pytest.raises(InvalidRequest, match="must be an object"):
         tokenizer.render(["hi"])  # type: ignore[list-item]
     with pytest.raises(InvalidRequest, match="at least one"):

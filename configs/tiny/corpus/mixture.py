@@ -18,17 +18,17 @@ SYSTEMS = (
 )
 # Share of the conversations, and with them most of the training tokens.
 SHARES: tuple[tuple[Generator, float], ...] = (
-    (sums.sums, 0.16),
-    (sums.sheet, 0.08),
-    (orders.numbers, 0.10),
-    (orders.words, 0.07),
-    (orders.extremes, 0.03),
+    (sums.sums, 0.34),
+    (sums.sheet, 0.10),
+    (orders.numbers, 0.14),
+    (orders.words, 0.10),
+    (orders.extremes, 0.05),
     (json_forms.forms, 0.10),
     (json_forms.lists, 0.02),
     (tools.calls, 0.12),
     (tools.results, 0.05),
     (tools.idle, 0.04),
-    (shoal_talk.flags, 0.14),
+    (shoal_talk.flags, 0.12),
     (shoal_talk.question_and_answer, 0.08),
     (talk.small_talk, 0.05),
     (talk.facts, 0.03),
@@ -38,6 +38,8 @@ SHARES: tuple[tuple[Generator, float], ...] = (
     (talk.tale, 0.02),
 )
 PROSE_SHARE = 0.07
+HELD_OUT = 100
+_HELD_OUT_SEED = 1_000_003
 
 
 def exercise(rng: random.Random) -> Exercise:
@@ -56,21 +58,24 @@ def exercise(rng: random.Random) -> Exercise:
     return Exercise(skill=last.skill, messages=messages, keys=tuple(keys), tools=last.tools)
 
 
-def held_out(count: int, seed: int = 1_000_003) -> list[Exercise]:
-    """`count` exercises of every skill, none twice, alone and joined as in training."""
-    rng = random.Random(seed)
+def held_out(count: int = HELD_OUT) -> list[Exercise]:
+    """The first `count` of the held-out exercises of every skill, alone and joined as in training.
+
+    There are HELD_OUT a skill, always the same, and no two share a key.
+    """
+    rng = random.Random(_HELD_OUT_SEED)
     kept: dict[str, list[Exercise]] = {}
     seen: set[str] = set()
     wanted = {generator(rng).skill for generator, _ in SHARES for _ in range(4)}
-    for _ in range(400 * count):
+    for _ in range(400 * HELD_OUT):
         made = exercise(rng)
         group = kept.setdefault(made.skill, [])
-        if len(group) < count and seen.isdisjoint(made.keys):
+        if len(group) < HELD_OUT and seen.isdisjoint(made.keys):
             group.append(made)
             seen.update(made.keys)
-        if all(len(kept.get(skill, ())) >= count for skill in wanted):
+        if all(len(kept.get(skill, ())) >= HELD_OUT for skill in wanted):
             break
-    return [made for skill in sorted(kept) for made in kept[skill]]
+    return [made for skill in sorted(kept) for made in kept[skill][:count]]
 
 
 def stream(seed: int, excluded: frozenset[str]) -> Iterator[Exercise | str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from shoal.engine.plan import Start
 from shoal.engine.request import SamplingParams
+from shoal.engine.worker import sampler as sampler_module
 from shoal.engine.worker.columns import SamplingColumns, fold_seed
 from shoal.engine.worker.device import pick
 from shoal.engine.worker.sampler import Sampler
@@ -97,6 +98,30 @@ def test_every_row_is_that_of_plain_python(seed):
         expected = oracle.edited(logits[row].tolist(), entry.params, prompt, emitted, EOS)
         assert found.ids[row] == oracle.choose(expected, entry.params, u), (row, entry)
     assert found.tokens.tolist() == found.ids
+
+
+def test_the_least_top_p_leaves_the_first_token():
+    logits = some_logits(2, 1)
+    rows = [SamplingParams(top_p=1e-300), SamplingParams(top_p=1e-300, top_k=5)]
+    found = Bench([start(slot, params) for slot, params in enumerate(rows)]).sample(logits)
+    assert found.ids == logits.argmax(-1).tolist()
+
+
+def test_long_texts_are_penalised_in_pieces(monkeypatch):
+    starts = some_starts(random.Random(5), 24)
+    logits = some_logits(24, 5)
+    whole = Bench(starts).sample(logits)
+    monkeypatch.setattr(sampler_module, "IDS_AT_ONCE", 40)
+    widths = []
+    penalize = sampler_module.ops.penalize
+
+    def watched(logits, rows, ids, *more):
+        widths.append(ids.numel())
+        penalize(logits, rows, ids, *more)
+
+    monkeypatch.setattr(sampler_module.ops, "penalize", watched)
+    assert Bench(starts).sample(logits).ids == whole.ids
+    assert len(widths) > 1 and max(widths) <= 40
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -225,6 +250,7 @@ FAULTS = [
     ({"logits_processors": [raising]}, "raised RuntimeError: no"),
     ({"logits_processors": [lambda emitted, row: row[:-1]]}, f"not a tensor [{VOCAB}]"),
     ({"logits_processors": [lambda emitted, row: None]}, "returned NoneType"),
+    ({"logits_processors": [lambda emitted, row: row.to_sparse()]}, "cannot be read"),
     ({"logits_processors": [lambda emitted, row: row * math.nan]}, "not a number"),
     ({"logits_processors": [lambda emitted, row: row.fill_(-math.inf)]}, "every one is masked"),
     ({"allowed_token_ids": [3, 5], "min_tokens": 2}, "every one is masked"),

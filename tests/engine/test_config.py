@@ -1,0 +1,38 @@
+"""What an engine's configuration refuses, whoever makes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shoal.engine.config import EngineConfig, from_keys
+from shoal.engine.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("gpu_memory_utilization", "0.9", "must be a number"),
+        ("gpu_memory_utilization", 1.5, "at most 1"),
+        ("enable_prefix_caching", "no", "must be true or false"),
+        ("max_num_seqs", True, "must be an integer"),
+        ("max_num_seqs", 0, "at least 1"),
+        ("max_model_len", "32k", "must be an integer"),
+        ("seed", None, "must be an integer"),
+        ("dtype", None, "must be text"),
+        ("chat_template", 5, "must be text"),
+        ("generation_config", "/a/folder", "must be one of auto, vllm, shoal"),
+    ],
+)
+def test_a_wrong_value_is_named(name: str, value: Any, message: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^{name} must be.*{message.removeprefix('must be ')}"
+    ) as refused:
+        EngineConfig(**{name: value})
+    assert refused.value.key == name
+
+
+def test_a_path_is_text_and_none_the_default() -> None:
+    config = from_keys({"model": Path("a/b"), "tokenizer": None, "seed": None})
+    assert config == EngineConfig(model="a/b")
