@@ -106,6 +106,8 @@ def run(
             stack.enter_context(_ray(config))
         _listen(stop)  # Ray has put a handler of its own in place
         stack.callback(_leave, config, serve_too=not _serve_runs())
+        if stop.is_set():
+            return
         with progress.phase("start Serve"):
             _deploy(application(config, replica=replica, ingress=ingress), config)
         with progress.phase("load the model"):

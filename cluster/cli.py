@@ -122,16 +122,8 @@ def bench_serve(
     url: Url = HERE,
     model: Model = None,
     endpoint: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
-    max_concurrency: Annotated[
-        str | None,
-        typer.Option(
-            help="Requests at once; several levels as 1,8,32 (default: 8).", metavar="N,.."
-        ),
-    ] = None,
-    request_rate: Annotated[
-        float | None,
-        typer.Option(help="Requests started a second, at random moments.", metavar="X"),
-    ] = None,
+    max_concurrency: Streams = None,
+    request_rate: Rate = None,
     num_prompts: Annotated[
         int | None, typer.Option(help="Requests a level (default: 4 a stream).", min=1, metavar="N")
     ] = None,

@@ -86,6 +86,7 @@ def build_gateway(config: ServeConfig, router: Router) -> ASGIApp:
         app.openapi = lambda: _description(app)  # type: ignore[method-assign]
         app.add_route("/docs", _docs, include_in_schema=False)
     app.add_exception_handler(HTTPException, _unrouted)
+    app.add_exception_handler(Exception, _failed)
     guarded = Guard(app, config.api_key, serving.metrics)
     return _with_cors(guarded, config) if config.allowed_origins else guarded
 
@@ -138,6 +139,11 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     response = failure_response(failure)
     response.headers.update(error.headers or {})
     return response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What was not raised on purpose; `Guard` gets it too, and logs it."""
+    return failure_response(error)
 
 
 def _with_cors(app: ASGIApp, config: ServeConfig) -> ASGIApp:

@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import logs
 from .errors import HTTPFailure, failure
 from .metrics import Metrics
+from .serving import LEFT
 
 OPEN_PATHS = ("/health", "/-/healthz")
 """Routes that need no key: probes have none."""
@@ -66,13 +66,10 @@ class Guard:
                     "as `Authorization: Bearer KEY` or as `x-api-key: KEY`",
                 )
                 await send_failure(refusal, named)
-        except ClientDisconnect:
-            log.debug("%s: the client left before its request was read", request_id)
         except Exception as error:
             log.exception("%s: %s %s failed", request_id, scope["method"], scope["path"])
-            if status:
-                raise
-            await send_failure(error, named)
+            if not status:  # what has begun, the web server breaks off
+                await send_failure(error, named)
         finally:
             self._tell(scope, request_id, status, time.monotonic() - began)
 
@@ -90,7 +87,8 @@ class Guard:
     def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = scope.get("route")
         handler = getattr(route, "path", "other")
-        self._metrics.answered(handler, scope["method"], status or 499, seconds)
+        status = status or LEFT
+        self._metrics.answered(handler, scope["method"], status, seconds)
         polled = scope["path"] in (*OPEN_PATHS, "/metrics")
         log.log(
             logging.DEBUG if polled else logging.INFO,
@@ -98,7 +96,7 @@ class Guard:
             request_id,
             scope["method"],
             scope["path"],
-            status or "left by the client",
+            "left by the client" if status == LEFT else status,
             seconds,
         )
 

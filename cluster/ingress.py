@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from typing import Any
 
 import uvicorn
@@ -27,6 +28,8 @@ from .turnstile import Turnstile
 
 START_S = 30.0
 CLOSE_S = 1
+CLAIM_S = 1.0
+RETRY_S = 0.02
 KEEP_ALIVE_S = 75  # longer than the pools of clients keep a connection, so that they part first
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ class Ingress:
         self._host = node_address()
         self._facts = Facts(self._config.name)
         logs.start(self._config, f"gateway-{context.rank.rank}")
+        self._facts.put("gateway", self._id, {"pid": os.getpid()})
         try:
             self._public = _claim(self._config, self._facts)
         except ConfigError as error:
@@ -152,9 +156,24 @@ def _web(config: ServeConfig, app: Any, private: bool = False) -> uvicorn.Config
 def _claim(config: ServeConfig, facts: Facts) -> socket.socket:
     """The public port, which only gateways of the same application may share.
 
-    They do while one replaces another, and where several were asked for on one node. Raises
-    ConfigError that names another holder.
+    They do while one replaces another, and where several were asked for on one node; one may find
+    it taken while another looks whether it is free. Raises ConfigError that names another holder.
     """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    until = time.monotonic() + CLAIM_S
+    while True:
+        try:
+            _refuse_strangers(config, facts)
+            return socket.create_server(
+                (config.host, config.port), family=family, backlog=2048, reuse_port=True
+            )
+        except (ConfigError, OSError):
+            if time.monotonic() > until:
+                raise
+        time.sleep(RETRY_S)
+
+
+def _refuse_strangers(config: ServeConfig, facts: Facts) -> None:
     try:
         check_port(config.host, config.port)
     except ConfigError as error:
@@ -167,7 +186,3 @@ def _claim(config: ServeConfig, facts: Facts) -> socket.socket:
             ) from None
         if taken is None or taken.pid not in [g.get("pid") for g in facts.all("gateway").values()]:
             raise error
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    return socket.create_server(
-        (config.host, config.port), family=family, backlog=2048, reuse_port=True
-    )

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..engine.errors import EngineLost
 from .processes import Guard, end_all
@@ -19,6 +20,11 @@ from .processes import Guard, end_all
 OBJECT_STORE_BYTES = 80 << 20
 ATTEMPTS = 2  # Ray gives itself 30 s, which is short on a machine that is busy
 _MAX_FOLDER = 40  # Ray puts Unix sockets below it, whose paths end at 107 bytes
+
+_ON_LOOPBACK = {"ENABLE_RAY_CLUSTER": False}
+"""Else Ray takes 127.0.0.1 for the machine's address in the network, and listens there."""
+_QUIET_SIGNALS = {"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": True}
+"""Else a SIGTERM while Ray starts prints the driver's stack and ends it without cleaning up."""
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +39,7 @@ def private_ray(log_dir: Path) -> Iterator[None]:
     """
     import ray
 
+    _quieten()
     folder = _temporary_folder()
     guard = Guard(folder)
     with _environment(_settings()):
@@ -52,7 +59,7 @@ def _start_ray(folder: Path) -> None:
 
     for attempts_left in reversed(range(ATTEMPTS)):
         try:
-            with _elsewhere(folder):
+            with _elsewhere(folder), _constants(_ON_LOOPBACK | _QUIET_SIGNALS):
                 ray.init(
                     address="local",
                     namespace="shoal",
@@ -77,8 +84,9 @@ def joined_ray(address: str) -> Iterator[None]:
     """Inside, this process is a driver of the Ray at `address`."""
     import ray
 
+    _quieten()
     with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
-        with _elsewhere(Path(tempfile.gettempdir())):
+        with _elsewhere(Path(tempfile.gettempdir())), _constants(_QUIET_SIGNALS):
             ray.init(
                 address=address, namespace="shoal", log_to_driver=False, logging_level=logging.ERROR
             )
@@ -114,6 +122,30 @@ def _settings() -> dict[str, str]:
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+
+
+def _quieten() -> None:
+    """What Ray tells its driver of processes that died goes to the log: `log_to_driver` keeps only
+    what workers print from the terminal."""
+    from ray._private import worker
+
+    def note(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        log.info("%s: %s", data["pid"], " ".join(data["lines"]))
+
+    worker.print_to_stdstream = note
+
+
+@contextmanager
+def _constants(values: Mapping[str, bool]) -> Iterator[None]:
+    """Constants of Ray's that it has read from the environment already, other ones for a while."""
+    from ray._private import ray_constants
+
+    before = {name: getattr(ray_constants, name) for name in values}
+    vars(ray_constants).update(values)
+    try:
+        yield
+    finally:
+        vars(ray_constants).update(before)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ..engine.admission import Seeds
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 LOADING_RETRY_S = 5.0
+LEFT = 499
+"""The status, in logs and figures, of a request whose client did not wait for one."""
 
 
 class Serving:
@@ -113,18 +115,20 @@ class Serving:
 
 
 def answering(handler: Handler) -> Handler:
-    """`handler`, whose errors become answers."""
+    """`handler`, whose errors become answers; for a client that has left, one that nobody hears."""
 
     async def answered(request: Request) -> Response:
         try:
             return await handler(request)
         except ShoalError as error:
             return failure_response(error)
+        except ClientDisconnect:
+            return Response(status_code=LEFT)
 
     return answered
 
 
-def failure_response(error: ShoalError) -> Response:
+def failure_response(error: Exception) -> Response:
     """An error object as a response."""
     told = failure(error)
     response = Response(told.body, told.status, media_type="application/json")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-_REFUSAL = (
-    b'{"error":{"message":"The server is shutting down; try again later.",'
-    b'"type":"service_unavailable","param":null,"code":503}}'
+from .errors import error_body
+
+_REFUSAL = error_body(
+    "the server is shutting down; try again later", "server_error", None, "shutting_down"
 )
 _HEADERS = [
     (b"content-type", b"application/json"),
+    (b"content-length", b"%d" % len(_REFUSAL)),
     (b"retry-after", b"5"),
     (b"connection", b"close"),
 ]

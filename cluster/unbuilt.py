@@ -60,7 +60,7 @@ def refuse_unbuilt(fields: Mapping[str, object]) -> None:
 
     Empty strings, lists and objects ask for nothing.
     """
-    for name in UNBUILT.keys() & fields.keys():
+    for name in (name for name in fields if name in UNBUILT):
         value, unbuilt = fields[name], UNBUILT[name]
         empty = isinstance(value, str | list | dict) and not value
         if not empty and not any(value == off and type(value) is type(off) for off in unbuilt.off):

@@ -55,8 +55,13 @@ def read(path: str | Path) -> dict[str, Entry]:
 
 
 def quote(path: str, line: int, text: str, instead: str | None = None) -> str:
-    """Where something stands, the line itself, and the line that should be there."""
-    shown = f"\n  {path}, line {line}:\n    {text.strip()}"
+    """Where something stands, the line itself, and the line that should be there.
+
+    What begins a line is shown where it alone is wrong, a tab as `\\t`.
+    """
+    begins_wrong = instead is not None and instead.strip() == text.strip()
+    there = text.rstrip().replace("\t", "\\t") if begins_wrong else text.strip()
+    shown = f"\n  {path}, line {line}:\n    {there}"
     return shown + (f"\n  should read:\n    {instead.strip()}" if instead else "")
 
 
@@ -119,12 +124,12 @@ def _guesses(line: str) -> Iterator[str]:
     bare = line.strip()
     if "\t" in line:
         yield bare.replace("\t", " ")
-    if flag := re.fullmatch(r"--?([\w-]+)(?:[ =]\s*(.+))?", bare):
+    if flag := re.fullmatch(r"--?(\w[\w-]*)(?:[ =]\s*(.+))?", bare):
         yield f"{flag[1]}: {flag[2] or 'true'}"
     if pair := re.fullmatch(r"(?:- )?([\w-]+)\s*(?:[=:]\s*|\s)(\S.*)", bare):
         yield f"{pair[1]}: {pair[2]}"
         yield f"{pair[1]}: {_closed(pair[2])}"
-    if re.fullmatch(r"[\w-]+", bare):
+    if re.fullmatch(r"\w[\w-]*", bare):
         yield f"{bare}: true"
     yield bare
 

@@ -93,3 +93,20 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"a: \xff")
     with pytest.raises(ConfigError, match="not UTF-8"):
         read(tmp_path / "latin")
+
+
+def test_what_is_wrong_with_the_beginning_of_a_line_is_seen(tmp_path: Path) -> None:
+    for text, shown in (
+        ("seed: 1\n\tport: 8000\n", "    \\tport: 8000"),
+        ("seed: 1\n  port: 8000\n", "      port: 8000"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read(write(tmp_path, text))
+        assert caught.value.message.splitlines()[2:] == [shown, "  should read:", "    port: 8000"]
+
+
+def test_a_second_document_is_not_taken_for_a_flag(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(write(tmp_path, "port: 9000\n---\nport: 1\n"))
+    assert "another document" in caught.value.message
+    assert "should read" not in caught.value.message

@@ -303,3 +303,28 @@ def test_garbage_on_the_socket_harms_nobody(door):
         rude.sendall(b"POST /v1/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
         rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert post(door).status_code == 200
+
+
+def test_our_own_fault_is_an_error_object_and_keeps_its_words(door, monkeypatch):
+    def fail():
+        raise RuntimeError("words for the log alone")
+
+    monkeypatch.setattr(door.router, "status", fail)
+    monkeypatch.setattr(door.router, "choose", lambda model, request: fail())
+    for answer in (httpx.get(f"{door.url}/health"), post(door)):
+        error = error_of(answer, 500)
+        assert error["code"] == "internal_error"
+        assert "words" not in error["message"]
+        assert answer.headers["x-request-id"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_server_error(open_door):
+    door = open_door()
+    with socket.create_connection(("127.0.0.1", door.port)) as half:
+        half.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+    counts = []
+    while not counts:
+        figures = httpx.get(f"{door.url}/metrics").text.splitlines()
+        counts = [line for line in figures if "http_requests_total" in line and "/tokenize" in line]
+    assert len(counts) == 1
+    assert 'status="499"' in counts[0]

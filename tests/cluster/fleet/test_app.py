@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -188,6 +189,21 @@ def test_the_terminal_shows_no_chatter_of_ray(served: Served) -> None:
     assert (served.log_dir / "ray").is_dir()
 
 
+def test_nothing_of_it_listens_to_the_network(served: Served) -> None:
+    inodes: set[str] = set()
+    for pid in descendants(served.process.pid):
+        inodes |= {link.removeprefix("socket:[")[:-1] for link in open_files(pid)}
+    hosts = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                hosts.add(fields[1].rpartition(":")[0])
+    hosts.discard("0" * 32)  # where Serve's replicas take calls from holders of Ray's token
+    assert "0100007F" in hosts
+    assert hosts <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
 def test_a_port_in_use_is_refused_by_name_before_anything_starts(
     served: Served, start: Callable[..., Served]
 ) -> None:
@@ -214,13 +230,15 @@ def test_a_killed_replica_is_told_at_once_and_replaced(served: Served) -> None:
 
 def replica_of(served: Served, pid: int) -> str:
     """The files of a process name its replica: Serve keeps a log open for each."""
+    return " ".join(open_files(pid))
+
+
+def open_files(pid: int) -> list[str]:
     names = []
     for handle in Path(f"/proc/{pid}/fd").iterdir():
-        try:
+        with contextlib.suppress(OSError):
             names.append(os.readlink(handle))
-        except OSError:
-            continue
-    return " ".join(names)
+    return names
 
 
 def test_an_engine_that_dies_ends_its_process_and_is_replaced(served: Served) -> None:
@@ -241,6 +259,11 @@ def test_a_killed_gateway_frees_its_generations_and_is_replaced(served: Served) 
     assert after["pid"] != before["pid"] and after["aborted"] >= 4
     wait(lambda: sum(served.health()["loads"].values()) == 0)
     assert all(wait(lambda s=stream: not s.is_alive()) for stream in streams)
+
+
+def test_what_ray_says_of_the_dead_is_in_the_log_and_not_in_the_terminal(served: Served) -> None:
+    wait(lambda: "raylet: A worker died" in served.log_dir.joinpath("serve.log").read_text())
+    assert "raylet" not in served.said()
 
 
 def test_one_of_two_stops_on_ctrl_c_when_its_streams_have_ended(
@@ -270,6 +293,12 @@ def refusal(port: int) -> int | None:
     return None
 
 
+def test_gateways_of_one_node_share_its_port(start: Callable[..., Served]) -> None:
+    served = start(gateways=2).wait_ready()
+    seen: set[int] = set()
+    wait(lambda: seen.add(served.health()["pid"]) or len(seen) == 2)
+
+
 def test_a_start_that_fails_says_why_and_leaves_nothing(start: Callable[..., Served]) -> None:
     served = start(dtype="bfloat16")
     pids = set()
@@ -295,6 +324,16 @@ def test_a_second_signal_ends_everything_at_once(start: Callable[..., Served]) -
 
     wait(ended)
     assert served.process.returncode == 130
+    wait(lambda: gone(served.pids))
+
+
+def test_a_signal_while_ray_starts_is_obeyed_without_a_word(start: Callable[..., Served]) -> None:
+    served = start()
+    wait(lambda: any("raylet" in title(pid) for pid in descendants(served.process.pid)))
+    served.pids = descendants(served.process.pid)
+    served.process.terminate()
+    assert served.process.wait(60) in (0, signal.SIGTERM)  # Ray exits with it, we with 0
+    assert "SIGTERM" not in served.said() and "start Serve" not in served.said()
     wait(lambda: gone(served.pids))
 
 
