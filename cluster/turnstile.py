@@ -10,12 +10,7 @@ from .errors import error_body
 _REFUSAL = error_body(
     "the server is shutting down; try again later", "server_error", None, "shutting_down"
 )
-_HEADERS = [
-    (b"content-type", b"application/json"),
-    (b"content-length", b"%d" % len(_REFUSAL)),
-    (b"retry-after", b"5"),
-    (b"connection", b"close"),
-]
+_HEALTH = b'{"status":"down"}'
 
 
 class Turnstile:
@@ -34,8 +29,7 @@ class Turnstile:
             await self._app(scope, receive, send)
             return
         if self._closed:
-            await send({"type": "http.response.start", "status": 503, "headers": _HEADERS})
-            await send({"type": "http.response.body", "body": _REFUSAL})
+            await _refuse(scope, send)
             return
         self._inside += 1
         self._empty.clear()
@@ -55,3 +49,17 @@ class Turnstile:
         except TimeoutError:
             return False
         return True
+
+
+async def _refuse(scope: Any, send: Any) -> None:
+    """503, in the form that the route has at other times too."""
+    body = _HEALTH if scope["path"] == "/health" else _REFUSAL
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"retry-after", b"5"),
+        (b"connection", b"close"),
+        *((name, value) for name, value in scope["headers"] if name == b"x-request-id"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

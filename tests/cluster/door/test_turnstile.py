@@ -3,10 +3,23 @@
 import asyncio
 import json
 
+import pytest
 from shoal.cluster.turnstile import Turnstile
 
+REFUSAL = {
+    "error": {
+        "message": "the server is shutting down; try again later",
+        "type": "server_error",
+        "param": None,
+        "code": "shutting_down",
+    }
+}
 
-def test_once_closed_it_answers_with_an_error_object():
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("/v1/completions", REFUSAL), ("/health", {"status": "down"})]
+)
+def test_once_closed_it_answers_503(path, said):
     sent = []
 
     async def send(message):
@@ -15,7 +28,8 @@ def test_once_closed_it_answers_with_an_error_object():
     async def run():
         turnstile = Turnstile(None)
         assert await turnstile.drain(0)
-        await turnstile({"type": "http"}, None, send)
+        headers = [(b"host", b"a"), (b"x-request-id", b"mine")]
+        await turnstile({"type": "http", "path": path, "headers": headers}, None, send)
 
     asyncio.run(run())
     start, body = sent
@@ -23,9 +37,5 @@ def test_once_closed_it_answers_with_an_error_object():
     assert start["status"] == 503
     assert int(headers[b"content-length"]) == len(body["body"])
     assert headers[b"retry-after"]
-    assert json.loads(body["body"])["error"] == {
-        "message": "the server is shutting down; try again later",
-        "type": "server_error",
-        "param": None,
-        "code": "shutting_down",
-    }
+    assert headers[b"x-request-id"] == b"mine"
+    assert json.loads(body["body"]) == said
