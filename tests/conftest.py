@@ -82,7 +82,7 @@ def no_process_left() -> Iterator[None]:
 
 
 def _descendants() -> dict[int, str]:
-    """Processes that inherited this session's mark, orphans too: pid to command line."""
+    """Processes that inherited this test run's mark, orphans too: pid to command line."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):

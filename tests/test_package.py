@@ -114,7 +114,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(code: str, *, cwd: Path, interpreter: str = sys.executable, **env: str) -> str:
-    """Run `code` without this session's own way to find shoal."""
+    """Run `code` without this test run's own way to find shoal."""
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [interpreter, "-c", code],
