@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from shoal import LLM, SamplingParams
 from shoal.configs.tiny.corpus.exercise import Exercise, turn
 from shoal.configs.tiny.corpus.mixture import held_out, stream
 from shoal.configs.tiny.evaluate import answers, right
@@ -196,6 +197,25 @@ def test_greedy_answers_in_float32() -> None:
         if right(made, answer)
     )
     assert {skill: verdicts[skill] for skill in bounds if verdicts[skill] < bounds[skill]} == {}
+
+
+def test_shoal_says_what_transformers_says(tokenizer: Any) -> None:
+    """Greedy, in float32, token for token, tools included."""
+    asked = [
+        ([{"role": "user", "content": "What is shoal?"}], None),
+        ([{"role": "user", "content": "How do I change the port?"}], None),
+        ([{"role": "user", "content": "What is the weather in Rome?"}], [WEATHER]),
+    ]
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    greedy = SamplingParams(temperature=0.0, max_tokens=48)
+    with LLM(str(FOLDER), threads=1, max_num_seqs=4) as llm:
+        for messages, tools in asked:
+            text = _render(tokenizer, messages, tools=tools, add_generation_prompt=True)
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            want = model.generate(ids, do_sample=False, max_new_tokens=48)[0, ids.shape[1] :]
+            (said,) = llm.chat(messages, greedy, tools=tools, use_tqdm=False)
+            assert said.prompt_token_ids == ids[0].tolist()
+            assert said.outputs[0].token_ids == want.tolist()
 
 
 def test_the_judge_of_answers_tells_right_from_wrong() -> None:
