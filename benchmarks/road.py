@@ -47,8 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--input-len", default="128")
     parser.add_argument("--output-len", default="64")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("serve", nargs="*", help="after --: flags for shoal serve")
-    return parser.parse_args()
+    mine, _, flags = " ".join(sys.argv[1:]).partition(" -- ")
+    return parser.parse_args(mine.split(), argparse.Namespace(serve=flags.split()))
 
 
 def measure(chosen: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
