@@ -47,8 +47,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--input-len", default="128")
     parser.add_argument("--output-len", default="64")
     parser.add_argument("--json", type=Path)
-    mine, _, flags = " ".join(sys.argv[1:]).partition(" -- ")
-    return parser.parse_args(mine.split(), argparse.Namespace(serve=flags.split()))
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    return parser.parse_args(words[:cut], argparse.Namespace(serve=words[cut + 1 :]))
 
 
 def measure(chosen: argparse.Namespace, flags: list[str]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from shoal.configs.tiny.vocabulary import END, END_OF_TEXT, MARKS
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 # Held-out exercises a skill, and how many of ten must be right; the model card has the figures.
-FIRM = {"facts": 10, "no tool needed": 9, "shoal flags": 9, "small talk": 10, "unknown": 9}
-FAIR = {"json": 6, "memory": 8, "tool answer": 6, "tool call": 6}
+FIRM = {"facts": 9, "no tool needed": 9, "shoal flags": 9, "small talk": 9, "sums": 9, "unknown": 9}
+FAIR = {"json": 6, "list of sums": 7, "memory": 8, "tool answer": 7, "tool call": 7}
 FOLDER = Path(__file__).parents[2] / "configs" / "tiny"
 WEATHER = {
     "type": "function",
