@@ -25,12 +25,11 @@ from .link import Router
 from .ports import check_port, holder
 from .router import FleetRouter
 from .turnstile import Turnstile
+from .web import CLOSE_S, loop_factory, web_config
 
 START_S = 30.0
-CLOSE_S = 1
 CLAIM_S = 1.0
 RETRY_S = 0.02
-KEEP_ALIVE_S = 75  # longer than the pools of clients keep a connection, so that they part first
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +91,7 @@ class Ingress:
 
     def _run(self) -> None:
         try:
-            factory = uvicorn.Config("", log_config=None).get_loop_factory()
-            with asyncio.Runner(loop_factory=factory) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(self._serve())
         except BaseException as error:
             log.exception("the gateway ended")
@@ -108,8 +106,8 @@ class Ingress:
         router.watch(membership.replicas)
         self._turnstile = Turnstile(self.make_app(router))
         self._servers = (
-            _Server(_web(config, self._turnstile), self._up.set),
-            _Server(_web(config, self._turnstile, private=True), lambda: None),
+            _Server(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
+            _Server(web_config(config, self._turnstile, lifespan="off", tls=False), lambda: None),
         )
         sockets = (self._public, self._private)
         await asyncio.gather(
@@ -135,22 +133,6 @@ class _Server(uvicorn.Server):
         """See uvicorn."""
         await super().startup(sockets)
         self._on_started()
-
-
-def _web(config: ServeConfig, app: Any, private: bool = False) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        log_level=config.uvicorn_log_level,
-        log_config=None,
-        access_log=False,
-        lifespan="off" if private else "auto",
-        root_path=config.root_path,
-        ssl_keyfile=None if private else config.ssl_keyfile,
-        ssl_certfile=None if private else config.ssl_certfile,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=CLOSE_S,
-        server_header=False,
-    )
 
 
 def _claim(config: ServeConfig, facts: Facts) -> socket.socket:

@@ -24,10 +24,7 @@ from .gateway import build_gateway
 from .link import Link, Load, ModelCard
 from .ports import check_port
 from .turnstile import Turnstile
-
-KEEP_ALIVE_S = 75
-"""Longer than the pools of clients keep an idle connection, so that they part with it first."""
-CUT_OFF_S = 1
+from .web import loop_factory, web_config
 
 OnUpdate = Callable[[Update | ShoalError], None]
 
@@ -149,8 +146,7 @@ def run_local(config: ServeConfig, progress: Progress | None = None) -> None:
     """
     check_port(config.host, config.port)
     logs.start(config, "server", terminal=True)
-    factory = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_Local(config, progress or Progress()).serve())
 
 
@@ -162,7 +158,7 @@ class _Local:
         self._progress = progress
         self._router = LocalRouter(config.replicas)
         self._door = Turnstile(build_gateway(config, self._router))
-        self._server = _Server(_web(config, self._door))
+        self._server = _Server(web_config(config, self._door, lifespan="off"))
         self._engines = [_engine(config, progress) for _ in range(config.replicas)]
         self._failure: BaseException | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -239,21 +235,3 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """See uvicorn."""
         yield
-
-
-def _web(config: ServeConfig, app: Turnstile) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        host=config.host,
-        port=config.port,
-        log_level=config.uvicorn_log_level,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        root_path=config.root_path,
-        ssl_keyfile=config.ssl_keyfile,
-        ssl_certfile=config.ssl_certfile,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=CUT_OFF_S,
-        server_header=False,
-    )

@@ -12,12 +12,11 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
 from . import admission
+from .checkpoint import checkpoint_facts
 from .config import from_keys
 from .engine import AsyncEngine
 from .errors import InvalidRequest, Overloaded
 from .executor import Executor
-from .model.config import model_facts
-from .model.hub import find_model
 from .outputs import Answer
 from .outputs import CompletionOutput as CompletionOutput
 from .outputs import Logprob as Logprob
@@ -118,12 +117,7 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What generation_config.json says, or SamplingParams' own defaults."""
         if self._defaults is None:
-            config = self.config
-            folder = find_model(
-                config.model, revision=config.revision, download_dir=config.download_dir
-            )
-            facts = model_facts(folder, generation_config=config.generation_config == "auto")
-            self._defaults = SamplingParams(**facts.sampling)
+            self._defaults = SamplingParams(**checkpoint_facts(self.config).sampling)
         return self._defaults
 
     def get_tokenizer(self) -> Any:
