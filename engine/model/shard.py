@@ -6,7 +6,7 @@ model; it yields a Claim for every checkpoint tensor that it eats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -73,6 +73,15 @@ def claims(model: nn.Module) -> Iterator[Claim]:
         layer_claims = getattr(module, "claims", None)
         if layer_claims is not None:
             yield from layer_claims(path)
+
+
+def claims_among(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Claim]:
+    """The claims of a model on a checkpoint that holds tensors of these shapes.
+
+    A model whose checkpoints call its tensors otherwise than it does has a method of this name.
+    """
+    own = getattr(model, "claims_among", None)
+    return claims(model) if own is None else own(shapes)
 
 
 def _uneven(units: int, mesh: Mesh, noun: str) -> ConfigError:

@@ -20,7 +20,7 @@ from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
 from ..model.hub import DESCRIPTION, find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh
-from ..model.zoo.registry import build, num_bytes
+from ..model.zoo.registry import build, num_bytes, token_width
 from ..plan import Plan, Result
 from ..sizing import Footprint, Sizing
 from .cache import allocate
@@ -53,10 +53,10 @@ def forecast(config: EngineConfig) -> Forecast:
     )
     device = pick(config.device)
     model = read_config(folder)
-    dtype = choose_dtype(config.dtype, model, device.place)
+    dtype = choose_dtype(config.dtype, model, device.place, config.model_impl)
     size = sizing.size(
         config,
-        footprint(model, dtype),
+        footprint(model, dtype, config.model_impl),
         device.memory(),
         config.block_size or device.block_size,
     )
@@ -65,19 +65,13 @@ def forecast(config: EngineConfig) -> Forecast:
     )
 
 
-def footprint(config: ModelConfig, dtype: torch.dtype) -> Footprint:
+def footprint(config: ModelConfig, dtype: torch.dtype, impl: str = "auto") -> Footprint:
     """What decides the memory of a checkpoint, from its shapes alone."""
-    shapes = build(config, Mesh(), dtype, "meta")
+    shapes = build(config, Mesh(), dtype, "meta", impl=impl)
     return Footprint(
         weight_bytes=num_bytes(shapes),
         specs=tuple(shapes.cache_specs),
-        width=sizing.token_width(
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_attention_heads,
-            config.num_kv_heads,
-            config.head_size,
-        ),
+        width=token_width(shapes, config),
         vocab_size=config.vocab_size,
         max_model_len=config.max_length,
         itemsize=dtype.itemsize,
@@ -118,6 +112,7 @@ class Worker:
                 load_format=config.load_format,
                 seed=config.seed,
                 max_len=config.max_model_len,
+                model_impl=config.model_impl,
                 progress=progress,
             )
         clock.lap("load")
