@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..errors import LoadError
 from .config import ModelConfig, read_config
 from .hub import DESCRIPTION, WANTED, find_model
 from .mesh import Mesh, Stage
+from .promises import refuse_next_tokens
 from .shard import Claim, claims, claims_among
 from .weights import WeightFile, digest, weight_files
 from .zoo.registry import CausalLM, build
@@ -98,8 +99,10 @@ def load(
         draw(claims(built), seed)
     else:
         elsewhere = _names_claimed(config) if stage is not None else frozenset()
-        wanted = list(claims_among(built, _shapes(files)))
-        fill(wanted, files, progress or _silent, _leftovers(config, built), elsewhere)
+        shapes, leftovers = _shapes(files), _leftovers(config, built)
+        refuse_next_tokens(config, shapes, leftovers)
+        wanted = list(claims_among(built, shapes))
+        fill(wanted, files, progress or _silent, leftovers, elsewhere)
     # Rope frequencies may follow from max_len, and then other text follows from them.
     constants = [f"{name} {constant.tolist()}" for name, constant in built.named_buffers()]
     words = (f"dummy {seed}" if dummy else "", str(chosen), *constants)
@@ -156,6 +159,7 @@ def fill(
     by_name: dict[str, list[Claim]] = defaultdict(list)
     for claim in wanted:
         by_name[claim.name].append(claim)
+    trunks = {name.partition(".")[0] for name in by_name}
     total = sum(claim.into.nbytes for claim in wanted)
     done = 0
     strangers: list[str] = []
@@ -163,11 +167,13 @@ def fill(
         try:
             with safe_open(file.path, framework="pt") as tensors:
                 for name in sorted(file.entries, key=lambda n: file.entries[n].start):
-                    if name not in by_name:
-                        if name not in elsewhere:
+                    spellings = tuple(_spellings(name, trunks))
+                    claimed = next((n for n in spellings if n in by_name), None)
+                    if claimed is None:
+                        if elsewhere.isdisjoint(spellings):
                             strangers.append(name)
                         continue
-                    for claim in by_name.pop(name):
+                    for claim in by_name.pop(claimed):
                         _copy(claim, tensors.get_slice(name), file, name)
                         done += claim.into.nbytes
                         progress(done, total)
@@ -180,20 +186,32 @@ def fill(
         raise LoadError(f"the checkpoint lacks {_names(list(by_name))}, which the model needs")
 
 
+def _spellings(name: str, trunks: Iterable[str]) -> Iterator[str]:
+    """What a tensor of a checkpoint may be called in the model.
+
+    Checkpoints saved without the head lack the first word: `h.0.ln_1.weight` is
+    `transformer.h.0.ln_1.weight`.
+    """
+    yield name
+    yield from (f"{trunk}.{name}" for trunk in trunks)
+
+
 def _copy(claim: Claim, tensor: object, file: WeightFile, name: str) -> None:
     entry = file.entries[name]
     if entry.dtype not in PLAIN_DTYPES:
         raise LoadError(
             f"{name} in {file.path} is of type {entry.dtype}: quantized weights are not built yet"
         )
-    piece = claim.cut(entry.shape)
-    if tuple(p.stop - p.start for p in piece) != tuple(claim.into.shape):
+    try:
+        cuts = claim.cuts(entry.shape)
+    except (ValueError, IndexError):
         raise LoadError(
             f"{name} in {file.path} has the shape {list(entry.shape)}, of which a piece of "
-            f"{list(claim.into.shape)} was expected: config.json and weights do not belong together"
-        )
-    if claim.into.numel():
-        claim.into.copy_(tensor[piece])  # type: ignore[index]
+            f"{list(claim.place.shape)} was expected: config.json and weights do not belong "
+            f"together"
+        ) from None
+    for cut in cuts:
+        claim.place[cut.target].copy_(tensor[cut.source])  # type: ignore[index]
 
 
 def _names(names: list[str]) -> str:
@@ -207,9 +225,13 @@ def _shapes(files: Iterable[WeightFile]) -> dict[str, tuple[int, ...]]:
 
 
 def _leftovers(config: ModelConfig, model: nn.Module) -> re.Pattern[str]:
-    """Tensors that checkpoints hold and models need not: rotary tables, a tied head, and what the
-    model says itself."""
-    rules = [r"\.rotary_emb\.inv_freq$", *getattr(model, "leftovers", ())]
+    """Tensors that checkpoints hold and models need not: rotary tables, GPT-2's causal masks, a
+    tied head, and what the model says itself."""
+    rules = [
+        r"\.rotary_emb\.inv_freq$",
+        r"(^|\.)h\.\d+\.attn\.(masked_)?bias$",
+        *getattr(model, "leftovers", ()),
+    ]
     if config.get("tie_word_embeddings", False):
         rules.append(r"^lm_head\.weight$")
     return re.compile("|".join(rules))
@@ -231,7 +253,8 @@ def draw(wanted: Iterable[Claim], seed: int) -> None:
         key = (into.dtype, into.device)
         if key not in cast:
             cast[key] = base.to(into.device, into.dtype)
-        word = hashlib.blake2b(f"{claim.name} {claim.share}/{claim.of}".encode(), digest_size=8)
+        part = f"{claim.name} {claim.runs.start} {claim.share}/{claim.of}"
+        word = hashlib.blake2b(part.encode(), digest_size=8)
         _tile(into, cast[key], int.from_bytes(word.digest(), "little") % DUMMY_PERIOD)
 
 

@@ -6,7 +6,7 @@ No torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import LoadError
@@ -34,14 +34,30 @@ def refuse_promises(config: ModelConfig) -> None:
                 f"{config.path} has {key}: {config.architecture} takes images or sound, and only "
                 f"text models are served; take the text model of its family"
             )
-    for key in NEXT_TOKENS:
-        count = config.get(key, 0)
-        if isinstance(count, int) and count > 0:
-            raise LoadError(
-                f"{config.path} has {key}={count}: layers that predict further tokens (MTP) are "
-                f"not built yet; the text does not need them: set {key} to 0 in config.json to "
-                f"go on without"
-            )
+
+
+def refuse_next_tokens(config: ModelConfig, names: Iterable[str], ignored: re.Pattern[str]) -> None:
+    """Raise LoadError where a checkpoint holds layers that guess further tokens.
+
+    Text does not need them: they are let be where the model's own code says so (`ignored`).
+    """
+    held = [name for name in names if _guesses(config, name) and not ignored.search(name)]
+    if held:
+        counts = [f"{key}={config.get(key)}" for key in NEXT_TOKENS if config.get(key)]
+        raise LoadError(
+            f"{config.path}{f' has {counts[0]}' if counts else ''}: the checkpoint holds "
+            f"{held[0]!r} and {len(held) - 1} more tensors of layers that predict further tokens "
+            f"(MTP), which are not built yet; text does not need them: write the checkpoint out "
+            f"without (from_pretrained, then save_pretrained of transformers)"
+        )
+
+
+def _guesses(config: ModelConfig, name: str) -> bool:
+    if re.search(r"(^|\.)(mtp|mtp_layers|nextn)\.", name):
+        return True
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    extra = any(config.get(key) for key in NEXT_TOKENS)
+    return bool(layer and extra and int(layer[1]) >= config.num_hidden_layers)
 
 
 def refuse_remote_code(config: ModelConfig) -> None:

@@ -41,7 +41,7 @@ def paged(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
     **_: Any,

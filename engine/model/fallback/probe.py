@@ -20,7 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from ...errors import LoadError
 from ...plan import CacheSpec
 from ..config import ModelConfig
-from .skeleton import build_skeleton, fix_rope
+from .skeleton import ELSEWHERE, WAYS, build_skeleton, fix_rope
 
 NAME = "shoal_probe"
 TOKENS = 4
@@ -100,8 +100,7 @@ def examine(config: ModelConfig, cls: Any) -> Anatomy:
         window_of = [_window(call, config) for call in calls]
     except Refusal as refusal:
         raise LoadError(
-            f"{config.path}: {config.architecture} does not run on a paged cache: {refusal}; take "
-            f"a model that attends plainly, or serve this one with transformers itself"
+            f"{config.path}: {config.architecture} does not run on a paged cache: {refusal}; {WAYS}"
         ) from refusal.__cause__
     paths = {id(module): path for path, module in model.named_modules()}
     body, output = bodies[-1]
@@ -143,9 +142,15 @@ def _listener(calls: list[Call]) -> Callable[..., tuple[Tensor, None]]:
     """An attention function that writes down how it is called."""
 
     def attend(
-        module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **extra: Any
+        module: nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attention_mask: Tensor | None = None,
+        **extra: Any,
     ) -> tuple[Tensor, None]:
-        calls.append(Call(module, q.shape[1], k.shape[1], q.shape[3], v.shape[3], mask, extra))
+        heads, kv_heads, size, value_size = q.shape[1], k.shape[1], q.shape[3], v.shape[3]
+        calls.append(Call(module, heads, kv_heads, size, value_size, attention_mask, extra))
         return q.new_empty(1, q.shape[2], q.shape[1], v.shape[3]), None
 
     return attend
@@ -192,8 +197,6 @@ def _run(model: Any) -> list[tuple[str, Any]]:
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, KeyError) and NAME in str(error):
-        return "its attention does not go through transformers' attention interface"
     first = (str(error).splitlines() or [""])[0]
     return f"its code does what packed tokens cannot ({type(error).__name__}: {first})"
 
@@ -202,7 +205,7 @@ def _refuse_calls(model: Any, calls: list[Call]) -> None:
     """Refuse attention that is not there, or is not plain."""
     layers = model.config.num_hidden_layers
     if not calls:
-        raise Refusal("its attention does not go through transformers' attention interface")
+        raise Refusal(ELSEWHERE)
     if len({id(call.module) for call in calls}) < len(calls):
         raise Refusal("some of its modules attend more than once a token, over several caches")
     if len(calls) != layers:

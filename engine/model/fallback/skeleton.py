@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import math
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from ..promises import SENSES, refuse_remote_code
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "hidden_activation_fn")
 OWN_ROPES = ("default", "axial", "ntk_alpha")
 """Rope types that models bring themselves, beside those that transformers shares among them."""
+
+ELSEWHERE = "its attention does not go through transformers' attention interface"
+WAYS = "take a model that attends plainly, or run this one in transformers itself"
 
 
 def known_architectures() -> list[str]:
@@ -65,7 +69,7 @@ def build_skeleton(
     Raises LoadError where transformers cannot build it from this config.json.
     """
     try:
-        described = cls.config_class.from_dict(dict(config.values))
+        described = cls.config_class.from_dict(_plain(json.loads(config.text)))
     except Exception as error:
         raise LoadError(f"{config.path} is not what {cls.__name__} needs: {error}") from error
     _refuse_unknown_kinds(config, described)
@@ -79,12 +83,25 @@ def build_skeleton(
         with torch.device("meta"):
             return cls._from_config(described, attn_implementation=attention, dtype=dtype).eval()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, KeyError) and attention in str(error):
+            raise LoadError(
+                f"{config.path}: {cls.__name__} does not run on a paged cache: {ELSEWHERE}; {WAYS}"
+            ) from error
         raise LoadError(
             f"{config.path}: transformers {transformers.__version__} cannot build a "
             f"{cls.__name__} of it: {type(error).__name__}: {error}"
         ) from error
     finally:
         logging.getLogger("transformers").setLevel(loud)
+
+
+def _plain(value: Any) -> Any:
+    """JSON as transformers writes it, where infinities are objects, in plain values."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _refuse_unknown_kinds(config: ModelConfig, described: Any) -> None:
