@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from ..promises import SENSES, refuse_remote_code
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "hidden_activation_fn")
 OWN_ROPES = ("default", "axial", "ntk_alpha")
 """Rope types that models bring themselves, beside those that transformers shares among them."""
+
+OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits", "use_cache")
+"""What a config.json may ask a forward pass to return, and nobody reads here."""
 
 ELSEWHERE = "its attention does not go through transformers' attention interface"
 WAYS = "take a model that attends plainly, or run this one in transformers itself"
@@ -68,31 +71,40 @@ def build_skeleton(
 
     Raises LoadError where transformers cannot build it from this config.json.
     """
+    with _quiet():
+        try:
+            described = cls.config_class.from_dict(_plain(json.loads(config.text)))
+        except Exception as error:
+            raise LoadError(f"{config.path} is not what {cls.__name__} needs: {error}") from error
+        _refuse_unknown_kinds(config, described)
+        for name in OUTPUTS:
+            if getattr(described, name, False):
+                setattr(described, name, False)
+        described.return_dict = True
+        try:
+            with torch.device("meta"):
+                made = cls._from_config(described, attn_implementation=attention, dtype=dtype)
+            return made.eval()
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, KeyError) and attention in str(error):
+                reason = f"does not run on a paged cache: {ELSEWHERE}; {WAYS}"
+            else:
+                reason = (
+                    f"cannot be built of it by transformers {transformers.__version__}: "
+                    f"{type(error).__name__}: {error}"
+                )
+            raise LoadError(f"{config.path}: {cls.__name__} {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' advice on configurations, given each time that it reads one."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
     try:
-        described = cls.config_class.from_dict(_plain(json.loads(config.text)))
-    except Exception as error:
-        raise LoadError(f"{config.path} is not what {cls.__name__} needs: {error}") from error
-    _refuse_unknown_kinds(config, described)
-    for name in ("output_attentions", "output_hidden_states", "output_router_logits", "use_cache"):
-        if getattr(described, name, False):
-            setattr(described, name, False)
-    described.return_dict = True
-    loud = logging.getLogger("transformers").level
-    try:
-        transformers.logging.set_verbosity_error()
-        with torch.device("meta"):
-            return cls._from_config(described, attn_implementation=attention, dtype=dtype).eval()
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, KeyError) and attention in str(error):
-            raise LoadError(
-                f"{config.path}: {cls.__name__} does not run on a paged cache: {ELSEWHERE}; {WAYS}"
-            ) from error
-        raise LoadError(
-            f"{config.path}: transformers {transformers.__version__} cannot build a "
-            f"{cls.__name__} of it: {type(error).__name__}: {error}"
-        ) from error
+        yield
     finally:
-        logging.getLogger("transformers").setLevel(loud)
+        transformers.logging.set_verbosity(level)
 
 
 def _plain(value: Any) -> Any:
