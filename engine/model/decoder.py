@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..plan import CacheSpec
 from .batch import ModelInput
 from .config import ModelConfig
-from .layers import Embedding, GatedMLP, RMSNorm
+from .layers import Embedding, GatedMLP, RMSNorm, output_table
 from .mesh import Mesh
 from .pages import Pages, layer_pages
 from .rope import Rotary
@@ -93,11 +93,7 @@ class DecoderLM(nn.Module):
         super().__init__()
         layers = range(config.num_hidden_layers) if layers is None else layers
         self.model = Decoder(config, mesh, layer, layers, max_len)
-        self.lm_head = (
-            self.model.embed_tokens
-            if config.get("tie_word_embeddings", False)
-            else Embedding(mesh, config.vocab_size, config.hidden_size)
-        )
+        self.lm_head = output_table(config, mesh, self.model.embed_tokens)
         self.cache_specs = self.model.cache_specs
 
     def forward(self, batch: ModelInput) -> Tensor:
