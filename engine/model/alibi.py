@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .shard import Share
+from .mesh import Mesh
+from .shard import column_share
 
 
 class Alibi(nn.Module):
@@ -21,8 +22,9 @@ class Alibi(nn.Module):
 
     table: Tensor
 
-    def __init__(self, config: ModelConfig, share: Share) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
         super().__init__()
+        share = column_share(config.num_attention_heads, mesh, "attention heads")
         steep = slopes(config.num_attention_heads).bfloat16().chunk(share.of)[share.part]
         table = steep[:, None] * torch.arange(config.max_length)
         scaled = table.float() / math.sqrt(config.head_size)

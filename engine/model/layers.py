@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...kernels import ops
 from ..errors import LoadError
 from .config import ModelConfig
-from .mesh import Mesh
+from .mesh import Mesh, Stage
 from .shard import Claim, Runs, column_share, row_share
 
 
@@ -281,8 +281,13 @@ class GatedMLP(nn.Module):
         return out
 
 
-def output_table(config: ModelConfig, mesh: Mesh, input_table: Embedding) -> Embedding:
+def holds_embedding(config: ModelConfig, stage: Stage) -> bool:
+    """Whether a stage has the table of embeddings: for its tokens, or as its head."""
+    return stage.first or (stage.last and config.get("tie_word_embeddings", False))
+
+
+def output_table(config: ModelConfig, mesh: Mesh, embedding: Embedding | None) -> Embedding:
     """The table behind the logits: the embedding's own where the config ties the two."""
-    if config.get("tie_word_embeddings", False):
-        return input_table
+    if embedding is not None and config.get("tie_word_embeddings", False):
+        return embedding
     return Embedding(mesh, config.vocab_size, config.hidden_size)

@@ -18,7 +18,7 @@ from ...kernels import ops
 from ..errors import LoadError
 from .config import ModelConfig, read_config
 from .hub import DESCRIPTION, WANTED, find_model
-from .mesh import Mesh
+from .mesh import Mesh, Stage
 from .shard import Claim, claims
 from .weights import WeightFile, digest, weight_files
 from .zoo.registry import CausalLM, build
@@ -64,6 +64,7 @@ def load(
     model: str | Path,
     *,
     mesh: Mesh | None = None,
+    stage: Stage | None = None,
     device: torch.device | str = "cpu",
     dtype: str = "auto",
     load_format: str = "auto",
@@ -73,7 +74,7 @@ def load(
     download_dir: str | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Build this rank's slice of a model and fill it from its checkpoint.
+    """Build this rank's slice of a model, or of one stage of it, and fill it from its checkpoint.
 
     `load_format` "dummy" needs config.json alone and draws weights from `seed`. `progress` is
     called with (bytes done, bytes in all). Raises LoadError, ConfigError.
@@ -88,18 +89,26 @@ def load(
     config = read_config(folder)
     files = [] if dummy else weight_files(folder)
     chosen = choose_dtype(dtype, config, torch.device(device))
-    built = build(config, mesh or Mesh(), chosen, device, max_len=max_len)
+    built = build(config, mesh or Mesh(), chosen, device, stage=stage, max_len=max_len)
     assert isinstance(built, nn.Module)
     if dummy:
         draw(claims(built), seed)
     else:
-        fill(list(claims(built)), files, progress or _silent, _leftovers(config))
+        elsewhere = _names_claimed(config) if stage is not None else frozenset()
+        fill(list(claims(built)), files, progress or _silent, _leftovers(config), elsewhere)
     # Rope frequencies may follow from max_len, and then other text follows from them.
     constants = [f"{name} {constant.tolist()}" for name, constant in built.named_buffers()]
     words = (f"dummy {seed}" if dummy else "", str(chosen), *constants)
     return LoadedModel(
         model=built, config=config, dtype=chosen, digest=digest(config.text, files, *words)
     )
+
+
+def _names_claimed(config: ModelConfig) -> frozenset[str]:
+    """The tensors that the whole model claims, whichever stage holds them."""
+    whole = build(config, Mesh(), torch.float32, "meta")
+    assert isinstance(whole, nn.Module)
+    return frozenset(claim.name for claim in claims(whole))
 
 
 def _silent(done: int, total: int) -> None:
@@ -130,11 +139,13 @@ def fill(
     files: Iterable[WeightFile],
     progress: Progress = _silent,
     leftovers: re.Pattern[str] | None = None,
+    elsewhere: frozenset[str] = frozenset(),
 ) -> None:
     """Copy every claimed piece to its place, file after file in the order on disk.
 
-    Raises LoadError naming a tensor that nobody claims (unless `leftovers` matches it), a claim
-    that no file fills, a wrong shape, or a dtype that is no plain float.
+    Raises LoadError naming a tensor that nobody claims (unless `leftovers` matches it or it is one
+    of `elsewhere`, which other ranks claim), a claim that no file fills, a wrong shape, or a dtype
+    that is no plain float.
     """
     by_name: dict[str, list[Claim]] = defaultdict(list)
     for claim in wanted:
@@ -147,9 +158,11 @@ def fill(
         try:
             with safe_open(file.path, framework="pt") as tensors:
                 for name in sorted(file.entries, key=lambda n: file.entries[n].start):
-                    claimed = next((n for n in _spellings(name, trunks) if n in by_name), None)
+                    spellings = tuple(_spellings(name, trunks))
+                    claimed = next((n for n in spellings if n in by_name), None)
                     if claimed is None:
-                        strangers.append(name)
+                        if elsewhere.isdisjoint(spellings):
+                            strangers.append(name)
                         continue
                     for claim in by_name.pop(claimed):
                         _copy(claim, tensors.get_slice(name), file, name)

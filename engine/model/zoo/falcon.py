@@ -18,13 +18,13 @@ from ..layers import (
     LayerNorm,
     RowLinear,
     activation,
+    holds_embedding,
     output_table,
     qkv_linear,
 )
-from ..mesh import Mesh
+from ..mesh import Mesh, Stage
 from ..pages import Pages, layer_pages
 from ..rope import Rotary
-from ..shard import column_share
 
 
 class Attention(nn.Module):
@@ -145,51 +145,59 @@ class SequentialLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens to hidden states."""
+    """Tokens to hidden states, or the part of that way which `stage` is."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, layers: range, max_len: int | None) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, stage: Stage, max_len: int | None) -> None:
         super().__init__()
+        if holds_embedding(config, stage):
+            self.word_embeddings = Embedding(mesh, config.vocab_size, config.hidden_size)
         parallel = config.get("new_decoder_architecture", False) or config.parallel_attn
         layer = ParallelLayer if parallel else SequentialLayer
-        self.word_embeddings = Embedding(mesh, config.vocab_size, config.hidden_size)
-        stack = {str(index): layer(config, mesh) for index in layers}
+        stack = {str(index): layer(config, mesh) for index in stage.layers}
         self.h = nn.ModuleDict(stack)
         self.cache_specs = [built.self_attention.spec for built in stack.values()]
-        self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        if stage.last:
+            self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         fading = config.get("alibi", False)
-        share = column_share(config.num_attention_heads, mesh, "attention heads")
-        self.alibi = Alibi(config, share) if fading else None
+        self.alibi = Alibi(config, mesh) if fading else None
         self.rotary = None if fading else Rotary(config, max_len)
+        self.stage = stage
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        residual = self.word_embeddings(batch.tokens)
+    def forward(self, batch: ModelInput, hidden: Tensor | None) -> Tensor:
+        residual = self.word_embeddings(batch.tokens) if hidden is None else hidden
         angles = self.rotary(batch.positions, residual.dtype) if self.rotary else None
         alibi = self.alibi.table if self.alibi else None
+        pages_of = layer_pages(batch, self.cache_specs)
         x = None
-        for layer, pages in zip(self.h.values(), layer_pages(batch, self.cache_specs), strict=True):
+        for layer, pages in zip(self.h.values(), pages_of, strict=True):
             x = layer(x, residual, angles, alibi, pages)
-        return self.ln_f.add(x, residual)
+        if self.stage.last:
+            return self.ln_f.add(x, residual)
+        assert x is not None, "a stage has layers"
+        ops.add(x, residual)
+        return residual
 
 
 class Falcon(nn.Module):
     """The transformer and its head."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, layers: range, max_len: int | None) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, stage: Stage, max_len: int | None) -> None:
         super().__init__()
-        self.transformer = Transformer(config, mesh, layers, max_len)
-        self.lm_head = output_table(config, mesh, self.transformer.word_embeddings)
+        self.transformer = Transformer(config, mesh, stage, max_len)
+        if stage.last:
+            table = getattr(self.transformer, "word_embeddings", None)
+            self.lm_head = output_table(config, mesh, table)
         self.cache_specs = self.transformer.cache_specs
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        hidden: Tensor = self.transformer(batch)
-        return hidden
+    def forward(self, batch: ModelInput, hidden: Tensor | None = None) -> Tensor:
+        found: Tensor = self.transformer(batch, hidden)
+        return found
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.logits(hidden)
 
 
 def falcon(
-    config: ModelConfig, mesh: Mesh, *, layers: range | None = None, max_len: int | None = None
+    config: ModelConfig, mesh: Mesh, *, stage: Stage | None = None, max_len: int | None = None
 ) -> Falcon:
-    layers = range(config.num_hidden_layers) if layers is None else layers
-    return Falcon(config, mesh, layers, max_len)
+    return Falcon(config, mesh, stage or Stage(range(config.num_hidden_layers)), max_len)

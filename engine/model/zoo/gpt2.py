@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ....kernels import ops
 from ...errors import LoadError
 from ...plan import CacheSpec
 from ..batch import ModelInput
@@ -16,10 +17,11 @@ from ..layers import (
     LayerNorm,
     RowLinear,
     activation,
+    holds_embedding,
     output_table,
     qkv_linear,
 )
-from ..mesh import Mesh
+from ..mesh import Mesh, Stage
 from ..pages import Pages, layer_pages
 
 
@@ -86,45 +88,55 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens to hidden states."""
+    """Tokens to hidden states, or the part of that way which `stage` is."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, layers: range) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, stage: Stage) -> None:
         super().__init__()
-        self.wte = Embedding(mesh, config.vocab_size, config.hidden_size)
-        self.wpe = Embedding(mesh, config.max_position_embeddings, config.hidden_size)
-        stack = {str(index): Layer(config, mesh, index) for index in layers}
+        if holds_embedding(config, stage):
+            self.wte = Embedding(mesh, config.vocab_size, config.hidden_size)
+        if stage.first:
+            self.wpe = Embedding(mesh, config.max_position_embeddings, config.hidden_size)
+        stack = {str(index): Layer(config, mesh, index) for index in stage.layers}
         self.h = nn.ModuleDict(stack)
         self.cache_specs = [built.attn.spec for built in stack.values()]
-        self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        if stage.last:
+            self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.stage = stage
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        residual = self.wte(batch.tokens)
-        x = self.wpe(batch.positions)
-        for layer, pages in zip(self.h.values(), layer_pages(batch, self.cache_specs), strict=True):
+    def forward(self, batch: ModelInput, hidden: Tensor | None) -> Tensor:
+        residual = self.wte(batch.tokens) if hidden is None else hidden
+        x = self.wpe(batch.positions) if hidden is None else None
+        pages_of = layer_pages(batch, self.cache_specs)
+        for layer, pages in zip(self.h.values(), pages_of, strict=True):
             x = layer(x, residual, pages)
-        return self.ln_f.add(x, residual)
+        if self.stage.last:
+            return self.ln_f.add(x, residual)
+        assert x is not None, "a stage has layers"
+        ops.add(x, residual)
+        return residual
 
 
 class GPT2(nn.Module):
     """The transformer and its head."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, layers: range) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, stage: Stage) -> None:
         super().__init__()
-        self.transformer = Transformer(config, mesh, layers)
-        self.lm_head = output_table(config, mesh, self.transformer.wte)
+        self.transformer = Transformer(config, mesh, stage)
+        if stage.last:
+            self.lm_head = output_table(config, mesh, getattr(self.transformer, "wte", None))
         self.cache_specs = self.transformer.cache_specs
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        hidden: Tensor = self.transformer(batch)
-        return hidden
+    def forward(self, batch: ModelInput, hidden: Tensor | None = None) -> Tensor:
+        found: Tensor = self.transformer(batch, hidden)
+        return found
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.logits(hidden)
 
 
 def gpt2(
-    config: ModelConfig, mesh: Mesh, *, layers: range | None = None, max_len: int | None = None
+    config: ModelConfig, mesh: Mesh, *, stage: Stage | None = None, max_len: int | None = None
 ) -> GPT2:
     if config.get("add_cross_attention", False):
         raise LoadError(f"{config.path}: add_cross_attention needs an encoder, which is not built")
-    return GPT2(config, mesh, range(config.num_hidden_layers) if layers is None else layers)
+    return GPT2(config, mesh, stage or Stage(range(config.num_hidden_layers)))

@@ -72,7 +72,7 @@ def falcon_rw(**values: Any) -> FalconConfig:
 class Twin:
     """A configuration, the prompts' lengths, and the longest text where it matters.
 
-    `greedy`: text is compared too, and the longest prompt is then the first to be continued.
+    `greedy`: whether text is compared too.
     """
 
     config: Any
@@ -191,16 +191,18 @@ MISTRAL_TWINS = {
 }
 GPT2_TWINS = {
     "gpt2": Twin(gpt2(), greedy=True),
-    "gpt2-to-the-end": Twin(gpt2(n_positions=100), (100, 76, 3), block_size=32),
+    "gpt2-to-the-end": Twin(gpt2(max_position_embeddings=100), (100, 76, 3), block_size=32),
     "gpt2-gelu": Twin(gpt2(activation_function="gelu")),
     "gpt2-relu": Twin(gpt2(activation_function="relu"), greedy=True),
     "gpt2-inner-136": Twin(gpt2(n_inner=136, layer_norm_epsilon=1e-3)),
     "gpt2-scaled-by-layer": Twin(
-        gpt2(n_layer=4, scale_attn_by_inverse_layer_idx=True), greedy=True
+        gpt2(num_hidden_layers=4, scale_attn_by_inverse_layer_idx=True), greedy=True
     ),
     "gpt2-unscaled": Twin(gpt2(scale_attn_weights=False)),
     "gpt2-upcast": Twin(gpt2(reorder_and_upcast_attn=True, tie_word_embeddings=False)),
-    "gpt2-heads-of-8": Twin(gpt2(n_embd=40, n_head=5, n_layer=3), (1, 130), block_size=32),
+    "gpt2-heads-of-8": Twin(
+        gpt2(hidden_size=40, num_attention_heads=5, num_hidden_layers=3), (1, 130), block_size=32
+    ),
 }
 FALCON_TWINS = {
     "falcon-7b": Twin(falcon(), greedy=True),
