@@ -3,6 +3,7 @@
 `make clients` makes the environments; a test whose environment is missing says how.
 """
 
+import json
 import re
 import shutil
 
@@ -50,3 +51,24 @@ def test_openais_own_tests(run_client):
     passed = re.search(r"(\d+) passed", said)
     assert passed
     assert int(passed[1]) >= 75, said
+
+
+def test_lm_eval_agrees_with_its_transformers_backend(run_client, tiny_model):
+    command = ["PYTHON", "HERE/use_lm_eval.py", "URL", str(tiny_model)]
+    assert "all is well" in run_client("lm-eval", *command, HF_HUB_OFFLINE="1")
+
+
+def test_guidellm_counts_no_error(run_client, tiny_model, tmp_path):
+    run_client(
+        "guidellm",
+        *("ENV/bin/guidellm", "run", "--disable-console-interactive"),
+        *("--backend", "kind=openai_http,target=URL,model=shoal-tiny"),
+        *("--tokenizer", f"kind=huggingface_auto,model={tiny_model}"),
+        *("--profile", "kind=concurrent,streams=4"),
+        *("--constraint", "kind=max_requests,count=12"),
+        *("--data", "kind=synthetic_text,prompt_tokens=64,output_tokens=16"),
+        HF_HUB_OFFLINE="1",
+    )
+    report = json.loads((tmp_path / "benchmarks.json").read_text())
+    totals = report["benchmarks"][0]["metrics"]["request_totals"]
+    assert totals == {"successful": 12, "errored": 0, "incomplete": 0, "total": 12}
