@@ -15,7 +15,10 @@ from ..batch import ModelInput
 from ..config import ModelConfig
 from ..mesh import Mesh, Stage
 from ..promises import refuse_promises
+from .falcon import falcon
+from .gpt2 import gpt2
 from .llama import llama
+from .mistral import mistral
 from .qwen2 import qwen2
 from .qwen3 import qwen3
 
@@ -42,9 +45,13 @@ class CausalLM(Protocol):
 
 
 ARCHITECTURES: dict[str, Callable[..., CausalLM]] = {
+    "FalconForCausalLM": falcon,
+    "GPT2LMHeadModel": gpt2,
     "LlamaForCausalLM": llama,
+    "MistralForCausalLM": mistral,
     "Qwen2ForCausalLM": qwen2,
     "Qwen3ForCausalLM": qwen3,
+    "RWForCausalLM": falcon,
 }
 
 
@@ -68,11 +75,6 @@ def build(
     name = config.architecture
     refuse_promises(config)
     if impl != "transformers" and name in ARCHITECTURES:
-        if config.get("hidden_act", "silu") != "silu":
-            raise LoadError(
-                f"{config.path}: hidden_act {config.hidden_act!r} is not built here for {name}, "
-                f"only silu; model_impl: transformers may know it"
-            )
         model = ARCHITECTURES[name](config, mesh, stage=stage, max_len=max_len)
     elif impl == "shoal":
         raise LoadError(
