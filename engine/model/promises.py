@@ -15,6 +15,8 @@ from .config import ModelConfig
 SENSES = ("vision_config", "audio_config", "speech_config", "mm_vision_tower")
 """Keys by which a configuration says that its model takes more than text."""
 
+LAYERS = ("full_attention", "sliding_attention")
+
 NEXT_TOKENS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "mtp_layers")
 """Keys that count layers which guess further tokens."""
 
@@ -33,6 +35,16 @@ def refuse_promises(config: ModelConfig) -> None:
             raise LoadError(
                 f"{config.path} has {key}: {config.architecture} takes images or sound, and only "
                 f"text models are served; take the text model of its family"
+            )
+
+
+def refuse_unknown_layers(config: ModelConfig) -> None:
+    """Raise LoadError for a kind of layer that no native architecture has."""
+    for kind in config.get("layer_types", ()):
+        if kind not in LAYERS:
+            raise LoadError(
+                f"{config.path}: layer_types names {kind!r}, and {config.architecture} has only "
+                f"{' and '.join(LAYERS)} here; model_impl: transformers may know it"
             )
 
 

@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from ...errors import LoadError
 from ...plan import CacheSpec
 from ..config import ModelConfig
+from ..promises import LAYERS
 from .skeleton import ELSEWHERE, WAYS, build_skeleton, fix_rope
 
 NAME = "shoal_probe"
@@ -31,6 +32,8 @@ REASONS = {
     "alibi": "a bias by position (alibi)",
 }
 """What modules pass to attention that is not served, in words."""
+
+NOUN = "attention over all tokens or a window of them"
 
 HARMLESS = {
     "dropout",
@@ -120,9 +123,8 @@ def _refuse_parts(model: Any) -> None:
     """Refuse what is seen without running anything."""
     described = model.config
     kinds = set(getattr(described, "layer_types", None) or ())
-    if strange := sorted(kinds - {"full_attention", "sliding_attention"}):
-        raise Refusal(f"its layer_types name {', '.join(strange)}, and only attention over all or "
-                      f"a window of the tokens is served")  # fmt: skip
+    if strange := sorted(kinds - {*LAYERS}):
+        raise Refusal(f"its layer_types name {', '.join(strange)}, and only {NOUN} is served")
     if getattr(described, "num_kv_shared_layers", 0):
         raise Refusal(
             f"num_kv_shared_layers={described.num_kv_shared_layers}: layers that read the cache of "

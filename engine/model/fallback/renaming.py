@@ -112,12 +112,24 @@ def _merged(
         if not stacked:
             yield Claim(names[0] if names else pattern, part)
             continue
-        axis = rule.operations[0].dim
-        if len(names) > part.shape[axis]:
-            raise LoadError(
-                f"the checkpoint holds {len(names)} tensors {pattern!r}, and config.json says "
-                f"{part.shape[axis]}: they do not belong together"
-            )
-        for index, piece in enumerate(part.unbind(axis)):
-            missing = re.sub(r"^\.", "", pattern).replace("*", str(index))
-            yield Claim(names[index] if index < len(names) else missing, piece)
+        slots = part.unbind(rule.operations[0].dim)
+        for name, piece in zip(_numbered(names, pattern, len(slots)), slots, strict=True):
+            yield Claim(name, piece)
+
+
+def _numbered(names: Sequence[str], pattern: str, count: int) -> list[str]:
+    """The tensors of a list by their numbers, 0 to `count` - 1, there or not.
+
+    Raises LoadError where there are others.
+    """
+    head, _, tail = pattern.partition("*")
+    number = re.compile(rf"^(.*){re.escape(head)}(\d+){re.escape(tail)}")
+    found = {name: number.search(name) for name in names}
+    where = next((match[1] for match in found.values() if match), "")
+    by_number = {int(match[2]): name for name, match in found.items() if match}
+    if extra := [name for name, match in found.items() if not match or int(match[2]) >= count]:
+        raise LoadError(
+            f"the checkpoint holds {extra[0]!r}, and config.json says that there are {count} of "
+            f"them: they do not belong together"
+        )
+    return [by_number.get(index, f"{where}{head}{index}{tail}") for index in range(count)]

@@ -14,7 +14,7 @@ from ...plan import CacheSpec
 from ..batch import ModelInput
 from ..config import ModelConfig
 from ..mesh import Mesh, Stage
-from ..promises import refuse_promises
+from ..promises import refuse_promises, refuse_unknown_layers
 from .falcon import falcon
 from .gpt2 import gpt2
 from .llama import llama
@@ -75,6 +75,7 @@ def build(
     name = config.architecture
     refuse_promises(config)
     if impl != "transformers" and name in ARCHITECTURES:
+        refuse_unknown_layers(config)
         model = ARCHITECTURES[name](config, mesh, stage=stage, max_len=max_len)
     elif impl == "shoal":
         raise LoadError(
