@@ -1,4 +1,4 @@
-"""Models in transformers' code over our pages, and in transformers alone: same logits and text."""
+"""Models in transformers' code over our pages, and in transformers alone: the same logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from shoal.engine.model.load import load
 from torch import Tensor
 
-from .families import GREEDY, NATIVE, TWINS, VOCAB, Twin
+from .families import NATIVE, TWINS, VOCAB, Twin
 
 torch.set_num_threads(1)
 
@@ -79,26 +79,6 @@ def test_logits(name: str, checkpoint: Any, paged: Any) -> None:
     last = str(twin.lengths[-1])
     alone = paged(model, seed=2).step({last: texts[last]})[last]
     assert difference(whole[last], alone) < 1e-5
-
-
-@pytest.mark.parametrize("name", GREEDY)
-def test_greedy_text(name: str, checkpoint: Any, paged: Any) -> None:
-    """Token for token, side by side, over the end of blocks and windows."""
-    folder, theirs = checkpoint(name)
-    model = load(folder, dtype="float32").model
-    texts = texts_of(TWINS[name])
-    right = {}
-    for key, tokens in texts.items():
-        with torch.inference_mode():
-            whole = theirs.generate(
-                torch.tensor([tokens]),
-                attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
-                max_new_tokens=16,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        right[key] = whole[0, len(tokens) :].tolist()
-    assert paged(model).greedy(texts, 16) == right
 
 
 @pytest.mark.parametrize("name", NATIVE)
