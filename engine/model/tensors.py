@@ -48,7 +48,10 @@ def opened(file: WeightFile) -> Iterator[Tensors]:
     """
     if file.entries is None:
         table = _read_bin(file)
-        yield Tensors({name: _entry(tensor) for name, tensor in table.items()}, table)
+        try:
+            yield Tensors({name: _entry(tensor) for name, tensor in table.items()}, table)
+        finally:
+            table.clear()  # before the next file is read
         return
     in_order = dict(sorted(file.entries.items(), key=lambda item: item[1].start))
     try:
