@@ -40,7 +40,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 FAMILIES: dict[str, PreTrainedConfig] = {
     "Llama, yarn": LlamaConfig(**{**GROUPED, "max_position_embeddings": 64}, rope_parameters=YARN),
     "DeepSeek-R1-Distill-Qwen": Qwen2Config(
-        **GROUPED, use_sliding_window=False, sliding_window=4096, max_window_layers=2
+        **GROUPED, use_sliding_window=False, sliding_window=24, max_window_layers=2
     ),
     "Mistral": MistralConfig(**GROUPED, sliding_window=24, head_dim=24),
     "GPT-2": GPT2Config(**SMALL),
