@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..model.zoo.registry import CausalLM
-from ..plan import Plan, Result
+from ..plan import Candidate, Plan, Result
 from ..request import TokenLogprobs
 from ..sizing import PIECE_BYTES
 from .cache import Cache
@@ -16,6 +18,15 @@ from .device import Device
 from .inputs import Layout, lay_out, model_input
 from .sampler import Sampler, score
 from .slots import Slots
+
+
+class _Drawn(NamedTuple):
+    """Ids and log probabilities by sampled row, candidates and failures by slot."""
+
+    ids: list[int]
+    logprobs: dict[int, TokenLogprobs]
+    candidates: dict[int, tuple[Candidate, ...]]
+    failed: dict[int, str]
 
 
 class Runner:
@@ -49,17 +60,18 @@ class Runner:
         batch = model_input(layout, self._slots, self._cache, self._device)
         hidden = self._model.forward(batch).index_select(0, batch.wanted)
         num_sampled = len(layout.sampled)
-        tokens, logprobs, failed = self._sample(layout, hidden[:num_sampled])
+        drawn = self._sample(layout, hidden[:num_sampled])
         prompts = self._score_prompts(layout, hidden[num_sampled:])
         for slot in layout.slot.tolist():
             if slot in self._columns.refused:
-                failed[slot] = self._columns.refused[slot]
+                drawn.failed[slot] = self._columns.refused[slot]
         return Result(
             step=plan.step,
-            tokens=tuple((token,) for token in tokens),
-            logprobs=_by_row(logprobs, num_sampled),
+            tokens=tuple((token,) for token in drawn.ids),
+            logprobs=_by_row(drawn.logprobs, num_sampled),
             prompt_logprobs=prompts,
-            failed=failed,
+            candidates=drawn.candidates,
+            failed=drawn.failed,
         )
 
     def _enter(self, plan: Plan) -> None:
@@ -72,14 +84,10 @@ class Runner:
         self._slots.grow(plan.rows)
         self._cache.copy(plan.copies)
 
-    def _sample(
-        self, layout: Layout, hidden: Tensor
-    ) -> tuple[list[int], dict[int, TokenLogprobs], dict[int, str]]:
-        """Ids by sampled row, log probabilities by sampled row, failures by slot."""
+    def _sample(self, layout: Layout, hidden: Tensor) -> _Drawn:
+        """Draw for the sampled rows, a piece at a time."""
         slot, position = layout.slot[layout.sampled], layout.positions
-        ids: list[int] = []
-        logprobs: dict[int, TokenLogprobs] = {}
-        failed: dict[int, str] = {}
+        made = _Drawn([], {}, {}, {})
         for first in range(0, len(slot), self._piece):
             piece = slice(first, first + self._piece)
             drawn = self._sampler.sample(
@@ -89,10 +97,13 @@ class Runner:
             self._slots.write_sampled(
                 upload(slot[piece]), upload(position[piece]), drawn.tokens, int(position.max())
             )
-            ids += drawn.ids
-            logprobs |= {first + row: entry for row, entry in drawn.logprobs.items()}
-            failed |= {int(slot[first + row]): why for row, why in drawn.failed.items()}
-        return ids, logprobs, failed
+            made.ids.extend(drawn.ids)
+            made.logprobs.update((first + row, entry) for row, entry in drawn.logprobs.items())
+            made.candidates.update(
+                (int(slot[first + row]), found) for row, found in drawn.candidates.items()
+            )
+            made.failed.update((int(slot[first + row]), why) for row, why in drawn.failed.items())
+        return made
 
     def _score_prompts(
         self, layout: Layout, hidden: Tensor
