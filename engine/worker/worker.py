@@ -17,7 +17,7 @@ from .. import sizing
 from ..config import EngineConfig
 from ..executor import Capacity
 from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
-from ..model.hub import DESCRIPTION, find_model
+from ..model.hub import find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh
 from ..model.zoo.registry import build, num_bytes
@@ -49,7 +49,7 @@ def forecast(config: EngineConfig) -> Forecast:
         config.model,
         revision=config.revision,
         download_dir=config.download_dir,
-        wanted=DESCRIPTION,
+        weights=False,
     )
     device = pick(config.device)
     model = read_config(folder)
