@@ -135,6 +135,9 @@ class EngineConfig:
     pipeline_parallel_size: int = setting(
         1, "Stages that each hold some of the layers.", group="Parallel"
     )
+    pipeline_layer_partition: str | None = setting(
+        None, "Layers of each stage, as 7,8,7 (default: as even as can be).", group="Parallel"
+    )
     enforce_eager: bool = setting(
         False, "Never record steps for replay (nothing records yet).", group="Parallel"
     )

@@ -32,6 +32,11 @@ class Device:
         """Tokens a KV block where nobody asked for another number."""
         return 32 if self.is_cpu else 16
 
+    @property
+    def backend(self) -> str:
+        """What its ranks talk over: torch.distributed's name for it."""
+        return "gloo" if self.is_cpu else "cpu:gloo,cuda:nccl"
+
     def prepare(self, threads: int | None, sharers: int) -> int:
         """Ready the calling thread to compute; returns how many threads its ops will use.
 
