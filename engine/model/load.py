@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,6 +150,7 @@ def fill(
     by_name: dict[str, list[Claim]] = defaultdict(list)
     for claim in wanted:
         by_name[claim.name].append(claim)
+    trunks = {name.partition(".")[0] for name in by_name}
     total = sum(claim.into.nbytes for claim in wanted)
     done = 0
     strangers: list[str] = []
@@ -157,11 +158,13 @@ def fill(
         try:
             with safe_open(file.path, framework="pt") as tensors:
                 for name in sorted(file.entries, key=lambda n: file.entries[n].start):
-                    if name not in by_name:
-                        if name not in elsewhere:
+                    spellings = tuple(_spellings(name, trunks))
+                    claimed = next((n for n in spellings if n in by_name), None)
+                    if claimed is None:
+                        if elsewhere.isdisjoint(spellings):
                             strangers.append(name)
                         continue
-                    for claim in by_name.pop(name):
+                    for claim in by_name.pop(claimed):
                         _copy(claim, tensors.get_slice(name), file, name)
                         done += claim.into.nbytes
                         progress(done, total)
@@ -174,20 +177,32 @@ def fill(
         raise LoadError(f"the checkpoint lacks {_names(list(by_name))}, which the model needs")
 
 
+def _spellings(name: str, trunks: Iterable[str]) -> Iterator[str]:
+    """What a tensor of a checkpoint may be called in the model.
+
+    Checkpoints saved without the head lack the first word: `h.0.ln_1.weight` is
+    `transformer.h.0.ln_1.weight`.
+    """
+    yield name
+    yield from (f"{trunk}.{name}" for trunk in trunks)
+
+
 def _copy(claim: Claim, tensor: object, file: WeightFile, name: str) -> None:
     entry = file.entries[name]
     if entry.dtype not in PLAIN_DTYPES:
         raise LoadError(
             f"{name} in {file.path} is of type {entry.dtype}: quantized weights are not built yet"
         )
-    piece = claim.cut(entry.shape)
-    if tuple(p.stop - p.start for p in piece) != tuple(claim.into.shape):
+    try:
+        cuts = claim.cuts(entry.shape)
+    except (ValueError, IndexError):
         raise LoadError(
             f"{name} in {file.path} has the shape {list(entry.shape)}, of which a piece of "
-            f"{list(claim.into.shape)} was expected: config.json and weights do not belong together"
-        )
-    if claim.into.numel():
-        claim.into.copy_(tensor[piece])  # type: ignore[index]
+            f"{list(claim.place.shape)} was expected: config.json and weights do not belong "
+            f"together"
+        ) from None
+    for cut in cuts:
+        claim.place[cut.target].copy_(tensor[cut.source])  # type: ignore[index]
 
 
 def _names(names: list[str]) -> str:
@@ -196,8 +211,9 @@ def _names(names: list[str]) -> str:
 
 
 def _leftovers(config: ModelConfig) -> re.Pattern[str]:
-    """Tensors that checkpoints hold and models need not: rotary tables, a tied head."""
-    rules = [r"\.rotary_emb\.inv_freq$"]
+    """Tensors that checkpoints hold and models need not: rotary tables, GPT-2's causal masks, a
+    tied head."""
+    rules = [r"\.rotary_emb\.inv_freq$", r"(^|\.)h\.\d+\.attn\.(masked_)?bias$"]
     if config.get("tie_word_embeddings", False):
         rules.append(r"^lm_head\.weight$")
     return re.compile("|".join(rules))
@@ -219,7 +235,8 @@ def draw(wanted: Iterable[Claim], seed: int) -> None:
         key = (into.dtype, into.device)
         if key not in cast:
             cast[key] = base.to(into.device, into.dtype)
-        word = hashlib.blake2b(f"{claim.name} {claim.share}/{claim.of}".encode(), digest_size=8)
+        part = f"{claim.name} {claim.runs.start} {claim.share}/{claim.of}"
+        word = hashlib.blake2b(part.encode(), digest_size=8)
         _tile(into, cast[key], int.from_bytes(word.digest(), "little") % DUMMY_PERIOD)
 
 

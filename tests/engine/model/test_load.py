@@ -149,6 +149,15 @@ def test_expected_leftovers_are_skipped(folder: Path) -> None:
     assert len(tied) == len(right) - 1
 
 
+def test_a_checkpoint_without_the_head_lacks_the_first_word(folder: Path) -> None:
+    right = weights(folder)
+    path = folder / "model.safetensors"
+    bare = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
+    save_file(bare, path)
+    assert "layers.0.mlp.up_proj.weight" in bare
+    assert same(weights(folder), right)
+
+
 def test_wrong_shape(folder: Path) -> None:
     edit(folder, vocab_size=102)
     with pytest.raises(LoadError, match=r"shape \[101, 32\].*\[102, 32\].*do not belong together"):
