@@ -16,8 +16,8 @@ from typing import NamedTuple
 from . import admission
 from .config import EngineConfig
 from .core.scheduler import Scheduler
-from .errors import EngineLost, InvalidRequest, Overloaded
-from .executor import Capacity, Executor
+from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost
+from .executor import Capacity, Executor, executor_for
 from .loop import Loop
 from .request import FinishReason, Load, Request, Update
 
@@ -65,6 +65,7 @@ class AsyncEngine:
         self._coming = 0
         self._live: dict[str, dict[int, _Stream]] = {}
         self._lost: EngineLost | None = None
+        self._lost_rank: WorkerLost | None = None
         self._closing = False
 
     def start(self) -> Capacity:
@@ -213,7 +214,7 @@ class AsyncEngine:
         """All that an executor does, from its start to its end, happens on this thread."""
         with contextlib.ExitStack() as stack:
             try:
-                executor = self._executor or _local(self.config)
+                executor = self._executor or executor_for(self.config)
                 stack.callback(executor.close)
                 self._load(executor)
             except BaseException as error:
@@ -229,11 +230,19 @@ class AsyncEngine:
         )
         self._loop = Loop(self._scheduler, executor)
         self._capacity = capacity
+        executor.watch(self._lose_rank)
+
+    def _lose_rank(self, lost: WorkerLost) -> None:
+        with self._wake:
+            self._lost_rank = lost
+            self._wake.notify()
 
     def _run(self) -> None:
         try:
             verified = True
             while self._wait(None if verified else QUIET_S):
+                if self._lost_rank is not None:
+                    raise self._lost_rank
                 if self._inbox or self._loop.unfinished:
                     self._deliver(self._take_in())
                     self._deliver(self._loop.step())
@@ -254,7 +263,8 @@ class AsyncEngine:
         """Sleep until there is work, or for `quiet_s`. False when the engine is to end."""
         with self._wake:
             self._wake.wait_for(
-                lambda: self._inbox or self._closing or self._loop.unfinished, quiet_s
+                lambda: self._inbox or self._closing or self._lost_rank or self._loop.unfinished,
+                quiet_s,
             )
             return not self._closing
 
@@ -315,9 +325,3 @@ class AsyncEngine:
         for sink, batch in batches.items():
             with contextlib.suppress(Exception):
                 sink(batch)
-
-
-def _local(config: EngineConfig) -> Executor:
-    from .local import LocalExecutor
-
-    return LocalExecutor(config)

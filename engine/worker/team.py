@@ -10,10 +10,12 @@ import tempfile
 from collections import deque
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from ..model.mesh import Mesh
 from ..seat import Seat
@@ -74,24 +76,27 @@ def alone() -> Team:
     return Team(Seat(), Mesh())
 
 
-def open_meeting(address: str | None) -> tuple[str, dist.Store]:
+def open_meeting(address: str | None) -> tuple[str, Store]:
     """Where ranks can meet: a private file on this node, or a port of `address`. Kept by rank 0."""
     if address is None:
         place = str(Path(tempfile.mkdtemp(prefix="shoal-meet-")) / "store")
-        return place, dist.FileStore(place)
+        return place, FileStore(place)
     listener = socket.create_server((address, 0))
     place = f"{address}:{listener.getsockname()[1]}"
     return place, _server(place, listener.detach())
 
 
-def join(seat: Seat, device: Device, store: dist.Store | None = None) -> Team:
+def join(
+    seat: Seat, device: Device, store: Store | None = None, interface: str | None = None
+) -> Team:
     """Meet the other ranks; each calls it from a process of its own.
 
-    Rank 0 brings the store that `open_meeting` gave it. Raises ConfigError.
+    Rank 0 brings the store that `open_meeting` gave it. Ranks of several nodes talk over
+    `interface`, by default the one that has the node's address. Raises ConfigError.
     """
     if seat.size == 1:
         return alone()
-    interface = "lo" if seat.one_node else interface_of(seat.node)
+    interface = "lo" if seat.one_node else interface or interface_of(seat.node)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, interface)
     dist.init_process_group(
@@ -123,17 +128,17 @@ def _team(seat: Seat, device: Device, groups: list[dist.ProcessGroup]) -> Team:
     return Team(seat, _mesh(seat, device, group))
 
 
-def _client(meeting: str, file: bool) -> dist.Store:
+def _client(meeting: str, file: bool) -> Store:
     if file:
-        return dist.FileStore(meeting)
+        return FileStore(meeting)
     host, port = meeting.rsplit(":", 1)
-    return dist.TCPStore(host, int(port), timeout=timedelta(seconds=MEETING_S))
+    return TCPStore(host, int(port), timeout=timedelta(seconds=MEETING_S))
 
 
-def _server(meeting: str, listening: int) -> dist.Store:
+def _server(meeting: str, listening: int) -> Store:
     """A store behind a socket that listens on one address alone."""
     host, port = meeting.rsplit(":", 1)
-    return dist.TCPStore(
+    return TCPStore(
         host,
         int(port),
         is_master=True,
@@ -146,9 +151,8 @@ def _server(meeting: str, listening: int) -> dist.Store:
 def _group(seat: Seat, stage: int) -> dist.ProcessGroup:
     """The ranks of a stage; every rank makes every group, in the same order."""
     first = stage * seat.tensor_size
-    group = dist.new_group(list(range(first, first + seat.tensor_size)), timeout=_FOREVER)
-    assert isinstance(group, dist.ProcessGroup) or seat.stage != stage
-    return group  # type: ignore[return-value]
+    group: Any = dist.new_group(list(range(first, first + seat.tensor_size)), timeout=_FOREVER)
+    return group  # type: ignore[no-any-return]
 
 
 def _from_first(word: str, seat: Seat, group: dist.ProcessGroup) -> str:

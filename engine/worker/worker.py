@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 from tqdm import tqdm
 
 from .. import sizing
@@ -154,7 +154,7 @@ class Worker:
         own = _shared(config, device, seat)
         threads = device.prepare(own.threads, own.memory_sharers)
         clock.lap("size")
-        self._team = join(seat, device, self._store)
+        self._team = join(seat, device, self._store, config.interface)
         num_blocks = self._team.least(plan.sizing.num_blocks)
         if seat.size > 1:
             clock.lap("meet")
