@@ -252,7 +252,7 @@ def silu_mul(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor, *, tanh: bool = False) -> Tensor:
-    """`x * P(X <= x)` of a standard normal X, by erf; with `tanh` by the approximation of that name.
+    """`x * P(X <= x)` of a standard normal X, by erf, or by its `tanh` approximation.
 
     x [T, C]. Computed in float32; returns x's shape and dtype.
     Source: Hendrycks and Gimpel, 2016.

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ...kernels import ops
 from ..plan import CacheSpec
 from .batch import ModelInput
 from .config import ModelConfig
-from .layers import Embedding, GatedMLP, RMSNorm
+from .layers import Embedding, GatedMLP, RMSNorm, holds_embedding, output_table
 from .mesh import Mesh, Stage
 from .pages import Pages, layer_pages
 from .rope import Rotary
@@ -46,10 +47,7 @@ class PreNormLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens to hidden states, or the part of that way which `stage` is.
-
-    `embedded`: whether the table of embeddings is held here.
-    """
+    """Tokens to hidden states, or the part of that way which `stage` is."""
 
     def __init__(
         self,
@@ -57,12 +55,10 @@ class Decoder(nn.Module):
         mesh: Mesh,
         layer: Callable[[int], PreNormLayer],
         stage: Stage,
-        *,
-        embedded: bool,
         max_len: int | None,
     ) -> None:
         super().__init__()
-        if embedded:
+        if holds_embedding(config, stage):
             self.embed_tokens = Embedding(mesh, config.vocab_size, config.hidden_size)
         stack = {str(index): layer(index) for index in stage.layers}
         self.layers = nn.ModuleDict(stack)
@@ -82,7 +78,8 @@ class Decoder(nn.Module):
         if self.stage.last:
             return self.norm.add(x, residual)
         assert x is not None, "a stage has layers"
-        return residual.add_(x)
+        ops.add(x, residual)
+        return residual
 
 
 class DecoderLM(nn.Module):
@@ -103,15 +100,9 @@ class DecoderLM(nn.Module):
     ) -> None:
         super().__init__()
         stage = stage or Stage(range(config.num_hidden_layers))
-        tied = config.get("tie_word_embeddings", False)
-        embedded = stage.first or (stage.last and tied)
-        self.model = Decoder(config, mesh, layer, stage, embedded=embedded, max_len=max_len)
+        self.model = Decoder(config, mesh, layer, stage, max_len)
         if stage.last:
-            self.lm_head = (
-                self.model.embed_tokens
-                if tied
-                else Embedding(mesh, config.vocab_size, config.hidden_size)
-            )
+            self.lm_head = output_table(config, mesh, getattr(self.model, "embed_tokens", None))
         self.cache_specs = self.model.cache_specs
 
     def forward(self, batch: ModelInput, hidden: Tensor | None = None) -> Tensor:

@@ -44,10 +44,8 @@ def llama(
     config: ModelConfig, mesh: Mesh, *, stage: Stage | None = None, max_len: int | None = None
 ) -> DecoderLM:
     def layer(index: int) -> PreNormLayer:
-        mlp = GatedMLP(
-            mesh, config.hidden_size, config.intermediate_size, bias=config.get("mlp_bias", False)
-        )
         attention = Attention(config, mesh)
+        mlp = GatedMLP(config, mesh, bias=config.get("mlp_bias", False))
         return PreNormLayer(config, attention, mlp, attention.spec)
 
     return DecoderLM(config, mesh, layer, stage=stage, max_len=max_len)

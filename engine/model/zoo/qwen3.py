@@ -50,7 +50,7 @@ def qwen3(
 ) -> DecoderLM:
     def layer(index: int) -> PreNormLayer:
         attention = Attention(config, mesh, config.window(index))
-        mlp = GatedMLP(mesh, config.hidden_size, config.intermediate_size)
+        mlp = GatedMLP(config, mesh)
         return PreNormLayer(config, attention, mlp, attention.spec)
 
     return DecoderLM(config, mesh, layer, stage=stage, max_len=max_len)

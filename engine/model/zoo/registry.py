@@ -13,7 +13,10 @@ from ...plan import CacheSpec
 from ..batch import ModelInput
 from ..config import ModelConfig
 from ..mesh import Mesh, Stage
+from .falcon import falcon
+from .gpt2 import gpt2
 from .llama import llama
+from .mistral import mistral
 from .qwen2 import qwen2
 from .qwen3 import qwen3
 
@@ -40,9 +43,13 @@ class CausalLM(Protocol):
 
 
 ARCHITECTURES: dict[str, Callable[..., CausalLM]] = {
+    "FalconForCausalLM": falcon,
+    "GPT2LMHeadModel": gpt2,
     "LlamaForCausalLM": llama,
+    "MistralForCausalLM": mistral,
     "Qwen2ForCausalLM": qwen2,
     "Qwen3ForCausalLM": qwen3,
+    "RWForCausalLM": falcon,
 }
 
 
@@ -72,8 +79,6 @@ def build(
             f"{config.path}: quantized weights are not built yet; use the checkpoint's "
             f"bfloat16 or float32 form"
         )
-    if config.get("hidden_act", "silu") != "silu":
-        raise LoadError(f"{config.path}: hidden_act {config.hidden_act!r} is not known, only silu")
     model = ARCHITECTURES[name](config, mesh, stage=stage, max_len=max_len)
     assert isinstance(model, nn.Module)
     _materialize(model, dtype, torch.device(device))

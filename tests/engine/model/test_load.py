@@ -185,7 +185,7 @@ def test_unknown_architecture_lists_the_known(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "gelu"}, "activation 'gelu' is not known.*known are silu"),
         ({"hidden_size": None}, "no 'hidden_size'"),
         ({"rope_parameters": {"rope_type": "mrope"}}, "rope of type 'mrope' is not known"),
         ({"rope_parameters": {"rope_type": "linear"}}, "type 'linear' needs 'factor'"),
