@@ -67,7 +67,7 @@ class RayExecutor:
         self._ranks: list[RankLink] = []
         self._stack = contextlib.ExitStack()
         self._results: SimpleQueue[Result | WorkerLost] = SimpleQueue()
-        self._answers: SimpleQueue[rank_wire.Answer | WorkerLost] = SimpleQueue()
+        self._answers: SimpleQueue[tuple[int, rank_wire.Answer] | WorkerLost] = SimpleQueue()
         self._lost: WorkerLost | None = None
         self._on_lost: Callable[[WorkerLost], None] = lambda lost: None
         self._closing = threading.Event()
@@ -111,13 +111,16 @@ class RayExecutor:
         Raises WorkerLost, and ValueError with what it raised there.
         """
         self._send(rank_wire.Control(method, list(args)))
-        answers = [self._answers.get() for _ in self._ranks]
-        for answer in answers:
-            if isinstance(answer, WorkerLost):
-                raise answer
+        answers: dict[int, object] = {}
+        for _ in self._ranks:
+            told = self._answers.get()
+            if isinstance(told, WorkerLost):
+                raise told
+            rank, answer = told
             if answer.error is not None:
-                raise ValueError(answer.error)
-        return [answer.value for answer in answers if isinstance(answer, rank_wire.Answer)]
+                raise ValueError(f"{self._ranks[rank].words}: {answer.error}")
+            answers[rank] = answer.value
+        return [answers[rank.rank] for rank in self._ranks]
 
     def ranks(self) -> list[dict[str, object]]:
         """Who the ranks are and how far they have come, for whoever shows the cluster."""
@@ -261,11 +264,11 @@ class RayExecutor:
     def _read(self) -> None:
         """Hand on what comes, until a rank is lost or the executor is closed."""
         try:
-            for _, message in self._messages():
+            for rank, message in self._messages():
                 if isinstance(message, rank_wire.Done):
                     self._results.put(message.result)
                 elif isinstance(message, rank_wire.Answer):
-                    self._answers.put(message)
+                    self._answers.put((rank.rank, message))
         except Exception as error:
             lost = error if isinstance(error, WorkerLost) else WorkerLost(str(error))
             if not self._closing.is_set():

@@ -27,8 +27,6 @@ from .facts import node_address
 from .greeting import introduce, receive
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
-
     from ..engine.worker.worker import Worker
 
 CONNECT_S = 10.0
@@ -52,7 +50,7 @@ class WorkerActor:
 
     def __init__(self) -> None:
         _say_threads()
-        self._store: Store | None = None
+        self._store: Any = None  # torch's, which only the worker knows
 
     def place(self) -> Place:
         """Where this process runs, and on which accelerators."""
@@ -77,7 +75,7 @@ class _Link:
     """The rank's end of its socket: a thread that computes, and one that tells how it goes."""
 
     def __init__(
-        self, address: str | tuple[str, int], secret: bytes, rank: int, store: Store | None
+        self, address: str | tuple[str, int], secret: bytes, rank: int, store: Any
     ) -> None:
         self._rank = rank
         self._store = store

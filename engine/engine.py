@@ -49,12 +49,13 @@ class AsyncEngine:
     """An engine that runs beside its callers.
 
     It knows token ids alone: stop strings, text and `bad_words` are the callers' (`text.py`).
-    `submit`, `abort` and `load` may be called from any thread, sinks too.
+    `submit`, `abort` and `load` may be called from any thread, sinks too. `executor` is who
+    computes, from `start` on.
     """
 
     def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
         self.config = config
-        self._executor = executor
+        self.executor = executor
         self._capacity: Capacity | None = None
         self._seeds = admission.Seeds(config.seed)
         self._thread = threading.Thread(target=self._main, name="shoal-engine", daemon=True)
@@ -214,9 +215,9 @@ class AsyncEngine:
         """All that an executor does, from its start to its end, happens on this thread."""
         with contextlib.ExitStack() as stack:
             try:
-                executor = self._executor or executor_for(self.config)
-                stack.callback(executor.close)
-                self._load(executor)
+                self.executor = self.executor or executor_for(self.config)
+                stack.callback(self.executor.close)
+                self._load(self.executor)
             except BaseException as error:
                 self._loaded.put(error)
                 return

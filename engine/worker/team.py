@@ -117,7 +117,7 @@ def _team(seat: Seat, device: Device, groups: list[dist.ProcessGroup]) -> Team:
     group = groups[seat.stage]
     if seat.tensor_size == 1:
         return Team(seat, Mesh())
-    if device.is_cpu and seat.mates_are_near:
+    if device.divides_node and seat.mates_are_near:
         exchange = Exchange(
             seat.tensor,
             seat.tensor_size,
@@ -189,7 +189,7 @@ def _mesh(seat: Seat, device: Device, group: dist.ProcessGroup) -> Mesh:
     return Mesh(
         rank=seat.tensor,
         size=seat.tensor_size,
-        all_reduce=in_order if device.is_cpu else fast,
+        all_reduce=in_order if device.adds_in_order else fast,
         all_gather=lambda x: torch.cat(parts(x), -1),
         broadcast=broadcast,
     )

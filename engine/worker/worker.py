@@ -114,7 +114,7 @@ def footprint(config: ModelConfig, dtype: torch.dtype, shapes: CausalLM) -> Foot
 
 def _shared(config: EngineConfig, device: Device, seat: Seat) -> EngineConfig:
     """The configuration of a rank that shares its node's memory and cores with others."""
-    sharers = config.memory_sharers * (seat.sharers if device.is_cpu else 1)
+    sharers = config.memory_sharers * (seat.sharers if device.divides_node else 1)
     return dataclasses.replace(config, memory_sharers=sharers)
 
 
