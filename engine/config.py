@@ -16,7 +16,7 @@ from typing import Any
 from .errors import ConfigError
 
 DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
-LOAD_FORMATS = ("auto", "safetensors", "dummy")
+LOAD_FORMATS = ("auto", "safetensors", "pt", "dummy")
 POLICIES = ("fcfs", "priority")
 
 
@@ -47,7 +47,8 @@ class EngineConfig:
     )
     load_format: str = setting(
         "auto",
-        "auto or safetensors; dummy gives random weights of the real shapes.",
+        "auto (safetensors, else pytorch_model*.bin), safetensors or pt; dummy gives random "
+        "weights of the real shapes.",
         group="Model",
     )
     dtype: str = setting(

@@ -18,6 +18,7 @@ from .config import EngineConfig
 from .core.scheduler import Scheduler
 from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost
 from .executor import Capacity, Executor, executor_for
+from .features.beams import search_of
 from .loop import Loop
 from .request import FinishReason, Load, Request, Update
 
@@ -227,7 +228,11 @@ class AsyncEngine:
     def _load(self, executor: Executor) -> None:
         capacity = executor.start(self.config)
         self._scheduler = Scheduler(
-            self.config, capacity, depth=executor.depth, resident=executor.resident
+            self.config,
+            capacity,
+            depth=executor.depth,
+            resident=executor.resident,
+            lockstep_of=search_of(capacity.eos_token_ids),
         )
         self._loop = Loop(self._scheduler, executor)
         self._capacity = capacity

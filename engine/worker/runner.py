@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..model.batch import ModelInput
 from ..model.zoo.registry import CausalLM
-from ..plan import Plan, Result
+from ..plan import Candidate, Plan, Result
 from ..request import TokenLogprobs
 from ..sizing import PIECE_BYTES
 from .cache import Cache
@@ -20,8 +22,19 @@ from .sampler import Sampled, Sampler, score
 from .slots import Slots
 from .team import Team
 
-NOTHING = Sampled(tokens=torch.empty(0, dtype=torch.int64), ids=[], logprobs={}, failed={})
+NOTHING = Sampled(
+    tokens=torch.empty(0, dtype=torch.int64), ids=[], logprobs={}, candidates={}, failed={}
+)
 """Of a rank that does not sample."""
+
+
+class _Drawn(NamedTuple):
+    """Ids and log probabilities by sampled row, candidates and failures by slot."""
+
+    ids: list[int]
+    logprobs: dict[int, TokenLogprobs]
+    candidates: dict[int, tuple[Candidate, ...]]
+    failed: dict[int, str]
 
 
 class Runner:
@@ -76,19 +89,20 @@ class Runner:
         self._progress.at("sampling")
         hidden = hidden.index_select(0, batch.wanted)
         num_sampled = len(layout.sampled)
-        tokens, logprobs, failed = self._sample(layout, hidden[:num_sampled])
+        drawn = self._sample(layout, hidden[:num_sampled])
         prompts = self._score_prompts(layout, hidden[num_sampled:])
         if not self._seat.answers:
             return nothing
         for slot in layout.slot.tolist():
             if slot in self._columns.refused:
-                failed[slot] = self._columns.refused[slot]
+                drawn.failed[slot] = self._columns.refused[slot]
         return Result(
             step=plan.step,
-            tokens=tuple((token,) for token in tokens),
-            logprobs=_by_row(logprobs, num_sampled),
+            tokens=tuple((token,) for token in drawn.ids),
+            logprobs=_by_row(drawn.logprobs, num_sampled),
             prompt_logprobs=prompts,
-            failed=failed,
+            candidates=drawn.candidates,
+            failed=drawn.failed,
         )
 
     def _forward(self, batch: ModelInput) -> Tensor:
@@ -109,14 +123,10 @@ class Runner:
         self._slots.grow(plan.rows)
         self._cache.copy(plan.copies)
 
-    def _sample(
-        self, layout: Layout, hidden: Tensor
-    ) -> tuple[list[int], dict[int, TokenLogprobs], dict[int, str]]:
-        """Ids by sampled row, log probabilities by sampled row, failures by slot."""
+    def _sample(self, layout: Layout, hidden: Tensor) -> _Drawn:
+        """Draw for the sampled rows, a piece at a time."""
         slot, position = layout.slot[layout.sampled], layout.positions
-        ids: list[int] = []
-        logprobs: dict[int, TokenLogprobs] = {}
-        failed: dict[int, str] = {}
+        made = _Drawn([], {}, {}, {})
         for first in range(0, len(slot), self._piece):
             piece = slice(first, first + self._piece)
             logits = self._model.logits(hidden[piece])
@@ -128,10 +138,13 @@ class Runner:
             self._slots.write_sampled(
                 upload(slot[piece]), upload(position[piece]), tokens, int(position.max())
             )
-            ids += drawn.ids
-            logprobs |= {first + row: entry for row, entry in drawn.logprobs.items()}
-            failed |= {int(slot[first + row]): why for row, why in drawn.failed.items()}
-        return ids, logprobs, failed
+            made.ids.extend(drawn.ids)
+            made.logprobs.update((first + row, entry) for row, entry in drawn.logprobs.items())
+            made.candidates.update(
+                (int(slot[first + row]), found) for row, found in drawn.candidates.items()
+            )
+            made.failed.update((int(slot[first + row]), why) for row, why in drawn.failed.items())
+        return made
 
     def _told(self, tokens: Tensor, count: int) -> Tensor:
         """What the rank that samples drew, on all that share its layers."""

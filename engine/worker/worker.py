@@ -19,7 +19,7 @@ from .. import sizing
 from ..config import EngineConfig
 from ..executor import Capacity
 from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
-from ..model.hub import DESCRIPTION, find_model
+from ..model.hub import find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh, Stage
 from ..model.zoo.registry import CausalLM, build, num_bytes
@@ -61,7 +61,7 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
         config.model,
         revision=config.revision,
         download_dir=config.download_dir,
-        wanted=DESCRIPTION,
+        weights=False,
     )
     device = pick(config.device)
     model = read_config(folder)
