@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -17,7 +19,7 @@ from ..shard import Claim
 from . import attention
 from .probe import Anatomy, examine
 from .renaming import claims_among
-from .skeleton import build_skeleton, fix_rope, make_constants, model_class
+from .skeleton import build_skeleton, fix_rope, keep_exact, make_constants, model_class
 
 
 class Given(nn.Module):
@@ -35,12 +37,13 @@ class Given(nn.Module):
 class FallbackLM(nn.Module):
     """A model of transformers cut in two: its body, and its head with whatever belongs to logits.
 
-    `width`: the most elements a token has alive at once. `leftovers`: patterns of tensors that
-    checkpoints hold and the model needs not.
+    `width`: the most elements a token has alive at once. `exact`: parameters that keep the dtype
+    that they have. `leftovers`: patterns of tensors that checkpoints hold and the model needs not.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+    def __init__(self, model: Any, anatomy: Anatomy, exact: frozenset[nn.Parameter]) -> None:
         super().__init__()
+        self.exact = exact
         self.rules = get_model_conversion_mapping(model)
         self.prefix = model.base_model_prefix
         self.leftovers = tuple(model._keys_to_ignore_on_load_unexpected or ())
@@ -91,6 +94,7 @@ class FallbackLM(nn.Module):
 def fallback(
     config: ModelConfig,
     mesh: Mesh,
+    dtype: torch.dtype,
     *,
     native: tuple[str, ...] = (),
     stage: Stage | None = None,
@@ -103,7 +107,7 @@ def fallback(
     cls = model_class(config, native)
     for key, size in (
         ("tensor_parallel_size", mesh.size),
-        ("pipeline_parallel_size", 1 if stage is None else 2),
+        ("pipeline_parallel_size", 1 if stage is None or (stage.first and stage.last) else 2),
     ):
         if size > 1:
             raise ConfigError(
@@ -112,11 +116,13 @@ def fallback(
                 f"({', '.join(native)})",
                 key,
             )
-    anatomy = _anatomy(config, cls)
-    model = build_skeleton(config, cls, attention.NAME)
+    with _one_at_a_time:
+        anatomy = _anatomy(config, cls)
+        model = build_skeleton(config, cls, attention.NAME, dtype)
+    exact = keep_exact(model, dtype)
     make_constants(model, config)
     fix_rope(model, max_len or config.max_length)
-    return FallbackLM(model, anatomy)
+    return FallbackLM(model, anatomy, exact)
 
 
 def _anatomy(config: ModelConfig, cls: Any) -> Anatomy:
@@ -128,3 +134,5 @@ def _anatomy(config: ModelConfig, cls: Any) -> Anatomy:
 
 
 _examined: dict[tuple[Any, str], Anatomy] = {}
+_one_at_a_time = threading.Lock()
+"""Building changes what the process has one of: the probe's functions, torch's default dtype."""

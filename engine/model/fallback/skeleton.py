@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,11 +65,10 @@ def model_class(config: ModelConfig, native: tuple[str, ...]) -> Any:
     )
 
 
-def build_skeleton(
-    config: ModelConfig, cls: Any, attention: str, dtype: torch.dtype = torch.float32
-) -> Any:
+def build_skeleton(config: ModelConfig, cls: Any, attention: str, dtype: torch.dtype) -> Any:
     """The whole model on the meta device, with the attention function of that name.
 
+    torch's default dtype is `dtype` meanwhile: constants follow it, as when transformers loads.
     Raises LoadError where transformers cannot build it from this config.json.
     """
     with _quiet():
@@ -143,6 +143,30 @@ def _rope_types(rope: Any) -> Iterator[str]:
         yield rope["rope_type"]
     for value in rope.values():
         yield from _rope_types(value)
+
+
+def keep_exact(model: Any, dtype: torch.dtype) -> frozenset[nn.Parameter]:
+    """The parameters that transformers holds in float32 whatever the dtype, which now are so.
+
+    Buffers of such names become float32 as well.
+    """
+    patterns = set(model._keep_in_fp32_modules_strict or ())
+    if dtype is torch.float16:
+        patterns |= set(model._keep_in_fp32_modules or ())
+    if dtype is torch.float32 or not patterns:
+        return frozenset()
+    rule = re.compile("|".join(pattern.replace("*", ".*") for pattern in patterns))
+    exact = set()
+    for path, module in model.named_modules():
+        for name, weight in module.named_parameters(path, recurse=False):
+            if rule.search(name) and weight.is_floating_point():
+                whole = nn.Parameter(weight.float(), requires_grad=False)
+                setattr(module, name.rpartition(".")[2], whole)
+                exact.add(whole)
+        for name, buffer in module.named_buffers(path, recurse=False):
+            if rule.search(name) and buffer.is_floating_point():
+                module._buffers[name.rpartition(".")[2]] = buffer.float()
+    return frozenset(exact)
 
 
 def make_constants(model: Any, config: ModelConfig) -> None:

@@ -88,7 +88,7 @@ def build(
         from ..fallback.lm import fallback
 
         native = tuple(sorted(ARCHITECTURES))
-        model = fallback(config, mesh, native=native, stage=stage, max_len=max_len)
+        model = fallback(config, mesh, dtype, native=native, stage=stage, max_len=max_len)
     assert isinstance(model, nn.Module)
     _materialize(model, dtype, torch.device(device))
     return model
@@ -116,12 +116,17 @@ def token_width(model: CausalLM, config: ModelConfig) -> int:
 
 
 def _materialize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Give parameters storage, tied ones the same, and move constants, which stay float32."""
+    """Give parameters storage, tied ones the same, and move constants, which keep their dtype.
+
+    A model may name parameters as `exact`, whose dtype is not changed either.
+    """
+    exact = getattr(model, "exact", frozenset())
     storage: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             if weight not in storage:
-                empty = torch.empty(weight.shape, dtype=dtype, device=device)
+                kind = weight.dtype if weight in exact else dtype
+                empty = torch.empty(weight.shape, dtype=kind, device=device)
                 storage[weight] = nn.Parameter(empty, requires_grad=False)
             setattr(module, name, storage[weight])
         for name, constant in module.named_buffers(recurse=False):

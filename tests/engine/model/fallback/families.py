@@ -100,6 +100,21 @@ TWINS = {
     "qwen2-moe": Twin("Qwen2Moe", {**SMALL, **EXPERTS}),
     "qwen3-moe": Twin("Qwen3Moe", {**HEADS, **EXPERTS}),
     "glm4-moe": Twin("Glm4Moe", {**HEADS, **EXPERTS}),
+    "ernie4.5-moe": Twin(
+        "Ernie4_5_Moe",
+        {**SMALL, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 48},
+    ),
+    "gemma4": Twin(
+        "Gemma4Text",
+        {
+            **HEADS,
+            **WINDOWS,
+            "global_head_dim": 32,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCAB,
+        },
+    ),
     "granite-moe": Twin("GraniteMoe", {**SMALL, **EXPERTS}),
 }
 NATIVE = {

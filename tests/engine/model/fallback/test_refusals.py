@@ -104,7 +104,7 @@ def test_ranks_and_stages_are_refused(tmp_path: Path) -> None:
         build(config, team(2)[1], torch.float32, "meta")
     assert error.value.key == "tensor_parallel_size"
     with pytest.raises(ConfigError, match="Olmo2ForCausalLM") as error:
-        build(config, Mesh(), torch.float32, "meta", stage=Stage(range(1)))
+        build(config, Mesh(), torch.float32, "meta", stage=Stage(range(1), last=False))
     assert error.value.key == "pipeline_parallel_size"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -95,20 +94,22 @@ def test_native_code_and_the_fallback_agree(name: str, checkpoint: Any, paged: A
         assert difference(found[key], right[key]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["gemma3", "opt", "mixtral"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "opt", "mixtral", "ernie4.5-moe", "glm4-moe"])
 def test_bfloat16_strays_no_further_than_transformers(
     name: str, checkpoint: Any, paged: Any
 ) -> None:
+    """On average: an expert that is chosen by a hair's breadth may differ in a row."""
     folder, theirs = checkpoint(name)
-    model = load(folder, dtype="bfloat16").model
-    rounded = copy.deepcopy(theirs).bfloat16()
+    model: Any = load(folder, dtype="bfloat16").model
+    rounded = type(theirs).from_pretrained(folder, dtype=torch.bfloat16).eval()
+    kept = {key: tensor.dtype for key, tensor in rounded.state_dict().items()}
+    assert {key: tensor.dtype for key, tensor in model.tensors().items()} == kept
     texts = texts_of(TWINS[name])
     found = paged(model).step(texts)
-    ours, right = (
-        [difference(logits[key], expected(theirs, texts[key])) for key in texts]
-        for logits in (found, {key: expected(rounded, texts[key]) for key in texts})
-    )
-    assert 1e-4 < max(ours) < max(0.03, 1.5 * max(right))
+    right = {key: expected(theirs, tokens) for key, tokens in texts.items()}
+    ours = sum(float((found[key] - right[key]).abs().mean()) for key in texts)
+    yours = sum(float((expected(rounded, texts[key]) - right[key]).abs().mean()) for key in texts)
+    assert 0 < ours < 1.3 * yours
 
 
 def test_frequencies_follow_from_the_engine_alone(checkpoint: Any, paged: Any) -> None:
