@@ -196,7 +196,10 @@ def _spellings(name: str, trunks: Iterable[str]) -> Iterator[str]:
 
 def _copy(claim: Claim, tensor: object, entry: Entry, what: str) -> None:
     if entry.dtype not in PLAIN_DTYPES.values():
-        raise LoadError(f"{what} is of type {entry.dtype}: quantized weights are not built yet")
+        raise LoadError(
+            f"{what} is of type {entry.dtype}, and plain floats were expected: quantized or sparse "
+            f"weights are not built yet; use the checkpoint's bfloat16 or float16 form"
+        )
     try:
         cuts = claim.cuts(entry.shape)
     except (ValueError, IndexError):
