@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from openai import OpenAI
 from shoal.cluster.config import serve_config
-from shoal.cluster.gateway import build_gateway
+from shoal.cluster.gateway import Gateway, build_gateway
 from shoal.cluster.link import Load, ModelCard
 from shoal.engine.errors import EngineLost, UnknownModel
 from shoal.engine.request import FinishReason, TokenLogprobs, Update
@@ -231,6 +231,9 @@ def opened(app):
         server.should_exit = True
         server.force_exit = True
         thread.join(10)
+        listener.close()
+        if isinstance(app, Gateway):
+            app.close()
 
 
 @pytest.fixture(scope="session")
