@@ -88,7 +88,7 @@ def read(
     `chat_template`, a file or a template's own text, replaces the model's. Raises LoadError, and
     ConfigError for the template.
     """
-    folder = find_model(path, revision=revision, download_dir=download_dir, wanted=_PATTERNS)
+    folder = find_model(path, revision=revision, download_dir=download_dir, weights=False)
     config = _json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         backend = _fast(folder, config)

@@ -8,19 +8,20 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...kernels import ops
 from ..errors import LoadError
 from .config import ModelConfig, read_config
-from .hub import DESCRIPTION, WANTED, find_model
+from .hub import find_model
 from .mesh import Mesh, Stage
 from .shard import Claim, claims
-from .weights import WeightFile, digest, weight_files
+from .tensors import PLAIN_DTYPES, opened
+from .weights import Entry, WeightFile, digest, weight_files
 from .zoo.registry import CausalLM, build
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,6 @@ DTYPES = {
     "float16": torch.float16,
     "half": torch.float16,
 }
-
-PLAIN_DTYPES = ("F64", "F32", "BF16", "F16")
-"""What safetensors calls the dtypes that are weights as they stand."""
 
 DUMMY_SCALE = 0.02
 DUMMY_PERIOD = 1_000_003
@@ -76,18 +74,19 @@ def load(
 ) -> LoadedModel:
     """Build this rank's slice of a model, or of one stage of it, and fill it from its checkpoint.
 
-    `load_format` "dummy" needs config.json alone and draws weights from `seed`. `progress` is
-    called with (bytes done, bytes in all). Raises LoadError, ConfigError.
+    `load_format` is a key of `formats.FORMATS`, or "dummy", which needs config.json alone and draws
+    weights from `seed`. `progress` is called with (bytes done, bytes in all). Raises LoadError,
+    ConfigError.
     """
     dummy = load_format == "dummy"
     folder = find_model(
         str(model),
         revision=revision,
         download_dir=download_dir,
-        wanted=DESCRIPTION if dummy else WANTED,
+        load_format=load_format,
     )
     config = read_config(folder)
-    files = [] if dummy else weight_files(folder)
+    files = [] if dummy else weight_files(folder, load_format)
     chosen = choose_dtype(dtype, config, torch.device(device))
     built = build(config, mesh or Mesh(), chosen, device, stage=stage, max_len=max_len)
     assert isinstance(built, nn.Module)
@@ -115,6 +114,15 @@ def _silent(done: int, total: int) -> None:
     pass
 
 
+@cache
+def _warn_of_slow(dtype: torch.dtype) -> None:
+    log.warning(
+        "%s is computed in as asked, and slowly: this device has no fast kernels for it. bfloat16 "
+        "takes the same memory; dtype: auto chooses",
+        str(dtype).removeprefix("torch."),
+    )
+
+
 def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     """The dtype to serve in.
 
@@ -123,6 +131,8 @@ def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.
     bfloat16 beyond, where float16 would be slow.
     """
     if name != "auto":
+        if ops.is_slow(DTYPES[name], device):
+            _warn_of_slow(DTYPES[name])
         return DTYPES[name]
     own = DTYPES.get(config.dtype, torch.float32)
     model = build(config, Mesh(), torch.float32, "meta")
@@ -155,21 +165,18 @@ def fill(
     done = 0
     strangers: list[str] = []
     for file in files:
-        try:
-            with safe_open(file.path, framework="pt") as tensors:
-                for name in sorted(file.entries, key=lambda n: file.entries[n].start):
-                    spellings = tuple(_spellings(name, trunks))
-                    claimed = next((n for n in spellings if n in by_name), None)
-                    if claimed is None:
-                        if elsewhere.isdisjoint(spellings):
-                            strangers.append(name)
-                        continue
-                    for claim in by_name.pop(claimed):
-                        _copy(claim, tensors.get_slice(name), file, name)
-                        done += claim.into.nbytes
-                        progress(done, total)
-        except SafetensorError as error:
-            raise LoadError(f"{file.path} cannot be read: {error}; fetch it again") from error
+        with opened(file) as tensors:
+            for name, entry in tensors.entries.items():
+                spellings = tuple(_spellings(name, trunks))
+                claimed = next((n for n in spellings if n in by_name), None)
+                if claimed is None:
+                    if elsewhere.isdisjoint(spellings):
+                        strangers.append(name)
+                    continue
+                for claim in by_name.pop(claimed):
+                    _copy(claim, tensors.whole(name), entry, f"{name} in {file.path}")
+                    done += claim.into.nbytes
+                    progress(done, total)
     unknown = [n for n in strangers if not (leftovers and leftovers.search(n))]
     if unknown:
         raise LoadError(f"the checkpoint holds {_names(unknown)}, which the model has no place for")
@@ -187,17 +194,17 @@ def _spellings(name: str, trunks: Iterable[str]) -> Iterator[str]:
     yield from (f"{trunk}.{name}" for trunk in trunks)
 
 
-def _copy(claim: Claim, tensor: object, file: WeightFile, name: str) -> None:
-    entry = file.entries[name]
-    if entry.dtype not in PLAIN_DTYPES:
+def _copy(claim: Claim, tensor: object, entry: Entry, what: str) -> None:
+    if entry.dtype not in PLAIN_DTYPES.values():
         raise LoadError(
-            f"{name} in {file.path} is of type {entry.dtype}: quantized weights are not built yet"
+            f"{what} is of type {entry.dtype}, and plain floats were expected: quantized or sparse "
+            f"weights are not built yet; use the checkpoint's bfloat16 or float16 form"
         )
     try:
         cuts = claim.cuts(entry.shape)
     except (ValueError, IndexError):
         raise LoadError(
-            f"{name} in {file.path} has the shape {list(entry.shape)}, of which a piece of "
+            f"{what} has the shape {list(entry.shape)}, of which a piece of "
             f"{list(claim.place.shape)} was expected: config.json and weights do not belong "
             f"together"
         ) from None

@@ -14,17 +14,23 @@ from shoal.engine.model.batch import ModelInput
 from shoal.engine.model.load import load
 from shoal.engine.model.mesh import Mesh, Stage
 from torch import Tensor
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    FalconConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
-SIZES: dict[str, Any] = {
+WIDTHS: dict[str, Any] = {
     "vocab_size": 160,
     "hidden_size": 32,
-    "intermediate_size": 48,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+SIZES = {**WIDTHS, "intermediate_size": 48, "num_key_value_heads": 2}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "tied": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
@@ -34,6 +40,11 @@ CONFIGS = {
         use_sliding_window=True,
         layer_types=["full_attention", "sliding_attention"] * 2,
     ),
+    "mistral": MistralConfig(**SIZES, sliding_window=12),
+    "gpt2": GPT2Config(**WIDTHS, n_inner=48, scale_attn_by_inverse_layer_idx=True),
+    "gpt2-untied": GPT2Config(**WIDTHS, tie_word_embeddings=False),
+    "falcon": FalconConfig(**WIDTHS),
+    "falcon-alibi": FalconConfig(**WIDTHS, alibi=True, parallel_attn=False, bias=True),
 }
 CUTS = {
     "halves": [range(2), range(2, 4)],

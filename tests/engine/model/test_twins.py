@@ -15,7 +15,15 @@ from torch import Tensor
 
 from .twins import ROPES, TWINS, chunks, difference, expected, llama, prompts
 
-ROUNDED = ["llama-biases", "qwen2-windows", "qwen3", "mistral-window", "gpt2", "falcon-7b"]
+ROUNDED = [
+    "llama-biases",
+    "qwen2-windows",
+    "qwen3",
+    "mistral-window",
+    "gpt2",
+    "falcon-40b",
+    "falcon-rw",
+]
 
 
 @pytest.fixture(scope="session")

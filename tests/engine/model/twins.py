@@ -145,7 +145,7 @@ LLAMA_TWINS = {
 QWEN_TWINS = {
     "qwen2": Twin(qwen2()),
     "qwen2-r1-distill": Twin(
-        qwen2(use_sliding_window=False, sliding_window=4096, max_window_layers=1),
+        qwen2(use_sliding_window=False, sliding_window=24, max_window_layers=1),
         ACROSS,
         greedy=True,
     ),
@@ -218,6 +218,11 @@ FALCON_TWINS = {
     "falcon-rw-6-heads-of-24": Twin(
         falcon_rw(hidden_size=144, num_attention_heads=6), (1, 230), greedy=True
     ),
+    "falcon-rw-12-heads-far": Twin(
+        falcon_rw(hidden_size=96, num_attention_heads=12, max_position_embeddings=512),
+        (450, 3),
+        greedy=True,
+    ),
     "falcon-rw-parallel": Twin(falcon_rw(parallel_attn=True), (150, 2)),
     "falcon-alibi-7b": Twin(falcon(alibi=True, hidden_size=80, num_attention_heads=5), (150, 2)),
     "falcon-alibi-40b": Twin(falcon_new(alibi=True, bias=True), (150, 2), greedy=True),
@@ -231,6 +236,8 @@ FALCON_TWINS = {
     ),
     "falcon-rope-yarn": Twin(falcon_new(rope_parameters=YARN, max_position_embeddings=64), (90, 5)),
 }
+"""Alibi's roundings to bfloat16 show past position 256, and with 9 heads or more."""
+
 TWINS = {**LLAMA_TWINS, **QWEN_TWINS, **MISTRAL_TWINS, **GPT2_TWINS, **FALCON_TWINS}
 """A long dynamic twin has one text, and no text grows: transformers changes the angles of a text
 as it grows, here they are fixed."""
