@@ -78,7 +78,9 @@ class EngineConfig:
         group="Model",
     )
     chat_template: str | None = setting(
-        None, "File with a Jinja chat template that replaces the model's.", group="Model"
+        None,
+        "Jinja chat template in place of the model's: a file, or the template itself on one line.",
+        group="Model",
     )
     seed: int = setting(0, "Seeds what a request without a seed draws.", group="Model")
     device: str = setting("auto", "auto, cpu or cuda.", group="Model")

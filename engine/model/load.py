@@ -230,6 +230,9 @@ def _shapes(files: Iterable[WeightFile]) -> dict[str, tuple[int, ...]]:
     """What a checkpoint holds."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
+        if file.entries is not None:
+            shapes |= {name: entry.shape for name, entry in file.entries.items()}
+            continue
         with opened(file) as tensors:
             shapes |= {name: entry.shape for name, entry in tensors.entries.items()}
     return shapes

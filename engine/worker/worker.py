@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +65,15 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
     )
     device = pick(config.device)
     model = read_config(folder)
-    dtype = choose_dtype(config.dtype, model, device.place, config.model_impl)
+    impl = config.model_impl
+    dtype = choose_dtype(config.dtype, model, device.place, impl)
     mesh = Mesh(rank=seat.tensor, size=seat.tensor_size)
     stage = stage_of(seat, model, config.pipeline_layer_partition)
-    make = partial(build, model, mesh, dtype, "meta", impl=config.model_impl)
-    whole = make()
+    whole = build(model, mesh, dtype, "meta", impl=impl)
+    own = build(model, mesh, dtype, "meta", stage=stage, impl=impl) if stage else whole
     size = sizing.size(
         _shared(config, device, seat),
-        footprint(model, dtype, make(stage=stage) if stage else whole),
+        footprint(model, dtype, own),
         device.memory(),
         config.block_size or device.block_size,
     )
