@@ -6,9 +6,9 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from .. import __version__
 from .config import ServeConfig, warnings
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PROMPT = "What is shoal?"
+
+
+class Loaded(NamedTuple):
+    """A model that is ready; `table` and `phases` are those of `Capacity`."""
+
+    card: ModelCard
+    table: Iterable[tuple[str, str]] = ()
+    phases: Iterable[tuple[str, float]] = ()
 
 
 class Progress:
@@ -72,26 +80,14 @@ class Progress:
         """One line that the operator should act on."""
         self._say(f"  warning: {line}")
 
-    def ready(
-        self,
-        config: ServeConfig,
-        card: ModelCard,
-        *,
-        table: Iterable[tuple[str, str]] = (),
-        phases: Iterable[tuple[str, float]] = (),
-    ) -> None:
-        """Print the banner.
-
-        `table` and `phases` are those of `Capacity`.
-        """
+    def ready(self, config: ServeConfig, models: Sequence[Loaded]) -> None:
+        """Print the banner."""
         self._hide()
         for line in warnings(config):
             self.warn(line)
         seconds = time.monotonic() - self._begin
         spent = f"after {seconds:.1f} s ({_spent(self._spent)})" if self._spent else "now"
-        inside = _spent(phases)
-        lines = banner(config, card, spent + (f"; the engine: {inside}" if inside else ""), table)
-        print("\n".join(lines), file=self._out, flush=True)
+        print("\n".join(banner(config, models, spent)), file=self._out, flush=True)
 
     def _say(self, line: str) -> None:
         with self._lock:
@@ -148,24 +144,23 @@ def _volume(num_bytes: int, seconds: float) -> str:
     )
 
 
-def banner(
-    config: ServeConfig, card: ModelCard, ready: str, table: Iterable[tuple[str, str]] = ()
-) -> list[str]:
+def banner(config: ServeConfig, models: Sequence[Loaded], ready: str) -> list[str]:
     """The lines that greet an operator: where, what, how to try it, how to stop it."""
-    name, key = card.names[0], bool(config.api_key)
-    table = tuple(table)
+    name, key = models[0].card.names[0], bool(config.api_key)
+    if len(models) == 1 and (inside := _spent(models[0].phases)):
+        ready += f"; the engine: {inside}"
     return [
         "",
         f"shoal {__version__} is ready",
         "",
         *_columns(
             ("Address", f"{config.url}/v1"),
-            ("Model", f"{', '.join(card.names)} (up to {card.max_model_len:,} tokens)"),
+            *(("Model", _described(model.card, config)) for model in models),
             ("Logs", str(folder(config))),
             ("Ready", ready),
         ),
         "",
-        *([*_columns(*table), ""] if table else []),
+        *(line for model in models for line in _inside(model, titled=len(models) > 1)),
         "Try it:",
         "",
         curl_line(config.url, name, key),
@@ -176,6 +171,22 @@ def banner(
         "Ctrl-C stops it.",
         "",
     ]
+
+
+def _described(card: ModelCard, config: ServeConfig) -> str:
+    words = f"{', '.join(card.names)} (up to {card.max_model_len:,} tokens)"
+    replicas = config.model(card.names[0]).replicas
+    return words if replicas == 1 else f"{words}, {replicas} replicas"
+
+
+def _inside(model: Loaded, *, titled: bool) -> list[str]:
+    """The engine's own table; among several models, under the model's name and with its phases."""
+    rows = [*model.table]
+    if not titled:
+        return [*_columns(*rows), ""] if rows else []
+    if spent := _spent(model.phases):
+        rows.append(("Started in", spent))
+    return [f"{model.card.names[0]}:", *_columns(*rows), ""]
 
 
 def _columns(*rows: tuple[str, str]) -> list[str]:

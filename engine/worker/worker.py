@@ -106,7 +106,7 @@ class Worker:
         clock = _Clock()
         plan = forecast(config)
         device, self._device = plan.device, plan.device
-        threads = device.prepare(config.threads, config.memory_sharers)
+        threads = device.prepare(config.threads, config.sharers)
         clock.lap("size")
         with _progress(plan.folder.name, self._on_load) as progress:
             loaded = load(

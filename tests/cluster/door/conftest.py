@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import pytest
 import uvicorn
 from openai import OpenAI
-from shoal.cluster.config import serve_config
 from shoal.cluster.gateway import build_gateway
 from shoal.cluster.link import Load, ModelCard
+from shoal.cluster.settings import serve_config
 from shoal.engine.errors import EngineLost, UnknownModel
 from shoal.engine.request import FinishReason, TokenLogprobs, Update
 from shoal.engine.text import Tokenizer
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 CONTEXT = 256
+NAMES = ("scripted", "alias/of it")
 EOS = 1
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}"
@@ -175,6 +176,9 @@ class ScriptedRouter:
                 return link
         raise UnknownModel(model)
 
+    def statuses(self):
+        return {NAMES[0]: self.state}
+
     def cards(self):
         return [link.card for link in self.links_]
 
@@ -236,7 +240,7 @@ def opened(app):
 @pytest.fixture(scope="session")
 def card(tokenizer_folder):
     return ModelCard(
-        names=("scripted", "alias/of it"),
+        names=NAMES,
         model=tokenizer_folder,
         tokenizer=tokenizer_folder,
         max_model_len=CONTEXT,
@@ -255,7 +259,9 @@ def open_door(tokenizer, card):
     with contextlib.ExitStack() as stack:
 
         def open_(state="ready", with_link=True, **settings):
-            config = serve_config({"model": card.model, **settings}, environ={})
+            config = serve_config(
+                {"model": card.model, "served_model_name": NAMES, **settings}, environ={}
+            )
             link = ScriptedLink(tokenizer, card)
             router = ScriptedRouter([link] if with_link else [], state)
             port, loop = stack.enter_context(opened(build_gateway(config, router)))
