@@ -136,6 +136,20 @@ class EngineConfig:
     pipeline_parallel_size: int = setting(
         1, "Stages that each hold some of the layers.", group="Parallel"
     )
+    pipeline_layer_partition: str | None = setting(
+        None, "Layers of each stage, as 7,8,7 (default: as even as can be).", group="Parallel"
+    )
+    interface: str | None = setting(
+        None,
+        "Network interface that ranks of several nodes talk over (default: the one Ray uses).",
+        group="Parallel",
+    )
+    stall_timeout: float = setting(
+        10.0,
+        "Seconds without progress, or without a sign of life, after which a rank is given up; "
+        "0: never.",
+        group="Parallel",
+    )
     enforce_eager: bool = setting(
         False, "Never record steps for replay (nothing records yet).", group="Parallel"
     )
@@ -323,12 +337,7 @@ def _check(config: EngineConfig) -> None:
         )
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         _at_least(config, name, 1)
-        if getattr(config, name) > 1:
-            raise ConfigError(
-                f"{name}={getattr(config, name)} cannot be kept: engines of several ranks are not "
-                f"built yet; use 1",
-                name,
-            )
+    _at_least(config, "stall_timeout", 0)
 
 
 def _of_kind(config: EngineConfig, name: str, annotation: str) -> None:

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -113,6 +114,15 @@ def _silent(done: int, total: int) -> None:
     pass
 
 
+@cache
+def _warn_of_slow(dtype: torch.dtype) -> None:
+    log.warning(
+        "%s is computed in as asked, and slowly: this device has no fast kernels for it. bfloat16 "
+        "takes the same memory; dtype: auto chooses",
+        str(dtype).removeprefix("torch."),
+    )
+
+
 def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     """The dtype to serve in.
 
@@ -121,6 +131,8 @@ def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.
     bfloat16 beyond, where float16 would be slow.
     """
     if name != "auto":
+        if ops.is_slow(DTYPES[name], device):
+            _warn_of_slow(DTYPES[name])
         return DTYPES[name]
     own = DTYPES.get(config.dtype, torch.float32)
     model = build(config, Mesh(), torch.float32, "meta")
@@ -184,7 +196,10 @@ def _spellings(name: str, trunks: Iterable[str]) -> Iterator[str]:
 
 def _copy(claim: Claim, tensor: object, entry: Entry, what: str) -> None:
     if entry.dtype not in PLAIN_DTYPES.values():
-        raise LoadError(f"{what} is of type {entry.dtype}: quantized weights are not built yet")
+        raise LoadError(
+            f"{what} is of type {entry.dtype}, and plain floats were expected: quantized or sparse "
+            f"weights are not built yet; use the checkpoint's bfloat16 or float16 form"
+        )
     try:
         cuts = claim.cuts(entry.shape)
     except (ValueError, IndexError):

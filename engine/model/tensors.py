@@ -23,7 +23,8 @@ PLAIN_DTYPES = {
 }
 """The dtypes that are weights as they stand, and what safetensors calls them."""
 
-_FOREIGN = re.compile(r"(?:GLOBAL|Unsupported (?:global|class|operand)[^A-Za-z]*)\s*([\w.]+)")
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
+"""How torch names what a pickle would have called."""
 
 
 class Tensors(NamedTuple):
@@ -68,9 +69,10 @@ def _read_bin(file: WeightFile) -> dict[str, Tensor]:
         table = torch.load(path, map_location="cpu", weights_only=True, mmap=bool(file.header))
     except pickle.UnpicklingError as error:
         raise LoadError(_why_not(file, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
+        first = (str(error).splitlines() or [""])[0]
         raise LoadError(
-            f"{path} is cut short or damaged ({_first(error)}); fetch it again"
+            f"{path} is cut short or damaged ({type(error).__name__}: {first}); fetch it again"
         ) from error
     if not isinstance(table, dict) or not all(isinstance(t, Tensor) for t in table.values()):
         raise LoadError(
@@ -88,14 +90,10 @@ def _why_not(file: WeightFile, said: str) -> str:
             f"safetensors, or write them where you trust the file: torch.load(FILE, "
             f"weights_only=False), then save_pretrained"
         )
-    return f"{file.path} is cut short or no file of torch ({said.splitlines()[0]}); fetch it again"
+    return f"{file.path} is cut short or no file of torch ({file.size:,} bytes); fetch it again"
 
 
 def _entry(tensor: Tensor) -> Entry:
-    plain = tensor.layout is torch.strided and not tensor.is_quantized
-    name = PLAIN_DTYPES.get(tensor.dtype) if plain else None
-    return Entry(name or str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), 0)
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+    name = PLAIN_DTYPES.get(kind) if isinstance(kind, torch.dtype) else None
+    return Entry(name or str(kind).removeprefix("torch."), tuple(tensor.shape), 0)
