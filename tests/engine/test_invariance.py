@@ -21,6 +21,7 @@ from shoal.engine.request import FinishReason, Request, SamplingParams
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
+    Gemma2Config,
     MistralConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -47,6 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "async_scheduling": True,
     },
 }
+
+FOREIGN = "Gemma2 in transformers' code"
 
 Texts = dict[tuple[str, int], list[int]]
 
@@ -112,10 +115,23 @@ def alibi() -> PreTrainedConfig:
     return FalconConfig(**SIZES, alibi=True, multi_query=False, parallel_attn=False)
 
 
+def foreign() -> PreTrainedConfig:
+    """A Gemma2, which runs in transformers' code: one layer sees 24 tokens back."""
+    return Gemma2Config(
+        **{**SIZES, "num_hidden_layers": 2},
+        intermediate_size=96,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=24,
+        initializer_range=0.2,
+    )
+
+
 MADE: dict[str, Callable[[], PreTrainedConfig]] = {
     "Qwen2 with windows": windows,
     "Mistral": window_alone,
     "Falcon with alibi": alibi,
+    FOREIGN: foreign,
 }
 
 
