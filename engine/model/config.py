@@ -21,9 +21,6 @@ SAMPLING_KEYS = {
 }
 """What generation_config.json may set, and the name in SamplingParams."""
 
-LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-"""What families call the length of their texts."""
-
 STRETCHED = ("linear", "dynamic")
 """Rope types by which `max_position_embeddings` is the length before scaling."""
 
@@ -113,8 +110,7 @@ class ModelConfig:
 
         A rope that differs by layer is stretched already.
         """
-        named = next((self.get(name) for name in LENGTHS if self.get(name)), None)
-        length = int(named or self.max_position_embeddings)
+        length = int(self.max_position_embeddings)
         stretch = self.get("rope_parameters") or self.get("rope_scaling") or {}
         by_layer = any(isinstance(value, Mapping) for value in stretch.values())
         if by_layer or not stretch or self.get("rope_local_base_freq"):
