@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from ..engine.admission import room_for_output
 from ..engine.errors import InvalidRequest
 from ..engine.text import Tokenizer
-from .conversation import Message, content_text, plain_messages
+from .conversation import Message, plain_messages
 from .link import ModelCard
 from .protocol import ChatTemplateFields, CompletionRequest, Sampling, json_kind
 
@@ -88,7 +88,8 @@ async def chat_prompt(
         )
         return tuple(tokenizer.encode(text, add_special_tokens=request.add_special_tokens))
 
-    ids = await _off_loop(sum(len(content_text(m)) for m in messages), render)
+    loop = asyncio.get_running_loop()
+    ids = await loop.run_in_executor(tokenizer.executor, render)
     if not ids:
         raise InvalidRequest("messages render to an empty prompt", "messages")
     return messages, ids

@@ -14,7 +14,7 @@ import uvicorn
 from openai import OpenAI
 from shoal.cluster.card import model_card
 from shoal.cluster.config import serve_config
-from shoal.cluster.gateway import build_gateway
+from shoal.cluster.gateway import Gateway, build_gateway
 from shoal.cluster.link import Load, ModelCard
 from shoal.cluster.local import LocalRouter, MemoryLink
 from shoal.engine.engine import AsyncEngine
@@ -235,6 +235,9 @@ def opened(app):
         server.should_exit = True
         server.force_exit = True
         thread.join(10)
+        listener.close()
+        if isinstance(app, Gateway):
+            app.close()
 
 
 @pytest.fixture(scope="session")
