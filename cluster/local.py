@@ -157,7 +157,8 @@ class _Local:
         self._config = config
         self._progress = progress
         self._router = LocalRouter(config.replicas)
-        self._door = Turnstile(build_gateway(config, self._router))
+        self._gateway = build_gateway(config, self._router)
+        self._door = Turnstile(self._gateway)
         self._server = _Server(web_config(config, self._door, lifespan="off"))
         self._engines = [_engine(config, progress) for _ in range(config.replicas)]
         self._failure: BaseException | None = None
@@ -170,6 +171,7 @@ class _Local:
         loading.start()
         with self._signals():
             await self._server.serve()
+        self._gateway.close()
         if not loading.is_alive():
             for engine in self._engines:
                 engine.close()

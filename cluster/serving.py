@@ -71,6 +71,12 @@ class Serving:
             loading = self._load(card.tokenizer)
         return await asyncio.wrap_future(loading)
 
+    def close(self) -> None:
+        """End what its tokenizers hold."""
+        for loading in self._tokenizers.values():
+            if not loading.cancel() and loading.exception() is None:
+                loading.result().close()
+
     def _load(self, path: str) -> Future[Tokenizer]:
         engine = self.config.engine
         loading = self._loader.submit(
@@ -79,6 +85,7 @@ class Serving:
             revision=engine.revision if engine.tokenizer is None else None,
             download_dir=engine.download_dir,
             chat_template=engine.chat_template,
+            confined=True,
         )
         self._tokenizers[path] = loading
         return loading

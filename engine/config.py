@@ -16,6 +16,7 @@ from typing import Any
 from .errors import ConfigError
 
 DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
+MODEL_IMPLS = ("auto", "shoal", "transformers")
 LOAD_FORMATS = ("auto", "safetensors", "pt", "dummy")
 POLICIES = ("fcfs", "priority")
 
@@ -57,6 +58,12 @@ class EngineConfig:
         group="Model",
         first=True,
     )
+    model_impl: str = setting(
+        "auto",
+        "auto: shoal's own code for the architectures that it has, transformers' for others; "
+        "shoal or transformers: that one only.",
+        group="Model",
+    )
     max_model_len: int | None = setting(
         None,
         "Longest prompt plus output, in tokens; 32k stands for 32,000 and 32K for 32,768 "
@@ -71,7 +78,9 @@ class EngineConfig:
         group="Model",
     )
     chat_template: str | None = setting(
-        None, "File with a Jinja chat template that replaces the model's.", group="Model"
+        None,
+        "Jinja chat template in place of the model's: a file, or the template itself on one line.",
+        group="Model",
     )
     seed: int = setting(0, "Seeds what a request without a seed draws.", group="Model")
     device: str = setting("auto", "auto, cpu or cuda.", group="Model")
@@ -135,6 +144,20 @@ class EngineConfig:
     )
     pipeline_parallel_size: int = setting(
         1, "Stages that each hold some of the layers.", group="Parallel"
+    )
+    pipeline_layer_partition: str | None = setting(
+        None, "Layers of each stage, as 7,8,7 (default: as even as can be).", group="Parallel"
+    )
+    interface: str | None = setting(
+        None,
+        "Network interface that ranks of several nodes talk over (default: the one Ray uses).",
+        group="Parallel",
+    )
+    stall_timeout: float = setting(
+        10.0,
+        "Seconds without progress, or without a sign of life, after which a rank is given up; "
+        "0: never.",
+        group="Parallel",
     )
     enforce_eager: bool = setting(
         False, "Never record steps for replay (nothing records yet).", group="Parallel"
@@ -206,7 +229,6 @@ NOT_BUILT: Mapping[str, tuple[object, str]] = {
     "task": ("generate", "only generating models are built"),
     "convert": ("none", "only generating models are built"),
     "pooler_config": (None, "only generating models are built"),
-    "model_impl": ("auto", "there is one implementation a model"),
     "tokenizer_mode": ("auto", "the tokenizer's own files decide"),
     "skip_tokenizer_init": (False, "serving without a tokenizer is not built yet"),
     "config_format": ("auto", "only checkpoints in Hugging Face layout are read"),
@@ -291,6 +313,7 @@ def _check(config: EngineConfig) -> None:
         _of_kind(config, field.name, str(field.type))
     _one_of(config, "generation_config", ("auto", "vllm", "shoal"))
     _one_of(config, "dtype", DTYPES)
+    _one_of(config, "model_impl", MODEL_IMPLS)
     _one_of(config, "load_format", LOAD_FORMATS)
     _one_of(config, "scheduling_policy", POLICIES)
     _one_of(config, "device", ("auto", "cpu", "cuda"))
@@ -323,12 +346,7 @@ def _check(config: EngineConfig) -> None:
         )
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         _at_least(config, name, 1)
-        if getattr(config, name) > 1:
-            raise ConfigError(
-                f"{name}={getattr(config, name)} cannot be kept: engines of several ranks are not "
-                f"built yet; use 1",
-                name,
-            )
+    _at_least(config, "stall_timeout", 0)
 
 
 def _of_kind(config: EngineConfig, name: str, annotation: str) -> None:

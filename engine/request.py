@@ -311,14 +311,17 @@ class Request:
 
 
 def candidates_of(params: SamplingParams) -> SamplingParams:
-    """What an engine is asked for where a door chooses: all `best_of` candidates, with the log
-    probabilities to choose by.
+    """What an engine is asked for where a door chooses among `best_of` candidates: all of them, and
+    the log probabilities to choose by. Beams are chosen by the engine.
     """
-    if params.use_beam_search or params.best_of is None:
-        return params
-    if params.best_of == params.n:
+    if params.best_of == params.n and not params.use_beam_search:
         return replace(params, best_of=None)
-    return replace(params, n=params.best_of, best_of=None, logprobs=params.logprobs or 0)
+    if params.best_of is None and not params.use_beam_search:
+        return params
+    logprobs = params.logprobs or 0
+    if params.use_beam_search:
+        return replace(params, logprobs=logprobs)
+    return replace(params, n=params.width, best_of=None, logprobs=logprobs)
 
 
 class TokenLogprobs(NamedTuple):

@@ -265,6 +265,11 @@ def relu(x: Tensor) -> Tensor:
     return _backend("relu", x)(x)  # type: ignore[no-any-return]
 
 
+def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products in `dtype` are an order slower on a device than in others of its size."""
+    return device.type == "cpu" and dtype is torch.float16
+
+
 def serving_dtype(own: torch.dtype, device: torch.device, *, small: bool) -> torch.dtype:
     """The dtype that a device computes a checkpoint of dtype `own` well in.
 

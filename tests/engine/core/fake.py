@@ -111,6 +111,9 @@ class FakeExecutor:
     def close(self) -> None:
         pass
 
+    def watch(self, on_lost: object) -> None:
+        pass
+
     def submit(self, plan: Plan) -> None:
         self.plans.append(plan)
         self.most_under_way = max(self.most_under_way, len(self.plans))
