@@ -86,11 +86,14 @@ class ModelConfig:
         """The rope's parameters with `rope_type` and `rope_theta` always there.
 
         Both spellings are understood: `rope_parameters`, and `rope_scaling` beside `rope_theta`.
+        Where a file has both, `rope_scaling` was added by hand and wins.
         """
-        rope = dict(self.get("rope_parameters") or self.get("rope_scaling") or {})
+        own, added = self.get("rope_parameters") or {}, self.get("rope_scaling") or {}
+        rope = {**own, **added}
         if any(isinstance(value, Mapping) for value in rope.values()):
             raise LoadError(f"{self.path}: a rope that differs by layer is not built yet")
-        kind = rope.get("rope_type") or rope.get("type") or "default"
+        named = (part.get("rope_type") or part.get("type") for part in (added, own))
+        kind = next(filter(None, named), "default")
         rope["rope_type"] = "longrope" if kind == "su" else kind
         rope["rope_theta"] = float(rope.get("rope_theta") or self.get("rope_theta") or 10_000.0)
         if rope.get("partial_rotary_factor") is None:
