@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
+from ..engine.worker.machine import num_cores
 from . import logs
 from .card import model_card
 from .channel import Channel
 from .config import ServeConfig
-from .facts import Facts, node_address
+from .facts import Facts, Loading, node_address
 
 if TYPE_CHECKING:
     from ..engine.engine import AsyncEngine
@@ -51,8 +52,10 @@ class Replica:
     def make_engine(self, config: ServeConfig) -> AsyncEngine:
         """The engine, not started yet."""
         from ..engine.engine import AsyncEngine
+        from ..engine.executor import executor_for
 
-        return AsyncEngine(config.engine)
+        loading = Loading(self._facts, self._id)
+        return AsyncEngine(config.engine, executor_for(config.engine, loading))
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Called by Serve once, after the constructor; given to every `MemberRouter`."""
@@ -112,7 +115,6 @@ def _set_threads(config: ServeConfig) -> None:
     Ray would say 1 wherever a replica holds less than two CPUs. Takes effect because torch is not
     imported yet.
     """
-    cores = len(os.sched_getaffinity(0))
-    threads = config.engine.threads or max(1, cores // config.engine.memory_sharers)
+    threads = config.engine.threads or max(1, num_cores() // config.engine.memory_sharers)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
