@@ -103,9 +103,10 @@ class EngineConfig:
     cpu_memory_share: float = setting(
         0.4, "On CPUs: share of the free memory that the KV cache may take.", group="Memory"
     )
-    memory_sharers: int = setting(
-        1,
-        "How many engines share this machine's memory and cores; set by `--replicas`.",
+    memory_sharers: int | None = setting(
+        None,
+        "How many engines share this machine's memory and cores (default: as many as are placed "
+        "on it).",
         group="Memory",
     )
     block_size: int | None = setting(
@@ -165,6 +166,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def sharers(self) -> int:
+        """How many engines share the memory, this one included."""
+        return self.memory_sharers or 1
 
     @property
     def batched_tokens(self) -> int:
@@ -317,7 +323,7 @@ def _check(config: EngineConfig) -> None:
     _one_of(config, "load_format", LOAD_FORMATS)
     _one_of(config, "scheduling_policy", POLICIES)
     _one_of(config, "device", ("auto", "cpu", "cuda"))
-    for name in ("max_num_seqs", "max_waiting", "memory_sharers"):
+    for name in ("max_num_seqs", "max_waiting"):
         _at_least(config, name, 1)
     for name in (
         "max_model_len",
@@ -325,6 +331,7 @@ def _check(config: EngineConfig) -> None:
         "kv_cache_memory_bytes",
         "block_size",
         "threads",
+        "memory_sharers",
     ):
         if getattr(config, name) is not None:
             _at_least(config, name, 1)
