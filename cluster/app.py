@@ -31,7 +31,8 @@ from ..engine.errors import ConfigError, EngineLost, LoadError
 from . import logs
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
-from .facts import Facts
+from .exits import INTERRUPTED
+from .facts import Facts, weights_read
 from .ingress import Ingress
 from .launch import joined_ray, private_ray
 from .link import ModelCard
@@ -44,7 +45,6 @@ MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
 STOP_S = 10.0
 SAME_SIGNAL_S = 0.5
-INTERRUPTED = 130
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -139,7 +139,7 @@ def run(
         with progress.phase("start Serve"):
             _deploy(application(config, replica=replica, ingress=ingress), config)
         with progress.phase("load the model" if len(config.models) == 1 else "load the models"):
-            _await_ready(config, stop)
+            _await_ready(config, stop, progress)
         if stop.is_set():
             return
         progress.ready(config, _loaded(config))
@@ -215,12 +215,13 @@ def _deploy(app: Application, config: ServeConfig) -> None:
     serve._run(app, _blocking=False, name=config.name, route_prefix=None, logging_config=quiet)
 
 
-def _await_ready(config: ServeConfig, stop: threading.Event) -> None:
+def _await_ready(config: ServeConfig, stop: threading.Event, progress: Progress) -> None:
     """Wait until the gateway says that it is ready. Raises what kept a replica from starting."""
     facts = Facts(config.name)
     while not stop.wait(POLL_S):
         if error := facts.failure(named=len(config.models) > 1):
             raise error
+        progress.advance(*weights_read(facts))
         overview = serve.status().applications.get(config.name)
         status = overview.status if overview else None
         if status is ApplicationStatus.RUNNING and _health(config) == "ready":
