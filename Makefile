@@ -9,7 +9,7 @@ DESCRIBED := pyproject.toml constraints.txt deploy/setup.sh
 
 export PYTHON TORCH_INDEX_URL
 
-.PHONY: serve test check format bench clean help
+.PHONY: serve test check format clients bench clean help
 .DEFAULT_GOAL := help
 
 serve: .venv/.serve  ## install on the first run, then serve the bundled model, or ARGS
@@ -27,6 +27,9 @@ check: .venv/.test  ## lint, formatting, types
 format: .venv/.test  ## put imports and layout right
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+
+clients: .venv/.test  ## make the clients that shoal is tried with, or those that ARGS names
+	@exec deploy/clients.sh $(ARGS)
 
 bench: .venv/.serve  ## measure a running server
 	@exec $(BIN)/shoal bench serve $(ARGS)

@@ -10,6 +10,7 @@ _HOMES = {
     "LLM": "engine.llm",
     "AsyncEngine": "engine.engine",
     "SamplingParams": "engine.request",
+    "BeamSearchParams": "engine.beam_search",
     "RequestOutput": "engine.llm",
     "CompletionOutput": "engine.llm",
 }
@@ -17,6 +18,7 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from shoal.engine.beam_search import BeamSearchParams as BeamSearchParams
     from shoal.engine.engine import AsyncEngine as AsyncEngine
     from shoal.engine.llm import LLM as LLM
     from shoal.engine.llm import CompletionOutput as CompletionOutput

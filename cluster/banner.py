@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-import threading
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, NamedTuple
 
 from .. import __version__
 from .config import ServeConfig, warnings
 from .link import ModelCard
 from .logs import folder
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+from .screen import Screen, Terminal
 
 PROMPT = "What is shoal?"
 
@@ -33,17 +29,23 @@ class Loaded(NamedTuple):
 class Progress:
     """Tells a person how a start goes, and once that it is done.
 
-    On a terminal the phase under way has a spinner or a bar of bytes; elsewhere each phase leaves
-    one line when it ends. Safe from any thread. Lines go to `progress` (default stderr), the banner
-    to `out` (default stdout).
+    Each phase leaves one line when it ends. Safe from any thread. What is shown goes to `screen`,
+    by default a Terminal of `out` and `progress`. `on_ready` is called when the banner is due;
+    `detached`: nobody at a keyboard holds the process.
     """
 
-    def __init__(self, out: IO[str] | None = None, progress: IO[str] | None = None) -> None:
-        self._out = out or sys.stdout
-        self._progress = progress or sys.stderr
-        self._lock = threading.Lock()
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
+    def __init__(
+        self,
+        out: IO[str] | None = None,
+        progress: IO[str] | None = None,
+        *,
+        screen: Screen | None = None,
+        detached: bool = False,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self._screen = screen or Terminal(out, progress)
+        self._detached = detached
+        self._on_ready = on_ready
         self._bytes = 0
         self._begin = time.monotonic()
         self._spent: list[tuple[str, float]] = []
@@ -56,83 +58,39 @@ class Progress:
         """
         begin = time.monotonic()
         self._bytes = 0
-        self._show(name)
+        self._screen.show(name)
         try:
             yield
         finally:
-            self._hide()
+            self._screen.hide()
         seconds = time.monotonic() - begin
         self._spent.append((name, seconds))
-        self._say(f"  {name:<24} {seconds:6.1f} s{_volume(self._bytes, seconds)}")
+        self._screen.say(f"  {name:<24} {seconds:6.1f} s{_volume(self._bytes, seconds)}")
 
     def advance(self, done_bytes: int, total_bytes: int) -> None:
         """How far the phase under way has come."""
-        with self._lock:
-            self._bytes = done_bytes
-            if self._bar is not None and self._task is not None:
-                self._bar.update(self._task, completed=done_bytes, total=total_bytes or None)
+        self._bytes = done_bytes
+        self._screen.advance(done_bytes, total_bytes)
 
     def note(self, line: str) -> None:
         """One line for the operator."""
-        self._say(f"  {line}")
+        self._screen.say(f"  {line}")
 
     def warn(self, line: str) -> None:
         """One line that the operator should act on."""
-        self._say(f"  warning: {line}")
+        self._screen.say(f"  warning: {line}")
 
     def ready(self, config: ServeConfig, models: Sequence[Loaded]) -> None:
         """Print the banner."""
-        self._hide()
+        self._screen.hide()
         for line in warnings(config):
             self.warn(line)
         seconds = time.monotonic() - self._begin
         spent = f"after {seconds:.1f} s ({_spent(self._spent)})" if self._spent else "now"
-        print("\n".join(banner(config, models, spent)), file=self._out, flush=True)
-
-    def _say(self, line: str) -> None:
-        with self._lock:
-            if self._bar is not None:
-                self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
-            else:
-                print(line, file=self._progress, flush=True)
-
-    def _show(self, name: str) -> None:
-        if not self._progress.isatty():
-            return
-        with self._lock:
-            self._bar = _live_bar(self._progress)
-            self._task = self._bar.add_task(name, total=None)
-            self._bar.start()
-
-    def _hide(self) -> None:
-        with self._lock:
-            if self._bar is not None:
-                self._bar.stop()
-                self._bar = None
-
-
-def _live_bar(file: IO[str]) -> Bar:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TransferSpeedColumn,
-    )
-
-    class Amount(DownloadColumn):
-        """Bytes and their pace, once there are any."""
-
-        def render(self, task):  # type: ignore[no-untyped-def]
-            if not task.total:
-                return ""
-            return super().render(task) + "  " + TransferSpeedColumn().render(task)
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), Amount())
-    return Progress(*columns, TimeElapsedColumn(), console=Console(file=file), transient=True)
+        if self._on_ready is not None:
+            self._on_ready()
+        lines = banner(config, models, spent, detached=self._detached)
+        self._screen.greet("\n".join(lines))
 
 
 def _volume(num_bytes: int, seconds: float) -> str:
@@ -144,7 +102,9 @@ def _volume(num_bytes: int, seconds: float) -> str:
     )
 
 
-def banner(config: ServeConfig, models: Sequence[Loaded], ready: str) -> list[str]:
+def banner(
+    config: ServeConfig, models: Sequence[Loaded], ready: str, *, detached: bool = False
+) -> list[str]:
     """The lines that greet an operator: where, what, how to try it, how to stop it."""
     name, key = models[0].card.names[0], bool(config.api_key)
     if len(models) == 1 and (inside := _spent(models[0].phases)):
@@ -168,7 +128,7 @@ def banner(config: ServeConfig, models: Sequence[Loaded], ready: str) -> list[st
         python_line(config.url, name, key),
         "",
         f"Or talk to it: shoal chat{_chat_arguments(config)}",
-        "Ctrl-C stops it.",
+        *(_farewell(config) if detached else ["Ctrl-C stops it."]),
         "",
     ]
 
@@ -187,6 +147,13 @@ def _inside(model: Loaded, *, titled: bool) -> list[str]:
     if spent := _spent(model.phases):
         rows.append(("Started in", spent))
     return [f"{model.card.names[0]}:", *_columns(*rows), ""]
+
+
+def _farewell(config: ServeConfig) -> list[str]:
+    return [
+        f"It runs in the background as process {os.getpid()}.",
+        f"`shoal logs {config.port} -f` shows what it logs, `shoal stop {config.port}` stops it.",
+    ]
 
 
 def _columns(*rows: tuple[str, str]) -> list[str]:

@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-from .. import __version__
 from ..engine.errors import EngineLost, ShoalError
 from ..engine.request import MAX_N, FinishReason, Request, SamplingParams, Update
 from . import wire
+from .greeting import Roles, greet, limit_silence, receive
 from .link import Load, ModelCard
 
 MAX_BACKLOG = 64 << 20
 MAX_GREETINGS = 32
+GATEWAYS = Roles(comer="gateway", host="replica")
 _CHUNK = 1 << 20
 
 log = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ class Channel:
         peer = None
         try:
             try:
-                gateway = _greet(connection, self)
+                gateway = self._greet(connection)
             finally:
                 self._greetings.release()
             if gateway is not None:
@@ -134,6 +133,18 @@ class Channel:
                 peer.hang_up()
                 peer.abort_all()
             connection.close()
+
+    def _greet(self, connection: socket.socket) -> str | None:
+        """The name of a gateway that proved itself; None for one that came and went."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        gateway = greet(connection, self.secret, GATEWAYS)
+        if gateway is not None:
+            welcome = wire.Welcome(self.replica, self.card, self.engine.load())
+            connection.sendall(wire.frame(welcome))
+            if self.leaving:
+                connection.sendall(wire.frame(wire.Leaving()))
+            limit_silence(connection, wire.GATEWAY_SILENCE_S)
+        return gateway
 
     def _beat(self) -> None:
         while not self._closed.wait(wire.BEAT_S):
@@ -163,7 +174,7 @@ class Peer:
 
     def read(self) -> None:
         """Obey the gateway until it ends. Raises BadFrame, OSError."""
-        while (body := _receive(self._connection, wire.MAX_FRAME)) is not None:
+        while (body := receive(self._connection, wire.MAX_FRAME)) is not None:
             message = wire.from_gateway(body)
             if isinstance(message, wire.Submit):
                 self._submit(message)
@@ -283,86 +294,3 @@ class Peer:
             poll.poll(1000)
             with self._lock:
                 del self._backlog[: self._send_some(bytes(self._backlog[:_CHUNK]))]
-
-
-def _greet(connection: socket.socket, channel: Channel) -> str | None:
-    """The name of a gateway that proved itself; None for one that came and went.
-
-    Raises BadFrame, OSError.
-    """
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _limit_silence(connection, wire.GREETING_S)
-    until = time.monotonic() + wire.GREETING_S
-    hello = _next_greeting(connection, until)
-    if hello is None:
-        return None
-    if not isinstance(hello, wire.Hello):
-        raise _refuse(connection, "a link begins with Hello")
-    if reason := wire.other_version(hello.protocol, hello.version):
-        raise _refuse(connection, reason)
-    if len(hello.nonce) != wire.NONCE:
-        raise _refuse(connection, f"a nonce has {wire.NONCE} bytes")
-    nonce = wire.new_nonce()
-    proof = wire.prove(channel.secret, "replica", hello.nonce, nonce)
-    connection.sendall(wire.frame(wire.Challenge(wire.PROTOCOL, __version__, nonce, proof)))
-    answer = _next_greeting(connection, until)
-    if answer is None:
-        raise wire.BadFrame("it left at the challenge; another secret?")
-    if not isinstance(answer, wire.Proof) or not wire.proves(
-        answer.proof, channel.secret, "gateway", hello.nonce, nonce
-    ):
-        raise _refuse(connection, "a stranger: it does not hold this application's secret")
-    load = channel.engine.load()
-    connection.sendall(wire.frame(wire.Welcome(channel.replica, channel.card, load)))
-    if channel.leaving:
-        connection.sendall(wire.frame(wire.Leaving()))
-    _limit_silence(connection, wire.GATEWAY_SILENCE_S)
-    return hello.gateway
-
-
-def _next_greeting(connection: socket.socket, until: float) -> wire.ToReplica | None:
-    try:
-        body = _receive(connection, wire.MAX_GREETING, until)
-        return None if body is None else wire.from_gateway(body)
-    except wire.BadFrame as error:
-        raise _refuse(connection, error.message) from None
-
-
-def _refuse(connection: socket.socket, reason: str) -> wire.BadFrame:
-    with contextlib.suppress(OSError):
-        connection.sendall(wire.frame(wire.Refusal(reason)))
-        connection.shutdown(socket.SHUT_WR)
-        _limit_silence(connection, 0.2)
-        connection.recv(_CHUNK)  # what lies unread when a socket closes wipes out what was sent
-    return wire.BadFrame(reason)
-
-
-def _limit_silence(connection: socket.socket, seconds: float) -> None:
-    """Let the kernel bound `recv` alone: a socket timeout of Python's would bound `send` too."""
-    whole, rest = divmod(seconds, 1)
-    limit = struct.pack("ll", int(whole), int(rest * 1e6))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-
-
-def _receive(connection: socket.socket, bound: int, until: float = math.inf) -> bytes | None:
-    """The next frame's message; None at the end. Raises BadFrame, OSError."""
-    head = _receive_exactly(connection, 4, until)
-    if head is None:
-        return None
-    return _receive_exactly(connection, wire.frame_size(head, bound), until)
-
-
-def _receive_exactly(connection: socket.socket, size: int, until: float) -> bytes | None:
-    """`size` bytes; None where the other side ended first. Raises BadFrame after a silence."""
-    data = bytearray()
-    while len(data) < size:
-        try:
-            part = connection.recv(min(size - len(data), _CHUNK))
-        except BlockingIOError:
-            raise wire.BadFrame("it fell silent") from None
-        if not part:
-            return None
-        if time.monotonic() > until:
-            raise wire.BadFrame(f"its greeting took longer than {wire.GREETING_S:g} s")
-        data += part
-    return bytes(data)

@@ -77,11 +77,12 @@ class Client:
 
 
 def base(url: str) -> str:
-    """The address of a server as a user types it, as a URL without `/v1`.
+    """The address of a server as a user types it (`host:port`, `:port`), as a URL without `/v1`.
 
     Raises ClientError where it is none.
     """
-    full = url if "://" in url else f"http://{url}"
+    near = f"127.0.0.1{url}" if url.startswith(":") else url
+    full = near if "://" in near else f"http://{near}"
     parts = urlsplit(full)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ClientError(f"{url!r} is no address of a server; try http://127.0.0.1:8000")

@@ -22,9 +22,9 @@ from .config import ServeConfig
 from .errors import HTTPFailure
 from .guard import Guard
 from .link import Router
-from .openapi import answers_of, body_of, describe, docs_page, path_of
+from .openapi import answers_of, body_of, describe, docs_page, parameters_of
 from .routes_generate import create_chat_completion, create_completion
-from .routes_tokenize import detokenize, tokenize
+from .routes_tokenize import detokenize, tokenize, tokenizer_info
 from .serving import Handler, Serving, answering, failure_response
 
 Action = Callable[[Serving, Request], Awaitable[Response]]
@@ -38,6 +38,7 @@ class Route(NamedTuple):
     action: Action
     answer: str
     bodies: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
     streams: bool = False
     head: bool = False
 
@@ -46,17 +47,25 @@ ROUTES = (
     Route("GET", "/", routes_status.root, "About", head=True),
     Route("GET", "/v1/models", routes_status.list_models, "Models"),
     Route("GET", "/v1/models/{model:path}", routes_status.retrieve_model, "Model"),
-    Route("POST", "/v1/completions", create_completion, "Completion", ("CompletionRequest",), True),
+    Route(
+        "POST",
+        "/v1/completions",
+        create_completion,
+        "Completion",
+        ("CompletionRequest",),
+        streams=True,
+    ),
     Route(
         "POST",
         "/v1/chat/completions",
         create_chat_completion,
         "ChatCompletion",
         ("ChatRequest",),
-        True,
+        streams=True,
     ),
     Route("POST", "/tokenize", tokenize, "Tokens", ("TokenizeTextRequest", "TokenizeChatRequest")),
     Route("POST", "/detokenize", detokenize, "Text", ("DetokenizeRequest",)),
+    Route("GET", "/tokenizer_info", tokenizer_info, "TokenizerInfo", query=("model",)),
     Route("GET", "/health", routes_status.health, "Health", head=True),
     Route("GET", "/-/healthz", routes_status.healthz, "text", head=True),
     Route("GET", "/version", routes_status.version, "Version"),
@@ -101,7 +110,9 @@ def _add(app: FastAPI, serving: Serving, route: Route) -> None:
         operation_id=route.action.__name__,
         response_model=None,
         responses=answers_of(route.answer, route.streams),
-        openapi_extra=body_of(*route.bodies) if route.bodies else path_of(route.path),
+        openapi_extra=body_of(*route.bodies)
+        if route.bodies
+        else parameters_of(route.path, route.query),
     )
     if route.head:
         app.add_route(route.path, handler, methods=["HEAD"], include_in_schema=False)

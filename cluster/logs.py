@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import IO
 
 from ..engine.errors import ConfigError
 from .config import ServeConfig
 
 FILE_BYTES = 10 * 2**20
 FILES_KEPT = 4
+CONSOLE = "console.log"
 
 UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access")
 PACKAGE = __package__.partition(".")[0]
@@ -43,8 +45,20 @@ def folder(config: ServeConfig) -> Path:
     """The folder that holds every log of an application."""
     if config.log_dir:
         return Path(config.log_dir).expanduser().absolute()
+    return home() / f"{config.name}-{config.port}"
+
+
+def home() -> Path:
+    """Where those folders lie, unless `--log-dir` says otherwise."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "shoal" / "logs" / f"{config.name}-{config.port}"
+    return Path(cache).expanduser() / "shoal" / "logs"
+
+
+def console(config: ServeConfig) -> IO[bytes]:
+    """A new file for what a serve in the background prints. Raises ConfigError."""
+    path = folder(config) / CONSOLE
+    with _writing(path.parent):
+        return path.open("wb")
 
 
 def start(config: ServeConfig, process: str, *, terminal: bool = False) -> Path:
@@ -54,21 +68,27 @@ def start(config: ServeConfig, process: str, *, terminal: bool = False) -> Path:
     ConfigError where the folder cannot be written.
     """
     path = folder(config) / f"{process}.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _writing(path.parent):
         file = RotatingFileHandler(
             path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8"
         )
-    except OSError as error:
-        raise ConfigError(
-            f"no log can be written to {path.parent}: {error.strerror}; give --log-dir FOLDER",
-            "log_dir",
-        ) from None
     file.setFormatter(logging.Formatter(_FORMAT))
     file.addFilter(_add_request)
     level = config.uvicorn_log_level
     _install(file, _LEVELS.get(level, level.upper()), terminal)
     return path
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"no log can be written to {place}: {error.strerror}; give --log-dir FOLDER",
+            "log_dir",
+        ) from None
 
 
 def _install(file: logging.Handler, level: str, terminal: bool) -> None:

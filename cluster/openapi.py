@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,15 @@ ANSWERS: Mapping[str, Schema] = {
         }
     ),
     "Text": _object({"prompt": _TEXT}),
+    "TokenizerInfo": _object(
+        {
+            "tokenizer_class": _TEXT,
+            "bos_token": _nullable(_TEXT),
+            "eos_token": _nullable(_TEXT),
+            "added_tokens_decoder": {"type": "object", "additionalProperties": _TEXT},
+            "chat_template": _nullable(_TEXT),
+        }
+    ),
     "Model": _object(
         {
             "id": _TEXT,
@@ -134,14 +143,12 @@ def body_of(*names: str) -> Schema:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def path_of(path: str) -> Schema:
-    """The parameters of a path."""
+def parameters_of(path: str, query: Sequence[str]) -> Schema:
+    """The parameters of a path and of what may follow it."""
     names = re.findall(r"{(\w+)", path)
-    return {
-        "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names
-        ]
-    }
+    inside = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
+    behind = [{"name": name, "in": "query", "schema": _TEXT} for name in query]
+    return {"parameters": inside + behind}
 
 
 def answers_of(answer: str, streams: bool = False) -> dict[int | str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, in vLLM's shapes."""
+"""/tokenize, /detokenize and /tokenizer_info, in vLLM's shapes."""
 
 from __future__ import annotations
 
@@ -42,3 +42,10 @@ async def detokenize(serving: Serving, http: HTTPRequest) -> Response:
     check_ids(request.tokens, card, "tokens")
     tokenizer = await serving.tokenizer(card)
     return json_response({"prompt": await decode(tokenizer, request.tokens)})
+
+
+async def tokenizer_info(serving: Serving, http: HTTPRequest) -> Response:
+    """The configuration of a model's tokenizer, its chat template included."""
+    card = serving.card(http.query_params.get("model"))
+    tokenizer = await serving.tokenizer(card)
+    return json_response(tokenizer.info)

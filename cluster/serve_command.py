@@ -9,7 +9,13 @@ import typer
 import typer.core
 
 from .banner import Progress
+from .config import ServeConfig
+from .detach import detach, screen_of_launcher
 from .flags import configure, parameters
+from .ports import check_port
+from .running import registered
+
+DETACH = "--detach"
 
 
 class ServeCommand(typer.core.TyperCommand):
@@ -20,7 +26,8 @@ class ServeCommand(typer.core.TyperCommand):
         wanted = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
         if wanted or ctx.resilient_parsing:
             return super().parse_args(ctx, wanted or args)
-        ctx.obj = [arg for arg in args if arg != "--debug"]
+        ctx.obj = [arg for arg in args if arg not in ("--debug", DETACH)]
+        ctx.meta[DETACH] = DETACH in args
         return super().parse_args(ctx, [])
 
 
@@ -35,7 +42,20 @@ def _help_all(ctx: typer.Context, wanted: bool) -> None:
 def _serve(ctx: typer.Context, **_: object) -> None:
     """Serve a model over the OpenAI API."""
     config = configure(ctx.obj)
-    progress = Progress()
+    if ctx.meta[DETACH]:
+        raise typer.Exit(_detach(ctx.obj, config))
+    screen = screen_of_launcher()
+    with registered(config) as registration:
+        progress = Progress(screen=screen, detached=screen is not None, on_ready=registration.ready)
+        _run(config, progress)
+
+
+def _detach(args: list[str], config: ServeConfig) -> int:
+    check_port(config.host, config.port)
+    return detach(args, config)
+
+
+def _run(config: ServeConfig, progress: Progress) -> None:
     if config.local:
         with progress.phase("start Python"):
             from .local import run_local
@@ -54,6 +74,7 @@ def add_to(app: typer.Typer) -> None:
     every = typer.Option(
         "--help-all", help="Show every flag.", metavar="", callback=_help_all, is_eager=True
     )
+    detached = typer.Option(DETACH, help="Serve in the background, once it is ready.", metavar="")
     debug = typer.Option("--debug", help="Show tracebacks.", metavar="", hidden=True)
     _serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -61,6 +82,7 @@ def add_to(app: typer.Typer) -> None:
             inspect.Parameter("model", kind, default=None, annotation=Annotated[str | None, model]),
             inspect.Parameter("config", kind, default=None, annotation=Annotated[str | None, file]),
             inspect.Parameter("help_all", kind, default=False, annotation=Annotated[bool, every]),
+            inspect.Parameter("detach", kind, default=False, annotation=Annotated[bool, detached]),
             inspect.Parameter("debug", kind, default=False, annotation=Annotated[bool, debug]),
             *parameters(),
         ]

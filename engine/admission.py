@@ -49,6 +49,12 @@ def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
         raise InvalidRequest(f"adapter {request.adapter!r}: LoRA is not built yet", "model")
     if request.emitted and params.n > 1:
         raise InvalidRequest("a generation with emitted tokens is resumed with n=1", "n")
+    if params.use_beam_search:
+        _check_beams(request, config)
+    elif params.best_of is not None:
+        raise InvalidRequest(
+            "best_of is chosen where the text is: ask for request.candidates_of(params)", "best_of"
+        )
     if params.bad_words and not params.bad_words_ids:
         raise InvalidRequest(
             "bad_words are enforced as token ids: fill in bad_words_ids with text.with_bad_words",
@@ -65,6 +71,18 @@ def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
     for name in ("logprobs", "prompt_logprobs"):
         _check_logprobs(name, getattr(params, name), config.max_logprobs)
     room_for_output(len(request.prompt), None, capacity.max_model_len)
+
+
+def _check_beams(request: Request, config: EngineConfig) -> None:
+    width = request.params.width
+    if width > config.max_num_seqs:
+        raise InvalidRequest(
+            f"{width} beams must run together, and at most max_num_seqs={config.max_num_seqs} can; "
+            f"ask for fewer, or serve with more",
+            "best_of",
+        )
+    if request.emitted:
+        raise InvalidRequest("beams are resumed from their prompt, all together", "emitted")
 
 
 def room_for_output(num_prompt: int, requested: int | None, max_model_len: int) -> int:

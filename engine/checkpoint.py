@@ -12,5 +12,10 @@ def checkpoint_facts(config: EngineConfig) -> ModelFacts:
 
     Raises LoadError.
     """
-    folder = find_model(config.model, revision=config.revision, download_dir=config.download_dir)
+    folder = find_model(
+        config.model,
+        revision=config.revision,
+        download_dir=config.download_dir,
+        load_format=config.load_format,
+    )
     return model_facts(folder, generation_config=config.generation_config == "auto")

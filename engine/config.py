@@ -16,7 +16,7 @@ from typing import Any
 from .errors import ConfigError
 
 DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
-LOAD_FORMATS = ("auto", "safetensors", "dummy")
+LOAD_FORMATS = ("auto", "safetensors", "pt", "dummy")
 POLICIES = ("fcfs", "priority")
 
 
@@ -47,7 +47,8 @@ class EngineConfig:
     )
     load_format: str = setting(
         "auto",
-        "auto or safetensors; dummy gives random weights of the real shapes.",
+        "auto (safetensors, else pytorch_model*.bin), safetensors or pt; dummy gives random "
+        "weights of the real shapes.",
         group="Model",
     )
     dtype: str = setting(
@@ -135,6 +136,20 @@ class EngineConfig:
     )
     pipeline_parallel_size: int = setting(
         1, "Stages that each hold some of the layers.", group="Parallel"
+    )
+    pipeline_layer_partition: str | None = setting(
+        None, "Layers of each stage, as 7,8,7 (default: as even as can be).", group="Parallel"
+    )
+    interface: str | None = setting(
+        None,
+        "Network interface that ranks of several nodes talk over (default: the one Ray uses).",
+        group="Parallel",
+    )
+    stall_timeout: float = setting(
+        10.0,
+        "Seconds without progress, or without a sign of life, after which a rank is given up; "
+        "0: never.",
+        group="Parallel",
     )
     enforce_eager: bool = setting(
         False, "Never record steps for replay (nothing records yet).", group="Parallel"
@@ -329,12 +344,7 @@ def _check(config: EngineConfig) -> None:
         )
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         _at_least(config, name, 1)
-        if getattr(config, name) > 1:
-            raise ConfigError(
-                f"{name}={getattr(config, name)} cannot be kept: engines of several ranks are not "
-                f"built yet; use 1",
-                name,
-            )
+    _at_least(config, "stall_timeout", 0)
 
 
 def _of_kind(config: EngineConfig, name: str, annotation: str) -> None:

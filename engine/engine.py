@@ -16,8 +16,9 @@ from typing import NamedTuple
 from . import admission
 from .config import EngineConfig
 from .core.scheduler import Scheduler
-from .errors import EngineLost, InvalidRequest, Overloaded
-from .executor import Capacity, Executor
+from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost
+from .executor import Capacity, Executor, executor_for
+from .features.beams import search_of
 from .loop import Loop
 from .request import FinishReason, Load, Request, Update
 
@@ -49,12 +50,13 @@ class AsyncEngine:
     """An engine that runs beside its callers.
 
     It knows token ids alone: stop strings, text and `bad_words` are the callers' (`text.py`).
-    `submit`, `abort` and `load` may be called from any thread, sinks too.
+    `submit`, `abort` and `load` may be called from any thread, sinks too. `executor` is who
+    computes, from `start` on.
     """
 
     def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
         self.config = config
-        self._executor = executor
+        self.executor = executor
         self._capacity: Capacity | None = None
         self._seeds = admission.Seeds(config.seed)
         self._thread = threading.Thread(target=self._main, name="shoal-engine", daemon=True)
@@ -65,6 +67,7 @@ class AsyncEngine:
         self._coming = 0
         self._live: dict[str, dict[int, _Stream]] = {}
         self._lost: EngineLost | None = None
+        self._lost_rank: WorkerLost | None = None
         self._closing = False
 
     def start(self) -> Capacity:
@@ -213,9 +216,9 @@ class AsyncEngine:
         """All that an executor does, from its start to its end, happens on this thread."""
         with contextlib.ExitStack() as stack:
             try:
-                executor = self._executor or _local(self.config)
-                stack.callback(executor.close)
-                self._load(executor)
+                self.executor = self.executor or executor_for(self.config)
+                stack.callback(self.executor.close)
+                self._load(self.executor)
             except BaseException as error:
                 self._loaded.put(error)
                 return
@@ -225,15 +228,27 @@ class AsyncEngine:
     def _load(self, executor: Executor) -> None:
         capacity = executor.start(self.config)
         self._scheduler = Scheduler(
-            self.config, capacity, depth=executor.depth, resident=executor.resident
+            self.config,
+            capacity,
+            depth=executor.depth,
+            resident=executor.resident,
+            lockstep_of=search_of(capacity.eos_token_ids),
         )
         self._loop = Loop(self._scheduler, executor)
         self._capacity = capacity
+        executor.watch(self._lose_rank)
+
+    def _lose_rank(self, lost: WorkerLost) -> None:
+        with self._wake:
+            self._lost_rank = lost
+            self._wake.notify()
 
     def _run(self) -> None:
         try:
             verified = True
             while self._wait(None if verified else QUIET_S):
+                if self._lost_rank is not None:
+                    raise self._lost_rank
                 if self._inbox or self._loop.unfinished:
                     self._deliver(self._take_in())
                     self._deliver(self._loop.step())
@@ -254,7 +269,8 @@ class AsyncEngine:
         """Sleep until there is work, or for `quiet_s`. False when the engine is to end."""
         with self._wake:
             self._wake.wait_for(
-                lambda: self._inbox or self._closing or self._loop.unfinished, quiet_s
+                lambda: self._inbox or self._closing or self._lost_rank or self._loop.unfinished,
+                quiet_s,
             )
             return not self._closing
 
@@ -315,9 +331,3 @@ class AsyncEngine:
         for sink, batch in batches.items():
             with contextlib.suppress(Exception):
                 sink(batch)
-
-
-def _local(config: EngineConfig) -> Executor:
-    from .local import LocalExecutor
-
-    return LocalExecutor(config)

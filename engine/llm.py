@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
-from . import admission
+from . import admission, beam_search
+from .beam_search import BeamSearchOutput, BeamSearchParams
 from .checkpoint import checkpoint_facts
 from .config import from_keys
 from .engine import AsyncEngine
@@ -22,7 +23,7 @@ from .outputs import CompletionOutput as CompletionOutput
 from .outputs import Logprob as Logprob
 from .outputs import RequestOutput as RequestOutput
 from .progress import Progress
-from .request import Request, SamplingParams, Update
+from .request import Request, SamplingParams, Update, candidates_of
 from .text import Tokenizer, with_bad_words
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
@@ -114,6 +115,29 @@ class LLM:
             inputs.append(_Input(tuple(ids), text))
         return self._answer(inputs, sampling_params, use_tqdm, None)
 
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        lora_request: None = None,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The beams of each prompt, best first, as transformers finds them.
+
+        All prompts are searched at once; `concurrency_limit` bounds how many. Raises what
+        `generate` raises.
+        """
+        _refuse_lora(lora_request)
+        chosen = beam_search.sampling_params(params, self.config.max_logprobs)
+        given = _as_list(prompts)
+        step = concurrency_limit or max(1, len(given))
+        outputs: list[BeamSearchOutput] = []
+        for first in range(0, len(given), step):
+            found = self.generate(given[first : first + step], chosen, use_tqdm)
+            outputs += [beam_search.beams_of(made, params, self.tokenizer) for made in found]
+        return outputs
+
     def get_default_sampling_params(self) -> SamplingParams:
         """What generation_config.json says, or SamplingParams' own defaults."""
         if self._defaults is None:
@@ -193,15 +217,23 @@ class LLM:
         for i, (given, chosen) in enumerate(zip(inputs, params, strict=True)):
             request = Request(
                 id=str(next(self._ids)),
-                prompt=given.ids,
-                params=chosen,
+                prompt=self._truncated(given.ids, chosen),
+                params=candidates_of(chosen),
                 cache_salt=given.cache_salt,
                 priority=priority[i] if priority is not None else 0,
             )
             admission.check(request, self.config, self.capacity)
-            answers[request.id] = Answer(self._seeds.give(request), given.text, self.tokenizer)
+            answers[request.id] = Answer(
+                self._seeds.give(request), given.text, self.tokenizer, chosen
+            )
         _run(self._engine, answers, use_tqdm)
         return [answer.output for answer in answers.values()]
+
+    def _truncated(self, ids: tuple[int, ...], params: SamplingParams) -> tuple[int, ...]:
+        keep = params.truncate_prompt_tokens
+        if keep is None:
+            return ids
+        return ids[-(self.capacity.max_model_len - 1 if keep == -1 else keep) :]
 
     def _params(
         self, given: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int

@@ -64,6 +64,9 @@ class LocalExecutor:
             self._rank = Worker()
         return self._lane.submit(self._rank.start, config).result()
 
+    def watch(self, on_lost: Callable[[WorkerLost], None]) -> None:
+        """This process computes itself, and no rank can be lost without it."""
+
     def submit(self, plan: Plan) -> None:
         """Compute a plan, or queue it for the executor's thread. Raises WorkerLost."""
         self._under_way.append(self._lane.submit(self._ready().run, plan))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .request import FinishReason, Request, TokenLogprobs, Update
+from .request import FinishReason, Request, SamplingParams, TokenLogprobs, Update
 from .text import TextStream, Tokenizer
 
 
@@ -61,10 +61,21 @@ class RequestOutput:
 
 
 class Answer:
-    """A RequestOutput in the making."""
+    """A RequestOutput in the making.
 
-    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer) -> None:
+    `asked`: what the caller wants, where the request asks for more: of more candidates the best are
+    kept, and log probabilities that only served to choose are left out.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        prompt: str | None,
+        tokenizer: Tokenizer,
+        asked: SamplingParams | None = None,
+    ) -> None:
         self.request = request
+        self._asked = asked or request.params
         self._tokenizer = tokenizer
         self._streams = [
             TextStream(tokenizer, request.params, request.prompt) for _ in range(request.params.n)
@@ -121,6 +132,22 @@ class Answer:
     ) -> None:
         made.text, made.finish_reason, made.stop_reason = stream.text, reason.value, stop
         self.output.finished = all(other.finished() for other in self.output.outputs)
+        if self._asked.logprobs is None:
+            made.logprobs = None
+        if self.output.finished and self._asked.n < len(self.output.outputs):
+            self.output.outputs = self._best()
+
+    def _best(self) -> list[CompletionOutput]:
+        """The answers of the greatest cumulative log probability, the first made first of equals;
+        one that failed comes last.
+        """
+        made = sorted(
+            self.output.outputs,
+            key=lambda output: (output.error is not None, -(output.cumulative_logprob or 0.0)),
+        )
+        for index, output in enumerate(made):
+            output.index = index
+        return made[: self._asked.n]
 
     def _logprobs(self, token: int, scores: TokenLogprobs) -> dict[int, Logprob]:
         """The token itself first, then the most probable ones."""

@@ -24,10 +24,23 @@ class CacheSpec(NamedTuple):
     window: int | None = None
 
 
+class Candidate(NamedTuple):
+    """A token that could come next.
+
+    `score` is its log probability after bias, masks and penalties; `logprobs` are of the raw
+    logits, with as many top ones as the sequence asked for.
+    """
+
+    token: int
+    score: float
+    logprobs: TokenLogprobs
+
+
 class Start(NamedTuple):
     """A sequence enters the device row `slot`.
 
-    Tokens after `num_prompt` were emitted before. `sibling` keys its draws.
+    Tokens after `num_prompt` were emitted before. `sibling` keys its draws. `candidates`: how many
+    of the tokens that could come next its sampled rows report.
     """
 
     slot: int
@@ -37,6 +50,7 @@ class Start(NamedTuple):
     params: SamplingParams
     sibling: int = 0
     adapter: str | None = None
+    candidates: int = 0
 
 
 class Row(NamedTuple):
@@ -44,7 +58,8 @@ class Row(NamedTuple):
     after the last of them.
 
     `grown`: block ids appended to each cache group's table since the last plan; () where none are.
-    `tokens`: ids at `start` that the device row lacks (empty where the worker sampled them itself).
+    `tokens`: ids at `start` that the device row lacks (empty where the worker sampled them itself);
+    they replace what was sampled there.
     `draft`: guesses to verify after them.
     """
 
@@ -85,12 +100,15 @@ class Result:
 
     `logprobs` has one tuple a sampled row, one entry a token, where the row asked for them (else an
     empty tuple); None when no row did. `prompt_logprobs`: slot to the log probabilities of the
-    prompt tokens at positions `row.start + 1` onwards that this step scored. `failed`: slot to the
-    reason why its row could not be computed or sampled; its tokens mean nothing.
+    prompt tokens at positions `row.start + 1` onwards that this step scored. `candidates`: slot to
+    what could follow, best first, for the sampled rows whose `Start` asked; their token is not
+    taken. `failed`: slot to the reason why its row could not be computed or sampled; its tokens
+    mean nothing.
     """
 
     step: int
     tokens: tuple[tuple[int, ...], ...]
     logprobs: tuple[tuple[TokenLogprobs, ...], ...] | None = None
     prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    candidates: dict[int, tuple[Candidate, ...]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)

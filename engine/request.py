@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from operator import index
 from typing import Any, NamedTuple
@@ -32,10 +32,20 @@ class SamplingParams:
     up to the context. `logprobs` and `prompt_logprobs` count alternatives beside the chosen token;
     -1 means the whole vocabulary. `logits_processors` are callables `(emitted ids, logits row) ->
     logits row`; they cannot leave the process. `bad_words_ids` is `bad_words` in token ids, filled
-    in at the door, where the tokenizer is. Raises InvalidRequest naming the field.
+    in at the door, where the tokenizer is.
+
+    `best_of` candidates are made and the `n` of the greatest cumulative log probability answered,
+    best first. With `use_beam_search` it is the number of beams, and the n best sequences by
+    cumulative log probability / length ** `length_penalty` are answered, as transformers'
+    `num_beams`, `length_penalty` and `early_stopping` find them; nothing is drawn, so temperature
+    must be 0, and neither top_p, top_k, min_p nor stop strings go with it. `truncate_prompt_tokens`
+    keeps the last so many of the prompt, -1 as many as fit; it is the door's.
+
+    Raises InvalidRequest naming the field.
     """
 
     n: int = 1
+    best_of: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -44,6 +54,9 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     stop: str | Sequence[str] | None = ()
     stop_token_ids: Sequence[int] | None = ()
     bad_words: Sequence[str] | None = ()
@@ -54,6 +67,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -69,6 +83,11 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the most probable token is taken and nothing is drawn."""
         return self.temperature < 1e-5
+
+    @property
+    def width(self) -> int:
+        """How many candidates are made, or how many beams there are."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -94,7 +113,7 @@ def _freeze(params: SamplingParams) -> None:
             raise InvalidRequest("logit_bias must map token ids to numbers", "logit_bias") from None
     if params.allowed_token_ids is not None:
         put("allowed_token_ids", _token_ids(params.allowed_token_ids, "allowed_token_ids"))
-    for name in _OPTIONAL:
+    for name in (*_OPTIONAL, "truncate_prompt_tokens"):
         if (value := getattr(params, name)) is not None:
             put(name, _integer(value, name))
     put("logits_processors", tuple(params.logits_processors or ()) or None)
@@ -134,10 +153,12 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "top_k": (0, math.inf),
     "min_p": (0.0, 1.0),
     "min_tokens": (0, math.inf),
+    "length_penalty": (-50.0, 50.0),
 }
 
 
 _OPTIONAL: dict[str, float] = {
+    "best_of": 1,
     "seed": -math.inf,
     "max_tokens": 0,
     "logprobs": -1,
@@ -170,7 +191,73 @@ def _check(params: SamplingParams) -> None:
         f"min_tokens ({params.min_tokens}) must not exceed max_tokens ({params.max_tokens})",
         "min_tokens",
     )
+    keep = params.truncate_prompt_tokens
+    _refuse(
+        keep is not None and keep != -1 and keep < 1,
+        f"truncate_prompt_tokens must be at least 1, or -1 for as many as fit, got {keep}",
+        "truncate_prompt_tokens",
+    )
     _check_lists(params)
+    _check_width(params)
+    if params.use_beam_search:
+        _check_beams(params)
+
+
+def _check_width(params: SamplingParams) -> None:
+    best_of = params.best_of
+    _refuse(
+        best_of is not None and not params.n <= best_of <= MAX_N,
+        f"best_of must be between n ({params.n}) and {MAX_N}, got {best_of}",
+        "best_of",
+    )
+    _refuse(
+        type(params.use_beam_search) is not bool,
+        f"use_beam_search must be true or false, got {params.use_beam_search!r}",
+        "use_beam_search",
+    )
+    stopping = params.early_stopping
+    _refuse(
+        type(stopping) is not bool and stopping != "never",
+        f"early_stopping must be true, false or 'never', got {stopping!r}",
+        "early_stopping",
+    )
+    if params.use_beam_search:
+        return
+    for name, value, default in (
+        ("length_penalty", params.length_penalty, 1.0),
+        ("early_stopping", stopping, False),
+    ):
+        _refuse(
+            value != default,
+            f"{name}={value!r} needs use_beam_search: without beams it would change nothing",
+            name,
+        )
+
+
+def _check_beams(params: SamplingParams) -> None:
+    """Refuse what a search that draws nothing, and shows nothing before its end, would ignore."""
+    _refuse(
+        params.width < 2,
+        "use_beam_search needs at least 2 beams: set best_of, or n, to their number",
+        "best_of",
+    )
+    for name, value, neutral in (
+        ("temperature", 0 if params.greedy else params.temperature, 0),
+        ("top_p", params.top_p, 1),
+        ("top_k", params.top_k, 0),
+        ("min_p", params.min_p, 0),
+    ):
+        _refuse(
+            value != neutral,
+            f"{name} must be {neutral} with use_beam_search, which draws nothing; got {value}",
+            name,
+        )
+    _refuse(
+        bool(params.stops),
+        "stop strings cannot end a beam; use stop_token_ids with use_beam_search",
+        "stop",
+    )
+    _refuse(params.max_tokens == 0, "use_beam_search needs max_tokens of at least 1", "max_tokens")
 
 
 def _check_lists(params: SamplingParams) -> None:
@@ -221,6 +308,20 @@ class Request:
     priority: int = 0
     tenant: str = ""
     epoch: int = 0
+
+
+def candidates_of(params: SamplingParams) -> SamplingParams:
+    """What an engine is asked for where a door chooses among `best_of` candidates: all of them, and
+    the log probabilities to choose by. Beams are chosen by the engine.
+    """
+    if params.best_of == params.n and not params.use_beam_search:
+        return replace(params, best_of=None)
+    if params.best_of is None and not params.use_beam_search:
+        return params
+    logprobs = params.logprobs or 0
+    if params.use_beam_search:
+        return replace(params, logprobs=logprobs)
+    return replace(params, n=params.width, best_of=None, logprobs=logprobs)
 
 
 class TokenLogprobs(NamedTuple):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple, Protocol
 
+from .plan import Candidate
 from .request import FinishReason, Request, TokenLogprobs
 
 
@@ -23,6 +26,57 @@ _MOVES = {
 }
 
 
+class Heir(NamedTuple):
+    """What a sibling becomes: the sibling `parent` as it is, and `token` after it."""
+
+    parent: int
+    token: int
+
+
+class Ending(NamedTuple):
+    """One answer of siblings in lockstep, whole."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish: FinishReason
+    stop_reason: int | None = None
+
+
+class Lockstep(Protocol):
+    """Decides how siblings go on that take every step together.
+
+    Member 0 computes the prompt; the others come into being with the first step.
+    """
+
+    num_members: int
+    num_candidates: int
+
+    def advance(self, candidates: Mapping[int, tuple[Candidate, ...]]) -> dict[int, Heir]:
+        """From what could follow each living member, what each member becomes; nothing at the end.
+
+        A member that is somebody's parent continues itself.
+        """
+        ...
+
+    def endings(self) -> tuple[Ending, ...]:
+        """The answers, best first, once `advance` has returned nothing."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Family:
+    """Siblings in lockstep.
+
+    `living` are those that have yet to take the present step; `wanted` numbers the answers that
+    somebody still waits for.
+    """
+
+    lockstep: Lockstep
+    members: list[Sequence]
+    living: list[Sequence]
+    wanted: set[int]
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
     """Mutable, with one owner: the scheduler.
@@ -35,7 +89,11 @@ class Sequence:
 
     `blocks[g]` lists the blocks of cache group g by position; a block that left its window is 0.
     `keys` are the prefix-cache keys of the full blocks so far. `blockers` names what a waiting
-    sequence waits for: who puts a word in takes it out.
+    sequence waits for: who puts a word in takes it out. When it gets a place, it takes over the
+    first `shared` tokens' keys and values from its `leader`, as far as that one has them.
+
+    In a `family`, a sequence never runs ahead of its known tokens. `candidates` is what could
+    follow it, from when it is known until the family has taken the step.
     """
 
     request: Request
@@ -51,6 +109,9 @@ class Sequence:
     last_step: int = -1
     sent: int = 0
     leader: Sequence | None = None
+    shared: int = 0
+    family: Family | None = None
+    candidates: tuple[Candidate, ...] | None = None
     blocks: list[list[int]] = field(default_factory=list)
     published: int = 0
     keys: list[bytes] = field(default_factory=list)

@@ -34,7 +34,11 @@ _BYTE_OF_CHAR = _byte_of_char()
 
 
 class Tokenizer:
-    """A model's tokenizer and chat template. Safe to share between threads."""
+    """A model's tokenizer and chat template. Safe to share between threads.
+
+    `info` is its configuration as tokenizer_config.json has it, in JSON's own types, with
+    `chat_template` the template that is used.
+    """
 
     def __init__(self, files: tokenizer_files.TokenizerFiles) -> None:
         added = files.backend.get_added_tokens_decoder()
@@ -45,6 +49,7 @@ class Tokenizer:
         self.added_ids = frozenset(added)
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.special_tokens: Mapping[str, str] = files.special_tokens
+        self.info: Mapping[str, Any] = files.settings
 
     @classmethod
     def load(

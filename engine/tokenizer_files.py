@@ -22,6 +22,15 @@ NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
+_OF_A_MACHINE = (
+    "vocab_file",
+    "merges_file",
+    "tokenizer_file",
+    "special_tokens_map_file",
+    "name_or_path",
+)
+"""Entries of tokenizer_config.json that hold paths of whoever saved it."""
+
 _PATTERNS = ("*token*", "*.model", "*.tiktoken", "vocab*", "merges.txt", "*.jinja", "config.json")
 
 
@@ -60,11 +69,15 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFiles:
-    """What a folder holds. `templates` are chat templates by name."""
+    """What a folder holds.
+
+    `templates` are chat templates by name, `settings` what `Tokenizer.info` tells.
+    """
 
     backend: Backend
     special_tokens: dict[str, str]
     templates: dict[str, str]
+    settings: dict[str, Any]
 
 
 def read(
@@ -75,7 +88,7 @@ def read(
     `chat_template`, a file or a template's own text, replaces the model's. Raises LoadError, and
     ConfigError for the template.
     """
-    folder = find_model(path, revision=revision, download_dir=download_dir, wanted=_PATTERNS)
+    folder = find_model(path, revision=revision, download_dir=download_dir, weights=False)
     config = _json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         backend = _fast(folder, config)
@@ -85,7 +98,10 @@ def read(
     if chat_template is not None:
         templates = {"default": _override(chat_template)}
     special = {n: _content(config[n]) for n in NAMED_TOKENS if config.get(n) is not None}
-    return TokenizerFiles(backend=backend, special_tokens=special, templates=templates)
+    settings = _settings(config, backend, templates)
+    return TokenizerFiles(
+        backend=backend, special_tokens=special, templates=templates, settings=settings
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -160,6 +176,33 @@ def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     if isinstance(given, dict):
         return given
     return {entry["name"]: entry["template"] for entry in given or ()}
+
+
+def _settings(
+    config: dict[str, Any], backend: Backend, templates: dict[str, str]
+) -> dict[str, Any]:
+    """tokenizer_config.json with each token as its text, and what it may leave to other files."""
+    told = {name: _texts(value) for name, value in config.items() if name not in _OF_A_MACHINE}
+    added = backend.get_added_tokens_decoder()
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": None,
+        **told,
+        "added_tokens_decoder": {str(id): added[id].content for id in sorted(added)},
+        "chat_template": templates.get("default"),
+    }
+
+
+def _texts(value: Any) -> Any:
+    """`value` with every token's object replaced by the token's text."""
+    if isinstance(value, dict):
+        if isinstance(value.get("content"), str):
+            return value["content"]
+        return {name: _texts(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_texts(item) for item in value]
+    return value
 
 
 def _override(chat_template: str) -> str:

@@ -90,6 +90,43 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return _backend("add_rms_norm", x)(x, residual, weight, eps)  # type: ignore[no-any-return]
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Norm to mean 0 and variance 1 over the last dimension, times weight, plus bias.
+
+    x [..., C]; weight, bias [C]. Computed in float32 and rounded once. Returns x's shape and dtype.
+    Source: Ba et al., 2016.
+    """
+    if not x.shape[-1:] == weight.shape == bias.shape:
+        raise ValueError(
+            f"layer_norm: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)} and bias "
+            f"{tuple(bias.shape)}"
+        )
+    return _backend("layer_norm", x)(x, weight, bias, eps)  # type: ignore[no-any-return]
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Add x to the residual stream in place, and the norm of the sum.
+
+    x, residual [T, C]; weight, bias [C]. The sum is rounded to the dtype before it is normed.
+    Returns `layer_norm(residual + x, weight, bias, eps)`; x is left as it was.
+    """
+    if x.shape != residual.shape:
+        raise ValueError(
+            f"add_layer_norm: x {tuple(x.shape)} is not of the residual's shape "
+            f"{tuple(residual.shape)}"
+        )
+    return _backend("add_layer_norm", x)(x, residual, weight, bias, eps)  # type: ignore[no-any-return]
+
+
+def add(x: Tensor, total: Tensor) -> None:
+    """Add x to `total` in place. Both [T, C]; x is left as it was."""
+    if x.shape != total.shape:
+        raise ValueError(
+            f"add: x {tuple(x.shape)} is not of the total's shape {tuple(total.shape)}"
+        )
+    _backend("add", x)(x, total)
+
+
 def rope_angles(
     positions: Tensor, inv_freq: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -161,6 +198,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    alibi: Tensor | None = None,
     plan: Any = None,
 ) -> Tensor:
     """Causal attention of packed queries over a paged cache.
@@ -169,6 +207,8 @@ def paged_attention(
     kv_len [B] int32. Sequence b has the queries query_start[b] to query_start[b+1], n_b of them.
     Query i of it sees keys 0 .. kv_len[b] - n_b + i, and of those the last `window`. Query head h
     reads key-value head h // (H / G). `softcap` bounds the scores to +-softcap by tanh.
+    `alibi` [H, L] float32, L no less than any kv_len: alibi[h, j] is added to what head h makes of
+    the key at position j of its sequence, behind scale and softcap (Press et al., 2022).
     Rows of the table past kv_len are never read, nor is a key that no query of its sequence sees.
     Rows of q past query_start[B] come back as zeros.
     Accumulates in float32; returns [T, H, D] in q's dtype. `plan`: `plan_attention` of the same
@@ -185,6 +225,10 @@ def paged_attention(
             f"paged_attention: {len(block_table)} block tables, {len(kv_len)} lengths and "
             f"{len(query_start)} query starts do not describe one batch"
         )
+    if alibi is not None and (alibi.dim() != 2 or len(alibi) != num_heads):
+        raise ValueError(
+            f"paged_attention: an alibi of {tuple(alibi.shape)} does not fit {num_heads} heads"
+        )
     return _backend("paged_attention", q)(  # type: ignore[no-any-return]
         q,
         kv,
@@ -194,6 +238,7 @@ def paged_attention(
         scale=scale,
         window=window,
         softcap=softcap,
+        alibi=alibi,
         plan=plan,
     )
 
@@ -204,6 +249,25 @@ def silu_mul(x: Tensor) -> Tensor:
     x [T, 2 F], the gate's F columns first. Returns [T, F]. Source: GLU Variants (Shazeer, 2020).
     """
     return _backend("silu_mul", x)(x)  # type: ignore[no-any-return]
+
+
+def gelu(x: Tensor, *, tanh: bool = False) -> Tensor:
+    """`x * P(X <= x)` of a standard normal X, by erf, or by its `tanh` approximation.
+
+    x [T, C]. Computed in float32; returns x's shape and dtype.
+    Source: Hendrycks and Gimpel, 2016.
+    """
+    return _backend("gelu", x)(x, tanh=tanh)  # type: ignore[no-any-return]
+
+
+def relu(x: Tensor) -> Tensor:
+    """`max(x, 0)`. x [T, C]; returns its shape and dtype."""
+    return _backend("relu", x)(x)  # type: ignore[no-any-return]
+
+
+def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products in `dtype` are an order slower on a device than in others of its size."""
+    return device.type == "cpu" and dtype is torch.float16
 
 
 def serving_dtype(own: torch.dtype, device: torch.device, *, small: bool) -> torch.dtype:

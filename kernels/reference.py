@@ -12,11 +12,16 @@ from torch import Tensor
 from .reference_attention import paged_attention, plan_attention
 
 __all__ = [
+    "add",
+    "add_layer_norm",
     "add_rms_norm",
     "embed",
+    "gelu",
+    "layer_norm",
     "linear",
     "paged_attention",
     "plan_attention",
+    "relu",
     "rms_norm",
     "rope",
     "rope_angles",
@@ -47,6 +52,18 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return rms_norm(residual.add_(x), weight, eps)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return layer_norm(residual.add_(x), weight, bias, eps)
+
+
+def add(x: Tensor, total: Tensor) -> None:
+    total.add_(x)
+
+
 def rope_angles(
     positions: Tensor, inv_freq: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -72,3 +89,11 @@ def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
 def silu_mul(x: Tensor) -> Tensor:
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
+
+
+def gelu(x: Tensor, *, tanh: bool = False) -> Tensor:
+    return F.gelu(x, approximate="tanh" if tanh else "none")
+
+
+def relu(x: Tensor) -> Tensor:
+    return F.relu(x)

@@ -29,10 +29,13 @@ TILE = 128
 
 
 class Decode(NamedTuple):
-    """Sequences of one query each: rows [C] of q, slots [C * L], bias [C, 1, 1, L] or None."""
+    """Sequences of one query each: rows [C] of q; slots and positions [C, L] of their keys, the
+    last one repeated where a sequence has fewer; bias [C, 1, 1, L] or None.
+    """
 
     rows: Tensor
     slots: Tensor
+    positions: Tensor
     bias: Tensor | None
 
 
@@ -47,9 +50,11 @@ class Tile(NamedTuple):
 
 
 class Prefill(NamedTuple):
-    """One sequence of several queries: slots [L] of its keys, and its tiles."""
+    """One sequence of several queries: slots [L] of its keys, from position `first` on, and its
+    tiles."""
 
     slots: Tensor
+    first: int
     tiles: list[Tile]
 
 
@@ -102,7 +107,7 @@ def plan_attention(
         strip = _strip(max(s.num_keys for s in long), window, kv)
         prefills = [_prefill(span, block_table, strip, window, kv) for span in long]
     gathered = [part.slots for part in decodes] + [part.slots for part in prefills]
-    most = max(map(len, gathered), default=0)
+    most = max((slots.numel() for slots in gathered), default=0)
     scratch = torch.empty((2, most, *kv.shape[3:]), dtype=kv.dtype, device=kv.device)
     return Plan(decodes, prefills, int(query_start[-1]), scratch)
 
@@ -134,13 +139,13 @@ def _decode(group: list[Span], block_table: Tensor, kv: Tensor) -> Decode:
     rows, index, first, length = torch.tensor(
         [(s.start, s.sequence, s.first, s.length) for s in group], device=device
     ).unbind(1)
-    positions = first[:, None] + torch.arange(group[0].num_keys, device=device)
-    slots = _slots(block_table[index], torch.minimum(positions, length[:, None] - 1), kv)
+    wanted = first[:, None] + torch.arange(group[0].num_keys, device=device)
+    positions = torch.minimum(wanted, length[:, None] - 1)
     bias = None
     if group[-1].num_keys < group[0].num_keys:
         bias = torch.zeros(positions.shape, dtype=kv.dtype, device=device)
-        bias = bias.masked_fill_(positions >= length[:, None], float("-inf"))[:, None, None]
-    return Decode(rows, slots.flatten(), bias)
+        bias = bias.masked_fill_(wanted > positions, float("-inf"))[:, None, None]
+    return Decode(rows, _slots(block_table[index], positions, kv), positions, bias)
 
 
 def _prefill(
@@ -159,7 +164,7 @@ def _prefill(
         seen = before - left
         bias = strip[: stop - start, diagonal - seen : diagonal + stop - start]
         tiles.append(Tile(start, stop, left, right, bias))
-    return Prefill(slots, tiles)
+    return Prefill(slots, span.first, tiles)
 
 
 def _strip(most_keys: int, window: int | None, kv: Tensor) -> Tensor:
@@ -191,6 +196,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    alibi: Tensor | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
     if plan is None:
@@ -199,17 +205,23 @@ def paged_attention(
     num_kv_heads = kv.shape[3]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     out[plan.num_rows :].zero_()
-    for rows, slots, bias in plan.decodes:
+    for rows, slots, positions, bias in plan.decodes:
         shape = (len(rows), -1, num_kv_heads, head_size)
-        k, v = (x.view(shape).transpose(1, 2) for x in _gather(kv, slots, plan.scratch))
+        k, v = (x.view(shape).transpose(1, 2) for x in _gather(kv, slots.flatten(), plan.scratch))
         # All heads of a group see the same keys, so they can stand as rows of one query.
         grouped = q.index_select(0, rows).view(len(rows), num_kv_heads, -1, head_size)
+        if alibi is not None:
+            lifted = alibi[:, positions].transpose(0, 1)
+            lifted = lifted.unflatten(1, (num_kv_heads, -1))
+            bias = lifted if bias is None else lifted + bias
         found = _attend(grouped, k, v, bias, scale, softcap)
         out.index_copy_(0, rows, found.reshape(len(rows), num_heads, head_size))
-    for slots, tiles in plan.prefills:
+    for slots, first, tiles in plan.prefills:
         k, v = (x.transpose(0, 1)[None] for x in _gather(kv, slots, plan.scratch))
         for start, stop, left, right, bias in tiles:
             query = q[start:stop].transpose(0, 1)[None]
+            if alibi is not None:
+                bias = bias + alibi[:, None, first + left : first + right]
             found = _attend(query, k[:, :, left:right], v[:, :, left:right], bias, scale, softcap)
             out[start:stop] = found[0].transpose(0, 1)
     return out

@@ -23,9 +23,20 @@ FLOORS = ("cluster", "engine", "kernels")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+PLACES = PROJECT["tool"]["setuptools"]["package-dir"]
+
+
+def installed_at(path: Path) -> Path:
+    """Where a file of the tree comes to lie: below the package, or where its folder is mapped."""
+    for package, folder in sorted(PLACES.items(), reverse=True):
+        if folder != "." and (ROOT / folder) in path.parents:
+            return Path(*package.split("."), path.relative_to(ROOT / folder))
+    return "shoal" / path.relative_to(ROOT)
+
+
 def source_folders() -> set[str]:
     files = [p for floor in FLOORS for p in (ROOT / floor).rglob("*.py")]
-    return {".".join(("shoal", *p.parent.relative_to(ROOT).parts)) for p in files}
+    return {".".join(installed_at(p).parent.parts) for p in files}
 
 
 def test_the_packages_listed_are_those_of_the_tree() -> None:
@@ -84,6 +95,8 @@ def test_every_import_is_declared() -> None:
 def test_what_the_tests_import_is_declared_too() -> None:
     project = PROJECT["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    for needs in (ROOT / "tests/cluster/clients/needs").glob("*.txt"):
+        lines += [line for line in needs.read_text().splitlines() if line[:1] not in ("", "#")]
     assert undeclared(("tests", "configs", "benchmarks"), lines) == {}
 
 
@@ -154,7 +167,7 @@ def wheel(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected_files() -> set[str]:
     python_files = {p for f in FLOORS for p in (ROOT / f).rglob("*.py")} | set(ROOT.glob("*.py"))
     data = {p for f in ("configs", "cluster/static") for p in (ROOT / f).rglob("*") if p.is_file()}
-    names = {str(Path("shoal") / p.relative_to(ROOT)) for p in python_files | data}
+    names = {str(installed_at(p)) for p in python_files | data}
     return {n for n in names if "__pycache__" not in n} | {"shoal/py.typed"}
 
 
@@ -166,6 +179,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 PROBE = """
+import shoal.entrypoints.openai.api_server
 import pathlib, shoal, shoal.engine.request, shoal.kernels.ops, transformers.modeling_utils
 from shoal.cluster.cli import main
 folder = pathlib.Path(shoal.__file__).parent

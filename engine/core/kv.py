@@ -95,19 +95,17 @@ class KVManager:
                 self._slide(group, blocks, self._first_needed(seq.written - 1, window))
 
     def fork(self, leader: Sequence, seq: Sequence) -> list[Copy] | None:
-        """Give `seq` all of the leader's prompt but its last token.
+        """Give `seq` what its leader has of its first `seq.shared` tokens, and room for one more.
 
         None where blocks are short, or the leader's window has moved on.
 
-        Full blocks are shared by reference; the block of the last prompt token is the sibling's
-        own, and the copies returned bring what the leader has in it.
+        Full blocks are shared by reference; the block of the next token is the sibling's own, and
+        the copies returned bring what the leader has in it.
         """
-        whole, rest = divmod(seq.num_prompt - 1, self.block_size)
+        whole, rest = divmod(seq.shared, self.block_size)
         for group, window, blocks in zip(self.groups, self.windows, leader.blocks, strict=True):
-            if (
-                not group.num_free
-                or NULL in blocks[self._first_needed(seq.num_prompt - 1, window) : whole + 1]
-            ):
+            end = whole + (rest > 0)
+            if not group.num_free or NULL in blocks[self._first_needed(seq.shared, window) : end]:
                 return None
         copies = []
         seq.blocks = []
@@ -120,6 +118,14 @@ class KVManager:
         seq.keys = leader.keys[:whole]
         seq.published = whole
         return copies
+
+    def keep(self, blocks: BlockLists, num_tokens: int) -> BlockLists:
+        """Hold the blocks of the first `num_tokens` tokens once more; `release` gives them back."""
+        num = -(-num_tokens // self.block_size)
+        kept = [mine[:num] for mine in blocks]
+        for group, mine in zip(self.groups, kept, strict=True):
+            group.share(mine)
+        return kept
 
     def detach(self, seq: Sequence) -> BlockLists:
         """Part a sequence from its blocks, which stay held until `release` gives them back."""

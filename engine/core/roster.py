@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..config import EngineConfig
 from ..executor import Capacity
 from ..request import FinishReason, Request
-from ..sequence import Sequence, State
+from ..sequence import Family, Lockstep, Sequence, State
 from .kv import BlockLists, KVManager
 from .policy import Waiting, rank_of
 
@@ -28,6 +28,16 @@ class Counters:
     )
 
 
+LockstepOf = Callable[[Request, int], Lockstep | None]
+"""What holds the siblings of a request in lockstep, given the most tokens that may follow its
+prompt; None where each goes its own way."""
+
+
+def alone(request: Request, most: int) -> Lockstep | None:
+    """No request's siblings go in lockstep."""
+    return None
+
+
 class Roster:
     """Moves sequences between waiting, running and finished, and keeps the books on what they hold.
 
@@ -38,9 +48,12 @@ class Roster:
     stopped   slots left since the last plan, which the workers have yet to hear of
     held      slots and blocks of those that left while plans under way still touched them, by
               the last such plan
+    estates   finished leaders whose prompt's blocks are kept for siblings that have yet to fork
     """
 
-    def __init__(self, config: EngineConfig, capacity: Capacity) -> None:
+    def __init__(
+        self, config: EngineConfig, capacity: Capacity, lockstep_of: LockstepOf = alone
+    ) -> None:
         self.kv = KVManager(capacity, caching=config.enable_prefix_caching)
         self.rank = rank_of(config.scheduling_policy)
         self.counters = Counters()
@@ -50,6 +63,8 @@ class Roster:
         self.slots = list(range(config.max_num_seqs - 1, -1, -1))
         self.stopped: list[int] = []
         self.held: list[tuple[int, int, BlockLists]] = []
+        self.estates: list[Sequence] = []
+        self._lockstep_of = lockstep_of
         self._max_len = capacity.max_model_len
         self._blocked = self._arrivals = 0
 
@@ -74,7 +89,9 @@ class Roster:
             limit = min(limit, len(request.prompt) + params.max_tokens)
         assert not request.emitted or total < limit, "nothing is left to generate"
         known = self.live.get(request.id, [])
-        siblings = range(request.sibling, request.sibling + params.n)
+        lockstep = self._lockstep_of(request, limit - len(request.prompt))
+        num = params.n if lockstep is None else lockstep.num_members
+        siblings = range(request.sibling, request.sibling + num)
         assert not any(s.sibling in siblings for s in known), f"{request.id} is known already"
         family = [
             Sequence(
@@ -84,6 +101,7 @@ class Roster:
                 tokens=[*request.prompt, *request.emitted],
                 num_prompt=len(request.prompt),
                 limit=limit,
+                shared=len(request.prompt) - 1,
             )
             for sibling in siblings
         ]
@@ -94,7 +112,12 @@ class Roster:
         self.waiting.push(family[0])
         for seq in family[1:]:
             seq.leader = family[0]
-            self._block(seq, "sibling")
+            self._block(seq, "sibling" if lockstep is None else "step")
+        if lockstep is not None:
+            wanted = set(range(request.sibling, request.sibling + params.n))
+            bond = Family(lockstep=lockstep, members=family, living=family[:1], wanted=wanted)
+            for seq in family:
+                seq.family = bond
 
     def enter(self, seq: Sequence) -> None:
         """Move a waiting sequence, which has its blocks, to a slot."""
@@ -106,6 +129,8 @@ class Roster:
         self.running[seq.slot] = seq
         if seq.num_cached is None:
             self._count_cached(seq)
+        if seq.leader in self.estates:
+            self._settle(seq.leader)
 
     def prompt_done(self, leader: Sequence) -> None:
         """A prompt is in the cache: its siblings may begin."""
@@ -123,21 +148,31 @@ class Roster:
 
     def finish(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence from wherever it is, and give back all that it holds."""
+        self.counters.finished[reason] += 1
+        self.dismiss(seq)
+        seq.finish = reason
+
+    def dismiss(self, seq: Sequence) -> None:
+        """End a sequence that is no answer by itself."""
         if seq.state is State.RUNNING:
+            kept = self._bequest(seq)
             self._leave(seq)
+            if kept:
+                seq.blocks = kept
+                self.estates.append(seq)
         elif seq.blockers:
             self._blocked -= 1
             seq.blockers.clear()
         else:
             self.waiting.remove(seq)
         seq.to(State.FINISHED)
-        seq.finish = reason
-        self.counters.finished[reason] += 1
         family = self.live[seq.request.id]
         family.remove(seq)
         if not family:
             del self.live[seq.request.id]
         self._succeed(seq)
+        if seq.leader in self.estates:
+            self._settle(seq.leader)
 
     def preempt(self, seq: Sequence) -> None:
         """Take a running sequence's slot and blocks; it waits, and will be computed anew."""
@@ -147,8 +182,55 @@ class Roster:
         seq.computed = seq.written = 0
         if seq.in_flight:
             self._block(seq, "flight")
+        elif seq.candidates is not None:
+            self._block(seq, "step")
         else:
             self.waiting.push(seq)
+
+    def rest(self, seq: Sequence) -> None:
+        """Let a sequence without a plan under way wait for its family's next step, with nothing."""
+        assert not seq.in_flight
+        if seq.state is State.RUNNING:
+            self._leave(seq)
+            seq.to(State.WAITING)
+            seq.computed = seq.written = 0
+        elif not seq.blockers:
+            self.waiting.remove(seq)
+        self._block(seq, "step")
+
+    def take_over(self, seq: Sequence, parent: Sequence, token: int) -> None:
+        """Make a sequence go on as `parent` does, with a last token of its own."""
+        self.rest(seq)
+        seq.leader, seq.shared = parent, len(parent.tokens)
+        seq.tokens = [*parent.tokens, token]
+        seq.keys = [*parent.keys]
+        self._unblock(seq, "step")
+
+    def go_on(self, seq: Sequence, token: int) -> None:
+        """Give a sequence its next token."""
+        seq.tokens.append(token)
+        seq.leader = None
+        if "step" in seq.blockers:
+            self._unblock(seq, "step")
+
+    def make_room(self) -> bool:
+        """Take something from those that cannot use it now; whether there was anything.
+
+        Called where nothing else can go on: each that runs waits for a sibling.
+        """
+        if self.drop_estates():
+            return True
+        if not self.running:
+            return False
+        self.preempt(max(self.running.values(), key=self.rank))
+        return True
+
+    def drop_estates(self) -> bool:
+        """Give back what finished leaders left; whether there was anything."""
+        dropped, self.estates = self.estates, []
+        for seq in dropped:
+            self.kv.release(self.kv.detach(seq))
+        return bool(dropped)
 
     def give_back(self, step: int) -> None:
         """Free what only plans up to `step` touched."""
@@ -163,7 +245,8 @@ class Roster:
 
         Every block and slot is free or accounted for; all are free where the engine is idle.
         """
-        holders = [s.blocks for family in self.live.values() for s in family if s.blocks]
+        everyone = [*self.estates, *(s for family in self.live.values() for s in family)]
+        holders = [seq.blocks for seq in everyone if seq.blocks]
         self.kv.verify([*holders, *(blocks for _, _, blocks in self.held)])
         slots = [*self.slots, *self.running, *(slot for _, slot, _ in self.held)]
         assert len(slots) == len(set(slots)), "a slot is accounted for twice"
@@ -173,7 +256,8 @@ class Roster:
         assert states.count(State.RUNNING) == len(self.running)
         assert states.count(State.WAITING) == self.num_waiting
         if idle:
-            assert not self.held and not self.running and not self.num_waiting
+            assert not self.held and not self.estates
+            assert not self.running and not self.num_waiting
             assert all(g.num_free == g.num_blocks - 1 for g in self.kv.groups)
 
     def _count_cached(self, seq: Sequence) -> None:
@@ -198,6 +282,24 @@ class Roster:
             self.slots.append(seq.slot)
             self.kv.release(blocks)
         seq.slot = -1
+
+    def _bequest(self, leader: Sequence) -> BlockLists:
+        """What to keep of one that is about to leave while siblings still wait to fork."""
+        if leader.written < leader.num_prompt or not any(self._forking(leader)):
+            return []
+        return self.kv.keep(leader.blocks, leader.num_prompt)
+
+    def _settle(self, leader: Sequence) -> None:
+        """Give back an estate that nobody waits for any more."""
+        if not any(self._forking(leader)):
+            self.estates.remove(leader)
+            self.kv.release(self.kv.detach(leader))
+
+    def _forking(self, leader: Sequence) -> Iterator[Sequence]:
+        """The siblings that take over this sequence's prompt when they get a place."""
+        for seq in self.live.get(leader.request.id, ()):
+            if seq.leader is leader and seq.state is State.WAITING:
+                yield seq
 
     def _succeed(self, leader: Sequence) -> None:
         """Where a leader ends before its prompt is computed, the next sibling takes its place."""

@@ -16,8 +16,9 @@ from ..errors import ConfigError
 from ..executor import Capacity
 from ..plan import Copy, Plan, Result, Row, Start
 from ..request import FinishReason, Request, TokenLogprobs, Update
-from ..sequence import Sequence, State
-from .roster import Roster
+from ..sequence import Ending, Family, Sequence, State
+from . import lockstep
+from .roster import LockstepOf, Roster, alone
 
 
 @dataclass(slots=True)
@@ -41,6 +42,9 @@ class _UnderWay:
     seqs: list[Sequence]
 
 
+_NO_ENDING = Ending((), (), FinishReason.ERROR)
+
+
 class Scheduler:
     """Owns every sequence and the books on blocks and slots.
 
@@ -50,9 +54,15 @@ class Scheduler:
     """
 
     def __init__(
-        self, config: EngineConfig, capacity: Capacity, *, depth: int = 1, resident: bool = True
+        self,
+        config: EngineConfig,
+        capacity: Capacity,
+        *,
+        depth: int = 1,
+        resident: bool = True,
+        lockstep_of: LockstepOf = alone,
     ) -> None:
-        self.roster = Roster(config, capacity)
+        self.roster = Roster(config, capacity, lockstep_of)
         self.kv, self.counters = self.roster.kv, self.roster.counters
         self._budget = config.batched_tokens
         self._chunked = config.enable_chunked_prefill
@@ -106,7 +116,11 @@ class Scheduler:
 
         No update of it follows. An unknown id is ignored.
         """
-        for seq in list(self.roster.live.get(request_id, ())):
+        live = list(self.roster.live.get(request_id, ()))
+        if live and (family := live[0].family) is not None:
+            lockstep.drop(self.roster, family, sibling)
+            return
+        for seq in live:
             if sibling is None or seq.sibling == sibling:
                 self.roster.finish(seq, FinishReason.ABORT)
 
@@ -114,11 +128,9 @@ class Scheduler:
 
     def schedule(self) -> Plan | None:
         """The next plan, or None where nothing can be computed before a commit."""
-        draft = _Draft(self._budget, self._places())
-        before = self.counters.preemptions
-        self._continue(draft)
-        if self.counters.preemptions == before:
-            self._admit(draft)
+        draft = self._draft()
+        while not draft.rows and not self._plans and self.roster.make_room():
+            draft = self._draft()
         if not draft.rows:
             return None
         plan = Plan(
@@ -146,6 +158,9 @@ class Scheduler:
         for row, seq in zip(plan.rows, plan.seqs, strict=True):
             self.roster.landed(seq)
             tokens, logprobs = next(sampled) if row.sample else ((), ())
+            if seq.family is not None:
+                updates += self._take_step(seq, row, result)
+                continue
             seq.expected -= row.sample
             update = self._advance(seq, row, tokens, logprobs, result)
             if update is not None:
@@ -154,6 +169,14 @@ class Scheduler:
         return updates
 
     # Scheduling.
+
+    def _draft(self) -> _Draft:
+        draft = _Draft(self._budget, self._places())
+        before = self.counters.preemptions
+        self._continue(draft)
+        if self.counters.preemptions == before:
+            self._admit(draft)
+        return draft
 
     def _places(self) -> int:
         """How many running sequences a plan may take.
@@ -200,11 +223,15 @@ class Scheduler:
     ) -> tuple[tuple[int, ...], ...] | None:
         """Blocks for a running sequence, at the cost of those that rank behind it."""
         while (grown := self.kv.reserve(seq, upto)) is None:
+            if self.roster.drop_estates():
+                continue
             if self.roster.held:
                 return None
             planned = set(map(id, draft.seqs))
             idle = [s for s in self.roster.running.values() if id(s) not in planned]
             victim = max(idle, key=self.roster.rank)
+            if victim is seq:
+                victim = lockstep.resting(seq, idle) or seq
             self.roster.preempt(victim)
             if victim is seq:
                 return None
@@ -233,10 +260,10 @@ class Scheduler:
     def _prepare(self, seq: Sequence) -> list[Copy]:
         """Give a waiting sequence what is there already: a sibling's prompt, or a cached prefix."""
         leader, copies = seq.leader, None
-        if leader is not None and leader.blocks and leader.written >= seq.num_prompt:
+        if leader is not None and leader.blocks and leader.written >= seq.shared:
             copies = self.kv.fork(leader, seq)
         if copies is not None:
-            seq.computed = seq.num_prompt - 1
+            seq.computed = seq.shared
         else:
             seq.computed = self.kv.match(seq)
         return copies or []
@@ -246,17 +273,58 @@ class Scheduler:
     ) -> None:
         length = len(seq.tokens) + seq.expected
         sample = seq.computed + num == length and length < seq.limit
-        fresh = () if self._resident else tuple(seq.tokens[seq.sent :])
+        fresh = () if self._resident and seq.family is None else tuple(seq.tokens[seq.sent :])
         draft.rows.append(Row(seq.slot, seq.computed, num, grown, sample, fresh))
         draft.seqs.append(seq)
         draft.budget -= num
         seq.sent = len(seq.tokens)
         seq.computed += num
-        seq.expected += sample
+        seq.expected += sample and seq.family is None
         seq.in_flight += 1
         seq.last_step = self._step
 
     # Commits.
+
+    def _take_step(self, seq: Sequence, row: Row, result: Result) -> list[Update]:
+        """Enter what a row brought a sibling in lockstep; the answers of all at the end."""
+        family = seq.family
+        assert family is not None
+        if seq.state is State.FINISHED:
+            return []
+        if row.slot in result.failed:
+            return self._end_family(family, (), result.failed[row.slot])
+        self._score_prompt(seq, row, result.prompt_logprobs.get(row.slot, ()))
+        if seq.slot == row.slot:
+            self._written(seq, row)
+        if not row.sample:
+            return []
+        self.counters.generation_tokens += 1
+        if lockstep.advance(self.roster, seq, result.candidates[row.slot]):
+            return []
+        return self._end_family(family, family.lockstep.endings())
+
+    def _end_family(
+        self, family: Family, endings: tuple[Ending, ...], error: str | None = None
+    ) -> list[Update]:
+        """Give the answers that are wanted; without an ending an answer is an error."""
+        first, request = family.members[0], family.members[0].request
+        updates = []
+        for number in sorted(family.wanted):
+            place = number - request.sibling
+            end = endings[place] if place < len(endings) else _NO_ENDING
+            reason = error or f"only {len(endings)} of {request.params.n} answers can be made"
+            update = self._update(
+                first,
+                end.tokens,
+                end.logprobs if request.params.logprobs is not None else (),
+                end.finish,
+                end.stop_reason,
+                reason if end.finish is FinishReason.ERROR else None,
+            )
+            updates.append(update._replace(sibling=number, num_cached=first.num_cached or 0))
+            self.counters.finished[end.finish] += 1
+        lockstep.end(self.roster, family)
+        return updates
 
     def _advance(
         self,
@@ -354,4 +422,5 @@ def _start(seq: Sequence) -> Start:
         params=seq.request.params,
         sibling=seq.sibling,
         adapter=seq.request.adapter,
+        candidates=0 if seq.family is None else seq.family.lockstep.num_candidates,
     )

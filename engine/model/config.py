@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoadError
+from .families import canonical
 
 SAMPLING_KEYS = {
     "temperature": "temperature",
@@ -27,7 +28,8 @@ STRETCHED = ("linear", "dynamic")
 class ModelConfig:
     """config.json; its values are attributes, and one that is missing or null raises LoadError.
 
-    `get(name, default)` is for values that a checkpoint may leave out. `text` is the file.
+    Values are in one spelling, that of `families.canonical`. `get(name, default)` is for values
+    that a checkpoint may leave out. `text` is the file as it is.
     """
 
     def __init__(self, path: Path, text: str, values: Mapping[str, Any]) -> None:
@@ -145,7 +147,7 @@ def read_config(folder: Path) -> ModelConfig:
             f"Hugging Face layout"
         )
     text = path.read_text(encoding="utf-8")
-    return ModelConfig(path, text, _parse(path, text))
+    return ModelConfig(path, text, canonical(_parse(path, text)))
 
 
 def model_facts(folder: Path, *, generation_config: bool = True) -> ModelFacts:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ...kernels import ops
 from ..plan import CacheSpec
 from .batch import ModelInput
 from .config import ModelConfig
-from .layers import Embedding, GatedMLP, RMSNorm
-from .mesh import Mesh
+from .layers import Embedding, GatedMLP, RMSNorm, holds_embedding, output_table
+from .mesh import Mesh, Stage
 from .pages import Pages, layer_pages
 from .rope import Rotary
 
@@ -46,39 +47,46 @@ class PreNormLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens to hidden states; `layers` are the indices of those that are built."""
+    """Tokens to hidden states, or the part of that way which `stage` is."""
 
     def __init__(
         self,
         config: ModelConfig,
         mesh: Mesh,
         layer: Callable[[int], PreNormLayer],
-        layers: range,
+        stage: Stage,
         max_len: int | None,
     ) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(mesh, config.vocab_size, config.hidden_size)
-        stack = {str(index): layer(index) for index in layers}
+        if holds_embedding(config, stage):
+            self.embed_tokens = Embedding(mesh, config.vocab_size, config.hidden_size)
+        stack = {str(index): layer(index) for index in stage.layers}
         self.layers = nn.ModuleDict(stack)
         self.cache_specs = [built.spec for built in stack.values()]
-        self.norm = RMSNorm(config.hidden_size, config.get("rms_norm_eps", 1e-6))
+        if stage.last:
+            self.norm = RMSNorm(config.hidden_size, config.get("rms_norm_eps", 1e-6))
         self.rotary = Rotary(config, max_len)
+        self.stage = stage
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        residual = self.embed_tokens(batch.tokens)
+    def forward(self, batch: ModelInput, hidden: Tensor | None) -> Tensor:
+        residual = self.embed_tokens(batch.tokens) if hidden is None else hidden
         angles = self.rotary(batch.positions, residual.dtype)
         pages_of = layer_pages(batch, self.cache_specs)
         x = None
         for layer, pages in zip(self.layers.values(), pages_of, strict=True):
             x = layer(x, residual, angles, pages)
-        return self.norm.add(x, residual)
+        if self.stage.last:
+            return self.norm.add(x, residual)
+        assert x is not None, "a stage has layers"
+        ops.add(x, residual)
+        return residual
 
 
 class DecoderLM(nn.Module):
     """A decoder and its head, which may be the embedding's own table.
 
-    `layer(index)` makes a layer; `layers` picks those that are built, all by default. `max_len` is
-    the longest text that the engine takes, where it is not the model's own.
+    `layer(index)` makes a layer; `stage` is what of the model is built, all by default. `max_len`
+    is the longest text that the engine takes, where it is not the model's own.
     """
 
     def __init__(
@@ -87,22 +95,19 @@ class DecoderLM(nn.Module):
         mesh: Mesh,
         layer: Callable[[int], PreNormLayer],
         *,
-        layers: range | None = None,
+        stage: Stage | None = None,
         max_len: int | None = None,
     ) -> None:
         super().__init__()
-        layers = range(config.num_hidden_layers) if layers is None else layers
-        self.model = Decoder(config, mesh, layer, layers, max_len)
-        self.lm_head = (
-            self.model.embed_tokens
-            if config.get("tie_word_embeddings", False)
-            else Embedding(mesh, config.vocab_size, config.hidden_size)
-        )
+        stage = stage or Stage(range(config.num_hidden_layers))
+        self.model = Decoder(config, mesh, layer, stage, max_len)
+        if stage.last:
+            self.lm_head = output_table(config, mesh, getattr(self.model, "embed_tokens", None))
         self.cache_specs = self.model.cache_specs
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        hidden: Tensor = self.model(batch)
-        return hidden
+    def forward(self, batch: ModelInput, hidden: Tensor | None = None) -> Tensor:
+        found: Tensor = self.model(batch, hidden)
+        return found
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.logits(hidden)

@@ -1,21 +1,108 @@
-"""Where a model lies: a local folder, or a snapshot of a hub repository. No torch."""
+"""Where a model lies: a local folder, or a snapshot of a hub repository. No torch.
+
+A name that is no folder is a repository of the Hugging Face Hub, or of ModelScope when
+SHOAL_USE_MODELSCOPE or VLLM_USE_MODELSCOPE is true. Files that run (`*.py`) are never fetched.
+"""
 
 from __future__ import annotations
 
+import difflib
 import errno
+import logging
+import os
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import LoadError
+from .formats import choose_weights, is_complete
+from .node_lock import alone_on_this_node
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
 
 DESCRIPTION = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-"""All but the weights: enough for a tokenizer, and for dummy weights."""
+"""What is fetched beside the weights: no code."""
 
-WANTED = (*DESCRIPTION, "*.safetensors")
-UNWANTED = ("original/*", "consolidated*", "onnx/*", "*.msgpack")
+UNWANTED = ("original/*", "onnx/*", "consolidated*")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SWITCHES = ("SHOAL_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_found: dict[tuple[str, str | None, str], Path] = {}
+"""What this process was told before, so that its tokenizer, facts and weights are of one commit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedModel:
+    """A model in the cache.
+
+    `revision` is the commit, `refs` the branches and tags that point to it. `complete`: config.json
+    and all files of the weights are there. `num_bytes` counts what other revisions share, too.
+    """
+
+    name: str
+    revision: str
+    refs: tuple[str, ...]
+    path: Path
+    num_bytes: int
+    complete: bool
+
+
+class Repository(Protocol):
+    """One model at one revision on a hub. All but `reason` raise whatever the hub's client does."""
+
+    @property
+    def place(self) -> Path:
+        """The folder that holds the cache."""
+        ...
+
+    def cached(self) -> Path | None:
+        """The snapshot in the cache, whole or not, without the network."""
+        ...
+
+    def sizes(self) -> Mapping[str, int]:
+        """The repository's files and their bytes, 0 where the hub does not say."""
+        ...
+
+    def describe(self) -> Path:
+        """Fetch all but weights and code; the snapshot's folder."""
+        ...
+
+    def download(self, folder: Path, names: Sequence[str], on_progress: Progress | None) -> None:
+        """Fetch files of the snapshot `folder`."""
+        ...
+
+    def reason(self, error: Exception) -> str:
+        """What went wrong, in plain words, and the way out."""
+        ...
+
+
+def fetch(
+    model: str,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    load_format: str = "auto",
+    on_progress: Progress | None = None,
+) -> Path:
+    """The folder of `model`, whole: a path, or a hub id that is fetched unless the cache holds it.
+
+    `download_dir` stands for the hub's own cache. `on_progress` is called with (bytes fetched,
+    bytes to fetch) from several threads; without it a terminal gets a bar. Processes that ask at
+    once wait for one download. Without a network, a complete snapshot in the cache is taken. Raises
+    LoadError that says what to do.
+    """
+    return find_model(
+        model,
+        revision=revision,
+        download_dir=download_dir,
+        load_format=load_format,
+        on_progress=on_progress,
+    )
 
 
 def find_model(
@@ -23,12 +110,13 @@ def find_model(
     *,
     revision: str | None = None,
     download_dir: str | None = None,
-    wanted: Sequence[str] = WANTED,
+    load_format: str = "auto",
+    weights: bool = True,
+    on_progress: Progress | None = None,
 ) -> Path:
-    """The folder of `model`: a path, or a hub id that is fetched unless the cache holds it.
+    """As `fetch`; without `weights` (or to load dummies) only what describes the model.
 
-    `wanted` are the patterns of the files to fetch. With HF_HUB_OFFLINE set only the cache is
-    asked. Raises LoadError that says what to do.
+    That is enough for a tokenizer and for the model's facts.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -38,82 +126,147 @@ def find_model(
     if model.startswith(("/", "./", "../", "~")) or not _HUB_ID.fullmatch(model):
         raise LoadError(
             f"no folder {model!r} (seen from {Path.cwd()}), and it is no hub id of the form "
-            f"'owner/name'"
+            f"'owner/name'{_nearest_folder(folder)}"
         )
-    return _fetch(model, revision, download_dir, wanted)
+    weights = weights and load_format != "dummy"
+    repository = _repository(model, revision, download_dir)
+    key = (model, revision, str(repository.place))
+    known = _found.get(key)
+    if known is not None and known.is_dir() and (not weights or is_complete(known, load_format)):
+        return known
+    if known is not None:
+        repository = _repository(model, _commit(known) or revision, download_dir)
+    _found[key] = _obtain(repository, model, load_format, weights, on_progress)
+    return _found[key]
 
 
-def _fetch(
-    model: str, revision: str | None, download_dir: str | None, wanted: Sequence[str]
-) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise LoadError(
-            f"no folder {model!r}; to fetch it from the hub: pip install huggingface_hub"
-        ) from error
-    try:
-        folder = huggingface_hub.snapshot_download(
-            model,
-            revision=revision,
-            cache_dir=download_dir,
-            allow_patterns=list(wanted),
-            ignore_patterns=list(UNWANTED),
-        )
-    except Exception as error:
-        raise LoadError(_reason(error, model, revision)) from error
-    return Path(folder)
+def cached_models(download_dir: str | None = None) -> list[CachedModel]:
+    """Every model in the cache, complete or not, by name; `download_dir` as in `fetch`."""
+    if uses_modelscope():
+        from . import hub_modelscope
+
+        found = hub_modelscope.cached_models(download_dir)
+    else:
+        from . import hub_huggingface
+
+        found = hub_huggingface.cached_models(download_dir)
+    return sorted(found, key=lambda model: (model.name, model.revision))
 
 
-def _reason(error: Exception, model: str, revision: str | None) -> str:
-    """What went wrong at the hub, in plain words, and the way out."""
-    from huggingface_hub import errors
-
-    chain = list(_causes(error))
-    statuses = [getattr(getattr(e, "response", None), "status_code", None) for e in chain]
-    full = [e for e in chain if isinstance(e, OSError) and e.errno in FULL]
-    token = "set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f"the hub model {model!r} is gated: accept its terms at "
-            f"https://huggingface.co/{model}, then {token}"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"the hub model {model!r} has no revision {revision!r}; see its branches and tags"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"no folder and no hub model {model!r}: check the name; if it is private, {token}"
-    if 401 in statuses or 403 in statuses:
-        return f"the hub refused the token, or the lack of one, for {model!r}: {token}"
-    if full:
-        return (
-            f"the disk is full while fetching {model!r} ({full[0]}); make room, or choose another "
-            f"place with download_dir"
-        )
-    if any(map(_is_offline, chain)):
-        return (
-            f"{_why_offline()}, and {model!r} is neither a folder nor in the cache; give a local "
-            f"folder, or fetch it once with a network: hf download {model}"
-        )
-    return f"fetching {model!r} failed: {type(error).__name__}: {error}"
+def uses_modelscope() -> bool:
+    """Whether hub ids are ModelScope's."""
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in SWITCHES)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def free_bytes(place: Path) -> int:
+    """Free bytes where `place` is or will be."""
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _is_offline(error: BaseException) -> bool:
-    """Whether no answer came; the hub's client has its own names for that in each version."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-        return True
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ConnectionError", "TransportError"})
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, or the user's part of it, is full."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in FULL or os.strerror(errno.ENOSPC) in str(error)
 
 
-def _why_offline() -> str:
-    from huggingface_hub import constants
+def _repository(model: str, revision: str | None, download_dir: str | None) -> Repository:
+    if uses_modelscope():
+        from .hub_modelscope import ModelScopeRepository
 
-    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        return ModelScopeRepository(model, revision, download_dir)
+    from .hub_huggingface import HuggingFaceRepository
+
+    return HuggingFaceRepository(model, revision, download_dir)
+
+
+def _obtain(
+    repository: Repository,
+    model: str,
+    load_format: str,
+    weights: bool,
+    on_progress: Progress | None,
+) -> Path:
+    """From the hub, or from the cache where the hub does not answer."""
+    try:
+        with alone_on_this_node(repository.place, model):
+            sizes = repository.sizes()
+            folder = repository.describe()
+            if weights:
+                _download(repository, model, folder, sizes, load_format, on_progress)
+            return folder
+    except LoadError:
+        raise
+    except Exception as error:
+        held = repository.cached()
+        if held is not None and (not weights or is_complete(held, load_format)):
+            log.info("%s: the hub did not answer (%s); taking %s", model, error, held)
+            return held
+        part = f" (the cache holds a part of it: {held})" if held is not None else ""
+        near = _nearest_name(repository, model)
+        raise LoadError(repository.reason(error) + part + near) from error
+
+
+def _download(
+    repository: Repository,
+    model: str,
+    folder: Path,
+    sizes: Mapping[str, int],
+    load_format: str,
+    on_progress: Progress | None,
+) -> None:
+    chosen = choose_weights(folder, sizes, load_format, f"the hub model {model!r}")
+    if gone := [name for name in chosen if name not in sizes]:
+        raise LoadError(f"the hub model {model!r} lacks {gone[0]}, which its own index names")
+    missing = [name for name in chosen if not (folder / name).is_file()]
+    needed = sum(sizes[name] for name in missing)
+    free = free_bytes(repository.place)
+    if needed > free:
+        raise LoadError(
+            f"{model!r} needs {_gb(needed)} more on disk, and {repository.place} has {_gb(free)} "
+            f"free; make room, or choose another place with --download-dir or HF_HOME"
+        )
+    if missing:
+        repository.download(folder, missing, on_progress)
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of a snapshot in the Hugging Face cache."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB"
+
+
+def _nearest_folder(folder: Path) -> str:
+    """What the user may have meant among the folders beside it."""
+    parent = folder.parent
+    if not parent.is_dir():
+        return f"; there is no folder {str(parent)!r} either"
+    try:
+        beside = [path.name for path in parent.iterdir() if path.is_dir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.6)
+    return f"; did you mean {str(parent / near[0])!r}?" if near else ""
+
+
+def _nearest_name(repository: Repository, model: str) -> str:
+    """A folder or a cached model that is called nearly so."""
+    if Path(model).parent.is_dir() and (near := _nearest_folder(Path(model))):
+        return near
+    try:
+        held = [c.name for c in cached_models(str(repository.place)) if c.complete]
+    except Exception:
+        return ""  # a cache that cannot be listed must not hide what went wrong
+    close = difflib.get_close_matches(model, held, n=1, cutoff=0.8)
+    return f"; the cache holds {close[0]!r}" if close and close[0] != model else ""

@@ -6,16 +6,19 @@ dtype, a device and storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import ops
+from ..errors import LoadError
 from .config import ModelConfig
-from .mesh import Mesh
-from .shard import Claim, column_share, row_share
+from .mesh import Mesh, Stage
+from .shard import Claim, Runs, column_share, row_share
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -29,6 +32,9 @@ class ColumnLinear(nn.Module):
     `parts`: checkpoint name beside this layer to (units, width of a unit). A part with fewer units
     than ranks is repeated. Returns [T, this rank's columns], part after part; `columns` are their
     widths.
+    `fused`: the checkpoint has one tensor, of this layer's own name, that holds the parts in turn,
+    this many times over; all units are then of one width. `transposed`: its weights lie input by
+    output.
     """
 
     def __init__(
@@ -39,9 +45,13 @@ class ColumnLinear(nn.Module):
         *,
         bias: bool = False,
         unit: str = "columns",
+        fused: int | None = None,
+        transposed: bool = False,
     ) -> None:
         super().__init__()
-        self.names = tuple(parts)
+        self.parts = dict(parts)
+        self.fused = fused
+        self.transposed = transposed
         self.shares = [
             column_share(units, mesh, f"{name} {unit}") for name, (units, _) in parts.items()
         ]
@@ -54,12 +64,27 @@ class ColumnLinear(nn.Module):
 
     def claims(self, path: str) -> Iterator[Claim]:
         parent = path.rpartition(".")[0]
-        for kind, whole in (("weight", self.weight), ("bias", self.bias)):
+        kinds = (("weight", self.weight, self.transposed), ("bias", self.bias, False))
+        for kind, whole, transposed in kinds:
             if whole is None:
                 continue
             pieces = torch.split(whole, self.columns)
-            for name, share, piece in zip(self.names, self.shares, pieces, strict=True):
-                yield Claim(f"{parent}.{name}.{kind}", piece, 0, share.part, share.of)
+            rows = zip(self.parts, self.shares, self._runs(), pieces, strict=True)
+            for name, share, runs, piece in rows:
+                own = f"{parent}.{name}" if self.fused is None else path
+                dim = 1 if transposed else 0
+                yield Claim(f"{own}.{kind}", piece, dim, share.part, share.of, runs, transposed)
+
+    def _runs(self) -> list[Runs]:
+        """Where each part lies in the checkpoint's tensor."""
+        if self.fused is None:
+            return [Runs()] * len(self.parts)
+        units = [units // self.fused for units, _ in self.parts.values()]
+        stops = list(accumulate(units))
+        return [
+            Runs(self.fused, stop - count, stop, stops[-1])
+            for count, stop in zip(units, stops, strict=True)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
@@ -72,26 +97,38 @@ class Heads(NamedTuple):
     kv: int
 
 
-def qkv_linear(config: ModelConfig, mesh: Mesh, *, bias: bool) -> tuple[ColumnLinear, Heads]:
+def qkv_linear(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    bias: bool,
+    fused: int | None = None,
+    transposed: bool = False,
+) -> tuple[ColumnLinear, Heads]:
     """Queries, keys and values of an attention block as one product."""
-    num_heads, num_kv_heads, size = (
-        config.num_attention_heads,
-        config.num_kv_heads,
-        config.head_size,
-    )
+    size = config.head_size
     parts = {
-        "q_proj": (num_heads, size),
-        "k_proj": (num_kv_heads, size),
-        "v_proj": (num_kv_heads, size),
+        "q_proj": (config.num_attention_heads, size),
+        "k_proj": (config.num_kv_heads, size),
+        "v_proj": (config.num_kv_heads, size),
     }
-    linear = ColumnLinear(mesh, config.hidden_size, parts, bias=bias, unit="heads")
+    linear = ColumnLinear(
+        mesh,
+        config.hidden_size,
+        parts,
+        bias=bias,
+        unit="heads",
+        fused=fused,
+        transposed=transposed,
+    )
     return linear, Heads(linear.shares[0].units, linear.shares[1].units)
 
 
 class RowLinear(nn.Module):
     """A product whose input the ranks hold in slices: its result is the sum over ranks.
 
-    The input has `units` units of `width` columns.
+    The input has `units` units of `width` columns. `transposed`: its weights lie input by
+    output. `reduce` False leaves the sum over ranks to whoever adds more to it first.
     """
 
     def __init__(
@@ -103,22 +140,29 @@ class RowLinear(nn.Module):
         *,
         bias: bool = False,
         unit: str = "columns",
+        transposed: bool = False,
+        reduce: bool = True,
     ) -> None:
         super().__init__()
         self.mesh = mesh
+        self.transposed = transposed
+        self.reduce = reduce
         self.share = row_share(units, mesh, unit)
         self.weight = parameter(out_size, self.share.units * width)
         self.bias = parameter(out_size) if bias else None
 
     def claims(self, path: str) -> Iterator[Claim]:
-        yield Claim(f"{path}.weight", self.weight, 1, self.share.part, self.share.of)
+        dim = 0 if self.transposed else 1
+        part, of, _ = self.share
+        yield Claim(f"{path}.weight", self.weight, dim, part, of, transposed=self.transposed)
         if self.bias is not None:
             yield Claim(f"{path}.bias", self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         # One rank alone adds the bias, or the sum would hold it `size` times.
         bias = self.bias if self.mesh.rank == 0 else None
-        return self.mesh.all_reduce(ops.linear(x, self.weight, bias))
+        out = ops.linear(x, self.weight, bias)
+        return self.mesh.all_reduce(out) if self.reduce else out
 
 
 class Embedding(nn.Module):
@@ -172,19 +216,78 @@ class RMSNorm(nn.Module):
         return ops.add_rms_norm(x, residual, self.weight, self.eps)
 
 
+class LayerNorm(nn.Module):
+    """Norm to mean and variance, alone or with the residual added first."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = parameter(size)
+        self.bias = parameter(size)
+        self.eps = eps
+
+    def claims(self, path: str) -> Iterator[Claim]:
+        yield Claim(f"{path}.weight", self.weight)
+        yield Claim(f"{path}.bias", self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor | None, residual: Tensor) -> Tensor:
+        """Add x, if there is anything to add yet, to the residual in place; the norm of that."""
+        if x is None:
+            return ops.layer_norm(residual, self.weight, self.bias, self.eps)
+        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
+
+
+Activation = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    **dict.fromkeys(("gelu", "gelu_python"), ops.gelu),
+    **dict.fromkeys(
+        ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"),
+        partial(ops.gelu, tanh=True),
+    ),
+    "relu": ops.relu,
+}
+"""By the names of transformers, which has several for one function."""
+
+GATED = dict.fromkeys(("silu", "swish"), ops.silu_mul)
+
+
+def activation(config: ModelConfig, known: Mapping[str, Activation]) -> Activation:
+    """What `hidden_act` names. Raises LoadError where that is not among `known`."""
+    name = config.get("hidden_act", "silu")
+    if name not in known:
+        raise LoadError(
+            f"{config.path}: activation {name!r} is not known to this architecture; known are "
+            f"{', '.join(known)}"
+        )
+    return known[name]
+
+
 class GatedMLP(nn.Module):
     """The feed-forward block `down(silu(gate(x)) * up(x))`."""
 
-    def __init__(
-        self, mesh: Mesh, hidden_size: int, intermediate_size: int, *, bias: bool = False
-    ) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, *, bias: bool = False) -> None:
         super().__init__()
-        parts = {"gate_proj": (intermediate_size, 1), "up_proj": (intermediate_size, 1)}
-        self.gate_up = ColumnLinear(mesh, hidden_size, parts, bias=bias)
-        self.down_proj = RowLinear(
-            mesh, intermediate_size, 1, hidden_size, bias=bias, unit="feed-forward columns"
-        )
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.act = activation(config, GATED)
+        parts = {"gate_proj": (inner, 1), "up_proj": (inner, 1)}
+        self.gate_up = ColumnLinear(mesh, hidden, parts, bias=bias)
+        self.down_proj = RowLinear(mesh, inner, 1, hidden, bias=bias, unit="feed-forward columns")
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(ops.silu_mul(self.gate_up(x)))
+        out: Tensor = self.down_proj(self.act(self.gate_up(x)))
         return out
+
+
+def holds_embedding(config: ModelConfig, stage: Stage) -> bool:
+    """Whether a stage has the table of embeddings: for its tokens, or as its head."""
+    return stage.first or (stage.last and config.get("tie_word_embeddings", False))
+
+
+def output_table(config: ModelConfig, mesh: Mesh, embedding: Embedding | None) -> Embedding:
+    """The table behind the logits: the embedding's own where the config ties the two."""
+    if embedding is not None and config.get("tie_word_embeddings", False):
+        return embedding
+    return Embedding(mesh, config.vocab_size, config.hidden_size)

@@ -6,21 +6,22 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...kernels import ops
 from ..errors import LoadError
 from .config import ModelConfig, read_config
-from .hub import DESCRIPTION, WANTED, find_model
-from .mesh import Mesh
+from .hub import find_model
+from .mesh import Mesh, Stage
 from .shard import Claim, claims
-from .weights import WeightFile, digest, weight_files
+from .tensors import PLAIN_DTYPES, opened
+from .weights import Entry, WeightFile, digest, weight_files
 from .zoo.registry import CausalLM, build
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,6 @@ DTYPES = {
     "float16": torch.float16,
     "half": torch.float16,
 }
-
-PLAIN_DTYPES = ("F64", "F32", "BF16", "F16")
-"""What safetensors calls the dtypes that are weights as they stand."""
 
 DUMMY_SCALE = 0.02
 DUMMY_PERIOD = 1_000_003
@@ -64,6 +62,7 @@ def load(
     model: str | Path,
     *,
     mesh: Mesh | None = None,
+    stage: Stage | None = None,
     device: torch.device | str = "cpu",
     dtype: str = "auto",
     load_format: str = "auto",
@@ -73,27 +72,29 @@ def load(
     download_dir: str | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Build this rank's slice of a model and fill it from its checkpoint.
+    """Build this rank's slice of a model, or of one stage of it, and fill it from its checkpoint.
 
-    `load_format` "dummy" needs config.json alone and draws weights from `seed`. `progress` is
-    called with (bytes done, bytes in all). Raises LoadError, ConfigError.
+    `load_format` is a key of `formats.FORMATS`, or "dummy", which needs config.json alone and draws
+    weights from `seed`. `progress` is called with (bytes done, bytes in all). Raises LoadError,
+    ConfigError.
     """
     dummy = load_format == "dummy"
     folder = find_model(
         str(model),
         revision=revision,
         download_dir=download_dir,
-        wanted=DESCRIPTION if dummy else WANTED,
+        load_format=load_format,
     )
     config = read_config(folder)
-    files = [] if dummy else weight_files(folder)
+    files = [] if dummy else weight_files(folder, load_format)
     chosen = choose_dtype(dtype, config, torch.device(device))
-    built = build(config, mesh or Mesh(), chosen, device, max_len=max_len)
+    built = build(config, mesh or Mesh(), chosen, device, stage=stage, max_len=max_len)
     assert isinstance(built, nn.Module)
     if dummy:
         draw(claims(built), seed)
     else:
-        fill(list(claims(built)), files, progress or _silent, _leftovers(config))
+        elsewhere = _names_claimed(config) if stage is not None else frozenset()
+        fill(list(claims(built)), files, progress or _silent, _leftovers(config), elsewhere)
     # Rope frequencies may follow from max_len, and then other text follows from them.
     constants = [f"{name} {constant.tolist()}" for name, constant in built.named_buffers()]
     words = (f"dummy {seed}" if dummy else "", str(chosen), *constants)
@@ -102,8 +103,24 @@ def load(
     )
 
 
+def _names_claimed(config: ModelConfig) -> frozenset[str]:
+    """The tensors that the whole model claims, whichever stage holds them."""
+    whole = build(config, Mesh(), torch.float32, "meta")
+    assert isinstance(whole, nn.Module)
+    return frozenset(claim.name for claim in claims(whole))
+
+
 def _silent(done: int, total: int) -> None:
     pass
+
+
+@cache
+def _warn_of_slow(dtype: torch.dtype) -> None:
+    log.warning(
+        "%s is computed in as asked, and slowly: this device has no fast kernels for it. bfloat16 "
+        "takes the same memory; dtype: auto chooses",
+        str(dtype).removeprefix("torch."),
+    )
 
 
 def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -114,6 +131,8 @@ def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.
     bfloat16 beyond, where float16 would be slow.
     """
     if name != "auto":
+        if ops.is_slow(DTYPES[name], device):
+            _warn_of_slow(DTYPES[name])
         return DTYPES[name]
     own = DTYPES.get(config.dtype, torch.float32)
     model = build(config, Mesh(), torch.float32, "meta")
@@ -130,31 +149,34 @@ def fill(
     files: Iterable[WeightFile],
     progress: Progress = _silent,
     leftovers: re.Pattern[str] | None = None,
+    elsewhere: frozenset[str] = frozenset(),
 ) -> None:
     """Copy every claimed piece to its place, file after file in the order on disk.
 
-    Raises LoadError naming a tensor that nobody claims (unless `leftovers` matches it), a claim
-    that no file fills, a wrong shape, or a dtype that is no plain float.
+    Raises LoadError naming a tensor that nobody claims (unless `leftovers` matches it or it is one
+    of `elsewhere`, which other ranks claim), a claim that no file fills, a wrong shape, or a dtype
+    that is no plain float.
     """
     by_name: dict[str, list[Claim]] = defaultdict(list)
     for claim in wanted:
         by_name[claim.name].append(claim)
+    trunks = {name.partition(".")[0] for name in by_name}
     total = sum(claim.into.nbytes for claim in wanted)
     done = 0
     strangers: list[str] = []
     for file in files:
-        try:
-            with safe_open(file.path, framework="pt") as tensors:
-                for name in sorted(file.entries, key=lambda n: file.entries[n].start):
-                    if name not in by_name:
+        with opened(file) as tensors:
+            for name, entry in tensors.entries.items():
+                spellings = tuple(_spellings(name, trunks))
+                claimed = next((n for n in spellings if n in by_name), None)
+                if claimed is None:
+                    if elsewhere.isdisjoint(spellings):
                         strangers.append(name)
-                        continue
-                    for claim in by_name.pop(name):
-                        _copy(claim, tensors.get_slice(name), file, name)
-                        done += claim.into.nbytes
-                        progress(done, total)
-        except SafetensorError as error:
-            raise LoadError(f"{file.path} cannot be read: {error}; fetch it again") from error
+                    continue
+                for claim in by_name.pop(claimed):
+                    _copy(claim, tensors.whole(name), entry, f"{name} in {file.path}")
+                    done += claim.into.nbytes
+                    progress(done, total)
     unknown = [n for n in strangers if not (leftovers and leftovers.search(n))]
     if unknown:
         raise LoadError(f"the checkpoint holds {_names(unknown)}, which the model has no place for")
@@ -162,20 +184,32 @@ def fill(
         raise LoadError(f"the checkpoint lacks {_names(list(by_name))}, which the model needs")
 
 
-def _copy(claim: Claim, tensor: object, file: WeightFile, name: str) -> None:
-    entry = file.entries[name]
-    if entry.dtype not in PLAIN_DTYPES:
+def _spellings(name: str, trunks: Iterable[str]) -> Iterator[str]:
+    """What a tensor of a checkpoint may be called in the model.
+
+    Checkpoints saved without the head lack the first word: `h.0.ln_1.weight` is
+    `transformer.h.0.ln_1.weight`.
+    """
+    yield name
+    yield from (f"{trunk}.{name}" for trunk in trunks)
+
+
+def _copy(claim: Claim, tensor: object, entry: Entry, what: str) -> None:
+    if entry.dtype not in PLAIN_DTYPES.values():
         raise LoadError(
-            f"{name} in {file.path} is of type {entry.dtype}: quantized weights are not built yet"
+            f"{what} is of type {entry.dtype}, and plain floats were expected: quantized or sparse "
+            f"weights are not built yet; use the checkpoint's bfloat16 or float16 form"
         )
-    piece = claim.cut(entry.shape)
-    if tuple(p.stop - p.start for p in piece) != tuple(claim.into.shape):
+    try:
+        cuts = claim.cuts(entry.shape)
+    except (ValueError, IndexError):
         raise LoadError(
-            f"{name} in {file.path} has the shape {list(entry.shape)}, of which a piece of "
-            f"{list(claim.into.shape)} was expected: config.json and weights do not belong together"
-        )
-    if claim.into.numel():
-        claim.into.copy_(tensor[piece])  # type: ignore[index]
+            f"{what} has the shape {list(entry.shape)}, of which a piece of "
+            f"{list(claim.place.shape)} was expected: config.json and weights do not belong "
+            f"together"
+        ) from None
+    for cut in cuts:
+        claim.place[cut.target].copy_(tensor[cut.source])  # type: ignore[index]
 
 
 def _names(names: list[str]) -> str:
@@ -184,8 +218,9 @@ def _names(names: list[str]) -> str:
 
 
 def _leftovers(config: ModelConfig) -> re.Pattern[str]:
-    """Tensors that checkpoints hold and models need not: rotary tables, a tied head."""
-    rules = [r"\.rotary_emb\.inv_freq$"]
+    """Tensors that checkpoints hold and models need not: rotary tables, GPT-2's causal masks, a
+    tied head."""
+    rules = [r"\.rotary_emb\.inv_freq$", r"(^|\.)h\.\d+\.attn\.(masked_)?bias$"]
     if config.get("tie_word_embeddings", False):
         rules.append(r"^lm_head\.weight$")
     return re.compile("|".join(rules))
@@ -207,7 +242,8 @@ def draw(wanted: Iterable[Claim], seed: int) -> None:
         key = (into.dtype, into.device)
         if key not in cast:
             cast[key] = base.to(into.device, into.dtype)
-        word = hashlib.blake2b(f"{claim.name} {claim.share}/{claim.of}".encode(), digest_size=8)
+        part = f"{claim.name} {claim.runs.start} {claim.share}/{claim.of}"
+        word = hashlib.blake2b(part.encode(), digest_size=8)
         _tile(into, cast[key], int.from_bytes(word.digest(), "little") % DUMMY_PERIOD)
 
 

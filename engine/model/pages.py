@@ -23,7 +23,14 @@ class Pages(NamedTuple):
     plan: Any
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, softcap: float | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        alibi: Tensor | None = None,
     ) -> Tensor:
         """Store this step's keys and values, then attend: [T, H * D]."""
         ops.store_kv(k, v, self.kv, self.slots)
@@ -36,6 +43,7 @@ class Pages(NamedTuple):
             scale=scale,
             window=self.window,
             softcap=softcap,
+            alibi=alibi,
             plan=self.plan,
         )
         return found.flatten(1)

@@ -1,4 +1,4 @@
-"""safetensors files: what they hold, whether they are whole, and what they are called."""
+"""The files of a checkpoint's weights: what they are called, whether they are whole. No torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import LoadError
+from .formats import choose_weights, names_in
 
-INDEX = "model.safetensors.index.json"
 SAMPLES = 64
 SAMPLE_BYTES = 4096
+POINTER = b"version https://git-lfs"
 
 
 class Entry(NamedTuple):
@@ -26,59 +28,50 @@ class Entry(NamedTuple):
 
 
 class WeightFile(NamedTuple):
-    """One safetensors file. `header` is its raw JSON, `size` its bytes on disk."""
+    """One file of weights.
+
+    `header` is what it says of its tensors, as bytes: safetensors' JSON, a `.bin`'s pickle without
+    the numbers (empty in the format of torch before 1.6). `entries` is None for a `.bin`, which
+    only torch can read. `size` is its bytes on disk.
+    """
 
     path: Path
     header: bytes
     size: int
-    entries: dict[str, Entry]
+    entries: dict[str, Entry] | None
 
 
-def weight_files(folder: Path) -> list[WeightFile]:
+def weight_files(folder: Path, load_format: str = "auto") -> list[WeightFile]:
     """The files of a checkpoint, single or by its index, their headers read.
 
-    Raises LoadError where one is missing, cut short or no safetensors.
+    Raises LoadError where one is missing, cut short or not what its name says.
     """
-    return [read_header(path) for path in _paths(folder)]
-
-
-def _paths(folder: Path) -> Sequence[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise LoadError(f"{index} is no index of safetensors: {error!r}") from error
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    found = sorted(folder.glob("*.safetensors"))
-    if found:
-        return found
-    other = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".gguf"))
-    if other:
-        raise LoadError(
-            f"{folder} holds {other[0]} but no safetensors; other formats are not read: convert "
-            f"it with transformers' save_pretrained"
-        )
-    raise LoadError(f"{folder} holds no *.safetensors; was the download complete?")
+    names = choose_weights(folder, names_in(folder), load_format)
+    return [read_header(folder / name) for name in names]
 
 
 def read_header(path: Path) -> WeightFile:
-    """A file's header. Raises LoadError where it is missing, cut short or no safetensors."""
+    """A file's header. Raises LoadError where it is missing, cut short or not what it is called."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            header = file.read(length) if 8 + length <= size else b""
+            if file.read(len(POINTER)) == POINTER:
+                raise LoadError(
+                    f"{path} is a pointer of git-lfs, not the weights: run `git lfs pull` in "
+                    f"{path.parent}"
+                )
+        return _safetensors(path, size) if path.suffix == ".safetensors" else _bin(path, size)
     except FileNotFoundError as error:
         raise LoadError(f"{path} is missing; fetch the checkpoint again") from error
     except OSError as error:
         raise LoadError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _safetensors(path: Path, size: int) -> WeightFile:
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        header = file.read(length) if 8 + length <= size else b""
     if len(prefix) < 8 or 8 + length > size:
         raise LoadError(f"{path} is cut short ({size:,} bytes); fetch it again")
     try:
@@ -89,7 +82,7 @@ def read_header(path: Path) -> WeightFile:
             if name != "__metadata__"
         }
         ends = [f["data_offsets"][1] for name, f in fields.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"{path} is no safetensors file; fetch it again") from error
     whole = 8 + length + max(ends, default=0)
     if size < whole:
@@ -97,6 +90,20 @@ def read_header(path: Path) -> WeightFile:
             f"{path} is cut short: {size:,} of {whole:,} bytes are there; fetch it again"
         )
     return WeightFile(path, header, size, entries)
+
+
+def _bin(path: Path, size: int) -> WeightFile:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if not zipped:
+        return WeightFile(path, b"", size, None)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (pickle,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            return WeightFile(path, archive.read(pickle), size, None)
+    except (zipfile.BadZipFile, ValueError) as error:
+        # The list of what the archive holds is its end.
+        raise LoadError(f"{path} is cut short ({size:,} bytes); fetch it again") from error
 
 
 def digest(config_text: str, files: Sequence[WeightFile], *more: str) -> str:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..plan import CacheSpec, Copy
-from ..sizing import group_layers
 from .device import Device
 
 
@@ -46,17 +45,24 @@ class Cache:
 
 def allocate(
     specs: Sequence[CacheSpec],
+    groups: Sequence[CacheSpec],
     num_blocks: int,
     block_size: int,
     dtype: torch.dtype,
     device: Device,
 ) -> Cache:
-    """A cache of `num_blocks` blocks a group for layers of these specs."""
-    groups, group_of = group_layers(specs)
+    """A cache of `num_blocks` blocks a group for layers of these specs.
+
+    `groups` are those of the whole model, of which a stage may have some layers.
+    """
     layers = tuple(
         device.empty(2, num_blocks, block_size, spec.num_kv_heads, spec.head_size, dtype=dtype)
         for spec in specs
     )
     return Cache(
-        layers=layers, groups=groups, group_of=group_of, block_size=block_size, device=device
+        layers=layers,
+        groups=tuple(groups),
+        group_of=tuple(groups.index(spec) for spec in specs),
+        block_size=block_size,
+        device=device,
     )

@@ -59,6 +59,7 @@ class SamplingColumns:
         self.num_prompt = np.zeros(num_slots, dtype=np.int64)
         self.logprobs = np.full(num_slots, NONE, dtype=np.int64)
         self.prompt_logprobs = np.full(num_slots, NONE, dtype=np.int64)
+        self.candidates = np.zeros(num_slots, dtype=np.int64)
         self.edited = np.zeros(num_slots, dtype=bool)
         self.edits: dict[int, Edits] = {}
         self.refused: dict[int, str] = {}
@@ -82,6 +83,7 @@ class SamplingColumns:
         self.num_prompt[slot] = start.num_prompt
         self.logprobs[slot] = self._asked(params.logprobs)
         self.prompt_logprobs[slot] = self._asked(params.prompt_logprobs)
+        self.candidates[slot] = min(start.candidates, self._vocab_size)
         if reason := self._refuse(params):
             self.refused[slot] = reason
         elif edits := self._edits(params):

@@ -32,6 +32,21 @@ class Device:
         """Tokens a KV block where nobody asked for another number."""
         return 32 if self.is_cpu else 16
 
+    @property
+    def divides_node(self) -> bool:
+        """Whether ranks of a node divide its memory and cores, and can share what they write."""
+        return self.is_cpu
+
+    @property
+    def adds_in_order(self) -> bool:
+        """Whether sums over ranks are taken in their order, where NCCL takes its own."""
+        return self.is_cpu
+
+    @property
+    def backend(self) -> str:
+        """What its ranks talk over: torch.distributed's name for it."""
+        return "gloo" if self.is_cpu else "cpu:gloo,cuda:nccl"
+
     def prepare(self, threads: int | None, sharers: int) -> int:
         """Ready the calling thread to compute; returns how many threads its ops will use.
 

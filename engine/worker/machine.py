@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..sizing import Memory
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
+_SIOCGIFADDR = 0x8915
 
 
 def free_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Memory:
@@ -38,6 +43,25 @@ def num_cores(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int:
         if quota > 0 and period > 0:
             cores = min(cores, quota / period)
     return max(1, math.floor(cores))
+
+
+def interface_of(address: str) -> str:
+    """The network interface that has this address. Raises ConfigError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        names = [name for _, name in socket.if_nameindex()]
+        for name in names:
+            query = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(asking, _SIOCGIFADDR, query)
+            except OSError:
+                continue  # it has no address
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    raise ConfigError(
+        f"no network interface of this node has the address {address} by which Ray knows it; "
+        f"there are {', '.join(names)}: name one with --interface",
+        "interface",
+    )
 
 
 def _affinity() -> int:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..model.batch import ModelInput
 from ..model.zoo.registry import CausalLM
-from ..plan import Plan, Result
+from ..plan import Candidate, Plan, Result
 from ..request import TokenLogprobs
 from ..sizing import PIECE_BYTES
 from .cache import Cache
 from .columns import SamplingColumns
 from .device import Device
 from .inputs import Layout, lay_out, model_input
-from .sampler import Sampler, score
+from .progress import Progress
+from .sampler import Sampled, Sampler, score
 from .slots import Slots
+from .team import Team
+
+NOTHING = Sampled(
+    tokens=torch.empty(0, dtype=torch.int64), ids=[], logprobs={}, candidates={}, failed={}
+)
+"""Of a rank that does not sample."""
+
+
+class _Drawn(NamedTuple):
+    """Ids and log probabilities by sampled row, candidates and failures by slot."""
+
+    ids: list[int]
+    logprobs: dict[int, TokenLogprobs]
+    candidates: dict[int, tuple[Candidate, ...]]
+    failed: dict[int, str]
 
 
 class Runner:
@@ -29,7 +48,11 @@ class Runner:
         *,
         num_slots: int,
         vocab_size: int,
+        width: int,
+        dtype: torch.dtype,
         device: Device,
+        team: Team,
+        progress: Progress,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -38,29 +61,57 @@ class Runner:
         self._slots = Slots(num_slots, len(cache.groups), device)
         self._sampler = Sampler(self._slots, columns, device)
         self._piece = max(1, PIECE_BYTES // (4 * vocab_size))
+        self._width, self._dtype = width, dtype
+        self._team, self._mesh, self._seat = team, team.mesh, team.seat
+        self._progress = progress
+        if isinstance(model, nn.Module):
+            progress.watch(model)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> Result:
-        """Compute a plan. Rows fail by themselves; an exception is the whole rank's."""
+        """Compute a plan. Rows fail by themselves; an exception is the whole rank's.
+
+        On a rank that does not sample the result is empty.
+        """
+        self._progress.step = plan.step
+        self._progress.at("reading the plan")
         self._enter(plan)
+        nothing = Result(step=plan.step, tokens=())
         if not plan.rows:
-            return Result(step=plan.step, tokens=())
+            return nothing
         layout = lay_out(plan.rows, self._columns)
         batch = model_input(layout, self._slots, self._cache, self._device)
-        hidden = self._model.forward(batch).index_select(0, batch.wanted)
+        hidden = self._forward(batch)
+        if not self._seat.last:
+            self._progress.at("handing over to the next stage")
+            self._team.send(hidden)
+            return nothing
+        self._progress.at("sampling")
+        hidden = hidden.index_select(0, batch.wanted)
         num_sampled = len(layout.sampled)
-        tokens, logprobs, failed = self._sample(layout, hidden[:num_sampled])
+        drawn = self._sample(layout, hidden[:num_sampled])
         prompts = self._score_prompts(layout, hidden[num_sampled:])
+        if not self._seat.answers:
+            return nothing
         for slot in layout.slot.tolist():
             if slot in self._columns.refused:
-                failed[slot] = self._columns.refused[slot]
+                drawn.failed[slot] = self._columns.refused[slot]
         return Result(
             step=plan.step,
-            tokens=tuple((token,) for token in tokens),
-            logprobs=_by_row(logprobs, num_sampled),
+            tokens=tuple((token,) for token in drawn.ids),
+            logprobs=_by_row(drawn.logprobs, num_sampled),
             prompt_logprobs=prompts,
-            failed=failed,
+            candidates=drawn.candidates,
+            failed=drawn.failed,
         )
+
+    def _forward(self, batch: ModelInput) -> Tensor:
+        """This stage's hidden states, from tokens or from those of the stage before."""
+        if self._seat.first:
+            return self._model.forward(batch)
+        self._progress.at("waiting for the stage before")
+        hidden = self._device.empty(len(batch.tokens), self._width, dtype=self._dtype)
+        return self._model.forward(batch, self._team.receive(hidden))
 
     def _enter(self, plan: Plan) -> None:
         """Bring the device rows and the cache up to date with a plan."""
@@ -72,27 +123,36 @@ class Runner:
         self._slots.grow(plan.rows)
         self._cache.copy(plan.copies)
 
-    def _sample(
-        self, layout: Layout, hidden: Tensor
-    ) -> tuple[list[int], dict[int, TokenLogprobs], dict[int, str]]:
-        """Ids by sampled row, log probabilities by sampled row, failures by slot."""
+    def _sample(self, layout: Layout, hidden: Tensor) -> _Drawn:
+        """Draw for the sampled rows, a piece at a time."""
         slot, position = layout.slot[layout.sampled], layout.positions
-        ids: list[int] = []
-        logprobs: dict[int, TokenLogprobs] = {}
-        failed: dict[int, str] = {}
+        made = _Drawn([], {}, {}, {})
         for first in range(0, len(slot), self._piece):
             piece = slice(first, first + self._piece)
-            drawn = self._sampler.sample(
-                self._model.logits(hidden[piece]), slot[piece], position[piece]
-            )
+            logits = self._model.logits(hidden[piece])
+            drawn = NOTHING
+            if self._seat.answers:
+                drawn = self._sampler.sample(logits, slot[piece], position[piece])
+            tokens = self._told(drawn.tokens, len(logits))
             upload = self._device.upload
             self._slots.write_sampled(
-                upload(slot[piece]), upload(position[piece]), drawn.tokens, int(position.max())
+                upload(slot[piece]), upload(position[piece]), tokens, int(position.max())
             )
-            ids += drawn.ids
-            logprobs |= {first + row: entry for row, entry in drawn.logprobs.items()}
-            failed |= {int(slot[first + row]): why for row, why in drawn.failed.items()}
-        return ids, logprobs, failed
+            made.ids.extend(drawn.ids)
+            made.logprobs.update((first + row, entry) for row, entry in drawn.logprobs.items())
+            made.candidates.update(
+                (int(slot[first + row]), found) for row, found in drawn.candidates.items()
+            )
+            made.failed.update((int(slot[first + row]), why) for row, why in drawn.failed.items())
+        return made
+
+    def _told(self, tokens: Tensor, count: int) -> Tensor:
+        """What the rank that samples drew, on all that share its layers."""
+        if self._seat.tensor_size == 1:
+            return tokens
+        if not self._seat.answers:
+            tokens = self._device.empty(count, dtype=torch.int64)
+        return self._mesh.broadcast(tokens)
 
     def _score_prompts(
         self, layout: Layout, hidden: Tensor
@@ -106,8 +166,9 @@ class Runner:
             most = np.full(span.num_tokens, self._columns.prompt_logprobs[span.slot])
             for first in range(0, span.num_tokens, self._piece):
                 piece = slice(first, min(first + self._piece, span.num_tokens))
-                logprobs = self._model.logits(hidden[piece]).log_softmax(-1)
-                entries += score(logprobs, tokens[piece], most[piece])
+                logits = self._model.logits(hidden[piece])
+                if self._seat.answers:
+                    entries += score(logits.log_softmax(-1), tokens[piece], most[piece])
             hidden = hidden[span.num_tokens :]
             scores[span.slot] = tuple(entries)
         return scores

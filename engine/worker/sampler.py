@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
+from ..plan import Candidate
 from ..request import TokenLogprobs
 from .columns import NONE, Edits, SamplingColumns
 from .device import Device
@@ -30,13 +31,14 @@ IDS_AT_ONCE = 1 << 20
 class Sampled:
     """A token a row; of a row in `failed` (row to reason) it is 0 and means nothing.
 
-    `tokens` is [S] int64 on the device, `ids` the same on the host. `logprobs` has an entry for the
-    rows that asked.
+    `tokens` is [S] int64 on the device, `ids` the same on the host. `logprobs` and `candidates`
+    have an entry for the rows that asked.
     """
 
     tokens: Tensor
     ids: list[int]
     logprobs: dict[int, TokenLogprobs]
+    candidates: dict[int, tuple[Candidate, ...]]
     failed: dict[int, str]
 
 
@@ -55,7 +57,11 @@ class Sampler:
         token goes.
         """
         columns = self._columns
-        asked = np.flatnonzero(columns.logprobs[slot] != NONE)
+        choosers = np.flatnonzero(columns.candidates[slot])
+        if len(choosers):  # edits apply to log probabilities, which then add up to scores
+            index = self._index(choosers)
+            logits[index] = normal = logits[index].log_softmax(-1)
+        asked = np.flatnonzero((columns.logprobs[slot] != NONE) & (columns.candidates[slot] == 0))
         raw = _rows(logits, self._index(asked)).log_softmax(-1) if len(asked) else None
         failed = self._edit(logits, slot, position)
         top, tokens = logits.max(-1)
@@ -71,7 +77,15 @@ class Sampler:
             most = columns.logprobs[slot[asked]]
             entries = score(raw, tokens[self._index(asked)], most)
             scores = dict(zip(asked.tolist(), entries, strict=True))
-        return Sampled(tokens=tokens, ids=ids, logprobs=scores, failed=failed)
+        candidates = {}
+        if len(choosers):
+            at = slot[choosers]
+            most = np.maximum(columns.logprobs[at], 0)
+            found = rank_candidates(normal, logits[index], columns.candidates[at], most)
+            candidates = dict(zip(choosers.tolist(), found, strict=True))
+        return Sampled(
+            tokens=tokens, ids=ids, logprobs=scores, candidates=candidates, failed=failed
+        )
 
     def _edit(self, logits: Tensor, slot: Array, position: Array) -> dict[int, str]:
         """Everything that changes logits before the temperature, in place; what failed."""
@@ -256,6 +270,28 @@ def score(logprobs: Tensor, tokens: Tensor, most: Array) -> list[TokenLogprobs]:
             values.tolist(),
             strict=True,
         )
+    ]
+
+
+def rank_candidates(
+    raw: Tensor, scores: Tensor, num: Array, most: Array
+) -> list[tuple[Candidate, ...]]:
+    """Of each row the `num` tokens of the greatest scores, with their raw log probabilities.
+
+    raw, scores [R, V] float32; num, most [R] int64: `most` top ones come with each.
+    """
+    ids, values = ops.top_tokens(scores, int(num.max()))
+    chosen = raw.gather(1, ids)
+    ranks = torch.stack([(raw > column[:, None]).sum(-1) + 1 for column in chosen.T], -1)
+    tops = score(raw, ids[:, 0], most)
+    columns = (ids.tolist(), values.tolist(), chosen.tolist(), ranks.tolist())
+    return [
+        tuple(
+            Candidate(token, value, TokenLogprobs(logprob, rank, top.top))
+            for token, value, logprob, rank in list(zip(*row, strict=True))[:count]
+            if value > -torch.inf
+        )
+        for row, top, count in zip(zip(*columns, strict=True), tops, num.tolist(), strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,63 +12,90 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import Store
 from tqdm import tqdm
 
 from .. import sizing
 from ..config import EngineConfig
 from ..executor import Capacity
 from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
-from ..model.hub import DESCRIPTION, find_model
+from ..model.hub import find_model
 from ..model.load import choose_dtype, load
-from ..model.mesh import Mesh
-from ..model.zoo.registry import build, num_bytes
-from ..plan import Plan, Result
+from ..model.mesh import Mesh, Stage
+from ..model.zoo.registry import CausalLM, build, num_bytes
+from ..plan import CacheSpec, Plan, Result
+from ..seat import Seat
 from ..sizing import Footprint, Sizing
 from .cache import allocate
 from .columns import SamplingColumns
 from .device import Device, pick
+from .progress import Progress
 from .runner import Runner
+from .team import alone, join
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What an engine will be, known before a weight is read."""
+    """What one rank will be, known before a weight is read.
+
+    `groups` are the cache groups of the whole model, `stage` is None where there is but one.
+    """
 
     folder: Path
     facts: ModelFacts
+    width: int
     dtype: torch.dtype
     device: Device
     sizing: Sizing
+    groups: tuple[CacheSpec, ...]
+    stage: Stage | None
 
 
-def forecast(config: EngineConfig) -> Forecast:
+def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
     """Work out what fits from the model's description alone; its weights are not fetched.
 
     Raises ConfigError, LoadError.
     """
+    seat = seat or Seat()
     folder = find_model(
         config.model,
         revision=config.revision,
         download_dir=config.download_dir,
-        wanted=DESCRIPTION,
+        weights=False,
     )
     device = pick(config.device)
     model = read_config(folder)
     dtype = choose_dtype(config.dtype, model, device.place)
+    mesh = Mesh(rank=seat.tensor, size=seat.tensor_size)
+    stage = stage_of(seat, model, config.pipeline_layer_partition)
+    whole = build(model, mesh, dtype, "meta")
     size = sizing.size(
-        config,
-        footprint(model, dtype),
+        _shared(config, device, seat),
+        footprint(model, dtype, build(model, mesh, dtype, "meta", stage=stage) if stage else whole),
         device.memory(),
         config.block_size or device.block_size,
     )
     return Forecast(
-        folder=folder, facts=model_facts(folder), dtype=dtype, device=device, sizing=size
+        folder=folder,
+        facts=model_facts(folder),
+        width=model.hidden_size,
+        dtype=dtype,
+        device=device,
+        sizing=size,
+        groups=tuple(dict.fromkeys(whole.cache_specs)),
+        stage=stage,
     )
 
 
-def footprint(config: ModelConfig, dtype: torch.dtype) -> Footprint:
-    """What decides the memory of a checkpoint, from its shapes alone."""
-    shapes = build(config, Mesh(), dtype, "meta")
+def stage_of(seat: Seat, config: ModelConfig, partition: str | None) -> Stage | None:
+    """The part of the model's depth that a rank holds; None for all of it. Raises ConfigError."""
+    if seat.num_stages == 1:
+        return None
+    return Stage(seat.layers(config.num_hidden_layers, partition), seat.first, seat.last)
+
+
+def footprint(config: ModelConfig, dtype: torch.dtype, shapes: CausalLM) -> Footprint:
+    """What decides the memory of a rank, from the shapes of its part of the model alone."""
     return Footprint(
         weight_bytes=num_bytes(shapes),
         specs=tuple(shapes.cache_specs),
@@ -84,33 +112,57 @@ def footprint(config: ModelConfig, dtype: torch.dtype) -> Footprint:
     )
 
 
+def _shared(config: EngineConfig, device: Device, seat: Seat) -> EngineConfig:
+    """The configuration of a rank that shares its node's memory and cores with others."""
+    sharers = config.sharers * (seat.sharers if device.divides_node else 1)
+    return dataclasses.replace(config, memory_sharers=sharers)
+
+
 class Worker:
     """One rank; `start` comes first, and all calls on one thread.
 
     `on_load` is told (bytes done, bytes in all) while weights are read; without it a terminal gets
-    a bar.
+    a bar. `store` is what rank 0 of several got from `open_meeting`. `progress` says what the rank
+    is doing, for any thread that asks.
     """
 
-    def __init__(self, on_load: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_load: Callable[[int, int], None] | None = None,
+        *,
+        seat: Seat | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.progress = Progress()
+        self._seat = seat or Seat()
+        self._store = store
         self._on_load = on_load
         self._runner: Runner | None = None
         self._device: Device | None = None
-        self._step = -1
+        self._team = alone()
         self._controls: dict[str, Callable[..., object]] = {"health": self._health}
 
     def start(self, config: EngineConfig) -> Capacity:
-        """Load the model, size the cache, and say what came of it.
+        """Meet the other ranks, load the model, size the cache, and say what came of it.
 
         Raises ConfigError, LoadError; a model that does not fit is refused before it is loaded.
         """
         clock = _Clock()
-        plan = forecast(config)
+        seat = self._seat
+        plan = forecast(config, seat)
         device, self._device = plan.device, plan.device
-        threads = device.prepare(config.threads, config.sharers)
+        own = _shared(config, device, seat)
+        threads = device.prepare(own.threads, own.sharers)
         clock.lap("size")
+        self._team = join(seat, device, self._store, config.interface)
+        num_blocks = self._team.least(plan.sizing.num_blocks)
+        if seat.size > 1:
+            clock.lap("meet")
         with _progress(plan.folder.name, self._on_load) as progress:
             loaded = load(
                 config.model,
+                mesh=self._team.mesh,
+                stage=plan.stage,
                 revision=config.revision,
                 download_dir=config.download_dir,
                 device=device.place,
@@ -121,14 +173,8 @@ class Worker:
                 progress=progress,
             )
         clock.lap("load")
-        cache = allocate(
-            loaded.model.cache_specs,
-            plan.sizing.num_blocks,
-            plan.sizing.block_size,
-            plan.dtype,
-            device,
-        )
-        facts = plan.facts
+        specs, facts = loaded.model.cache_specs, plan.facts
+        cache = allocate(specs, plan.groups, num_blocks, plan.sizing.block_size, plan.dtype, device)
         columns = SamplingColumns(
             config.max_num_seqs, facts.vocab_size, facts.eos_token_ids, device
         )
@@ -138,12 +184,16 @@ class Worker:
             columns,
             num_slots=config.max_num_seqs,
             vocab_size=facts.vocab_size,
+            width=plan.width,
+            dtype=plan.dtype,
             device=device,
+            team=self._team,
+            progress=self.progress,
         )
         clock.lap("cache")
         return Capacity(
             groups=cache.groups,
-            num_blocks=(plan.sizing.num_blocks,) * len(cache.groups),
+            num_blocks=(num_blocks,) * len(cache.groups),
             block_size=plan.sizing.block_size,
             max_model_len=plan.sizing.max_model_len,
             vocab_size=facts.vocab_size,
@@ -156,10 +206,13 @@ class Worker:
         )
 
     def run(self, plan: Plan) -> Result:
-        """Compute one plan. What it raises is fatal to the rank."""
+        """Compute one plan. What it raises is fatal to the rank.
+
+        Only the result of the rank that samples means anything.
+        """
         assert self._runner is not None, "start comes first"
         result = self._runner.run(plan)
-        self._step = plan.step
+        self.progress.done(plan.step)
         return result
 
     def call(self, method: str, *args: object) -> object:
@@ -171,15 +224,21 @@ class Worker:
         return self._controls[method](*args)
 
     def close(self) -> None:
-        """Free model and cache; harmless when repeated."""
+        """Free model and cache and leave the other ranks; harmless when repeated."""
         self._runner = None
+        self._team.close()
         if self._device is not None:
             self._device.release()
 
     def _health(self) -> dict[str, object]:
         """Who this rank is, and the last step that it finished."""
         device = str(self._device.place) if self._device else None
-        return {"rank": 0, "pid": os.getpid(), "device": device, "step": self._step}
+        return {
+            "rank": self._seat.rank,
+            "pid": os.getpid(),
+            "device": device,
+            "step": self.progress.finished,
+        }
 
 
 class _Clock:

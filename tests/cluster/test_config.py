@@ -77,7 +77,7 @@ def test_a_value_is_held_in_its_own_type(key: str, value: object, held: object) 
         ("replicas", 0, "greater than or equal to 1"),
         ("gpu_memory_utilization", "nan", "expected a number"),
         ("gpu_memory_utilization", 1.5, "at most 1, got 1.5"),
-        ("tensor_parallel_size", 2, "not built yet"),
+        ("tensor_parallel_size", 0, "at least 1, got 0"),
         ("max_model_ln", 1, "did you mean 'max_model_len'?"),
         ("gpu-memory-utilisation", 1, "did you mean 'gpu-memory-utilization'?"),
         ("--max-model-ln", 1, "did you mean '--max-model-len'?"),

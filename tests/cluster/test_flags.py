@@ -56,7 +56,6 @@ def test_a_line_is_read(line: str, settings: dict[str, object]) -> None:
         ("--enable-lora M", "`--enable-lora` cannot be kept: LoRA"),
         ("--speculative-config.method ngram", "speculative decoding is not built"),
         ("--trust-remote-code", "is never run"),
-        ("--tensor-parallel-size 2", "not built yet"),
         ("M N", "unexpected argument 'N': the model is 'M' already"),
         ("M --model N", "set the same thing"),
         ("--allowed-origins [x", "expected a list"),

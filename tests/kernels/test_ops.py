@@ -71,6 +71,52 @@ def test_add_rms_norm(dtype: torch.dtype) -> None:
     close(found, naive_norm(total, weight, 1e-6), dtype)
 
 
+def naive_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    wide = x.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    variance = centred.pow(2).mean(-1, keepdim=True)
+    return centred / (variance + eps).sqrt() * weight.double() + bias.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 17), (129, 64), (4, 5, 24)])
+def test_layer_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, weight, bias = (
+        draw(*shape, dtype=dtype),
+        *(draw(shape[-1], dtype=dtype, seed=s) for s in (1, 2)),
+    )
+    kept = x.clone()
+    close(ops.layer_norm(x, weight, bias, 1e-5), naive_layer_norm(x, weight, bias, 1e-5), dtype)
+    assert torch.equal(x, kept)
+    view = torch.cat([x, x], -1)[..., : shape[-1]]
+    assert torch.equal(
+        ops.layer_norm(view, weight, bias, 1e-5), ops.layer_norm(x, weight, bias, 1e-5)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adding_to_the_residual(dtype: torch.dtype) -> None:
+    x, residual = draw(5, 40, dtype=dtype), draw(5, 40, dtype=dtype, seed=1)
+    weight, bias = (draw(40, dtype=dtype, seed=s) for s in (2, 3))
+    total, kept, other = residual + x, x.clone(), residual.clone()
+    found = ops.add_layer_norm(x, residual, weight, bias, 1e-6)
+    ops.add(x, other)
+    assert torch.equal(residual, total) and torch.equal(other, total) and torch.equal(x, kept)
+    close(found, naive_layer_norm(total, weight, bias, 1e-6), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations(dtype: torch.dtype) -> None:
+    x = torch.cat([draw(3, 37), 4 * draw(3, 37, seed=1)]).to(dtype)
+    kept, wide = x.clone(), x.double()
+    normal = (1 + torch.special.erf(wide / math.sqrt(2))) / 2
+    close(ops.gelu(x), wide * normal, dtype)
+    inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+    close(ops.gelu(x, tanh=True), wide / 2 * (1 + inner.tanh()), dtype)
+    close(ops.relu(x), wide * (wide > 0), dtype)
+    assert torch.equal(x, kept)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "size", "turned"), [(1, 2, 2), (3, 24, 24), (6, 40, 16)])
 def test_rope(dtype: torch.dtype, heads: int, size: int, turned: int) -> None:
@@ -164,7 +210,11 @@ class Paged:
 
 
 def naive_attention(
-    paged: Paged, scale: float, window: int | None, softcap: float | None
+    paged: Paged,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    alibi: Tensor | None = None,
 ) -> Tensor:
     """One query and one head at a time, in float64."""
     found = torch.zeros(paged.q.shape, dtype=torch.float64)
@@ -179,6 +229,8 @@ def naive_attention(
                 scores = keys[seen].double() @ paged.q[row, head].double() * scale
                 if softcap is not None:
                     scores = softcap * (scores / softcap).tanh()
+                if alibi is not None:
+                    scores = scores + alibi[head, first : last + 1].double()
                 found[row, head] = scores.softmax(0) @ values[seen].double()
     return found
 
@@ -224,6 +276,27 @@ def test_softcap(name: str, dtype: torch.dtype) -> None:
     close(found, naive_attention(paged, 1.0, 12, 2.0), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BATCHES)
+def test_alibi(name: str, dtype: torch.dtype) -> None:
+    """A slope a head, over tables that are longer than any sequence."""
+    paged = Paged(BATCHES[name], dtype)
+    longest = int(paged.kv_len.max())
+    slopes = 0.7 ** torch.arange(paged.q.shape[1]) * min(0.4, 20 / longest)
+    alibi = slopes[:, None] * torch.arange(longest + 3)
+    close(
+        paged.attend(scale=0.3, alibi=alibi), naive_attention(paged, 0.3, None, None, alibi), dtype
+    )
+
+
+@pytest.mark.parametrize("name", ["mixed", "mqa", "odd", "chunks"])
+def test_alibi_with_window_and_softcap(name: str) -> None:
+    paged = Paged(BATCHES[name], torch.float32)
+    alibi = draw(paged.q.shape[1], 300)
+    found = paged.attend(scale=1.0, softcap=2.0, window=12, alibi=alibi)
+    close(found, naive_attention(paged, 1.0, 12, 2.0, alibi), torch.float32)
+
+
 def test_a_plan_serves_every_layer() -> None:
     batch = BATCHES["mixed"]
     layers = [Paged(batch, torch.float32) for _ in range(2)]
@@ -257,6 +330,14 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         (lambda: ops.linear(draw(2, 3), draw(4, 5)), "linear"),
         (lambda: ops.rms_norm(draw(2, 3), draw(4), 1e-6), "rms_norm"),
         (lambda: ops.add_rms_norm(draw(2, 3), draw(1, 3), draw(3), 1e-6), "add_rms_norm"),
+        (lambda: ops.layer_norm(draw(2, 3), draw(3), draw(4), 1e-6), "layer_norm"),
+        (lambda: ops.layer_norm(draw(2, 3), draw(4), draw(4), 1e-6), "layer_norm"),
+        (
+            lambda: ops.add_layer_norm(draw(2, 3), draw(1, 3), draw(3), draw(3), 1e-6),
+            "add_layer_norm",
+        ),
+        (lambda: ops.add(draw(2, 3), draw(1, 3)), "add: "),
+        (lambda: paged.attend(scale=1.0, alibi=draw(3, 9)), "alibi"),
         (lambda: ops.rope(draw(2, 1, 4), draw(2, 3), draw(2, 3)), "rope"),
         (
             lambda: ops.store_kv(draw(2, 1, 4), draw(2, 1, 4), paged.kv, torch.tensor([1, 2])),

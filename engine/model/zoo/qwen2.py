@@ -10,7 +10,7 @@ from ...plan import CacheSpec
 from ..config import ModelConfig
 from ..decoder import Angles, DecoderLM, PreNormLayer
 from ..layers import GatedMLP, RowLinear, qkv_linear
-from ..mesh import Mesh
+from ..mesh import Mesh, Stage
 from ..pages import Pages
 
 
@@ -36,11 +36,11 @@ class Attention(nn.Module):
 
 
 def qwen2(
-    config: ModelConfig, mesh: Mesh, *, layers: range | None = None, max_len: int | None = None
+    config: ModelConfig, mesh: Mesh, *, stage: Stage | None = None, max_len: int | None = None
 ) -> DecoderLM:
     def layer(index: int) -> PreNormLayer:
         attention = Attention(config, mesh, config.window(index))
-        mlp = GatedMLP(mesh, config.hidden_size, config.intermediate_size)
+        mlp = GatedMLP(config, mesh)
         return PreNormLayer(config, attention, mlp, attention.spec)
 
-    return DecoderLM(config, mesh, layer, layers=layers, max_len=max_len)
+    return DecoderLM(config, mesh, layer, stage=stage, max_len=max_len)

@@ -12,33 +12,44 @@ from ...errors import LoadError
 from ...plan import CacheSpec
 from ..batch import ModelInput
 from ..config import ModelConfig
-from ..mesh import Mesh
+from ..mesh import Mesh, Stage
+from .falcon import falcon
+from .gpt2 import gpt2
 from .llama import llama
+from .mistral import mistral
 from .qwen2 import qwen2
 from .qwen3 import qwen3
 
 
 class CausalLM(Protocol):
-    """What the worker sees of a model.
+    """What the worker sees of a model, or of one stage of it.
 
     `cache_specs`: what each layer caches, in the order of `ModelInput.kv`, on this rank.
     """
 
     cache_specs: list[CacheSpec]
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        """Hidden states [T, d] of the batch's tokens, behind the last norm."""
+    def forward(self, batch: ModelInput, hidden: Tensor | None = None) -> Tensor:
+        """Hidden states [T, d] of the batch's tokens, behind the last norm.
+
+        A stage that is not the first begins with `hidden`, which the one before returned and which
+        it may overwrite; one that is not the last returns what the next begins with.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[S, vocabulary] float32 of hidden states [S, d], whole on every rank."""
+        """[S, vocabulary] float32 of hidden states [S, d], whole on each rank of the last stage."""
         ...
 
 
 ARCHITECTURES: dict[str, Callable[..., CausalLM]] = {
+    "FalconForCausalLM": falcon,
+    "GPT2LMHeadModel": gpt2,
     "LlamaForCausalLM": llama,
+    "MistralForCausalLM": mistral,
     "Qwen2ForCausalLM": qwen2,
     "Qwen3ForCausalLM": qwen3,
+    "RWForCausalLM": falcon,
 }
 
 
@@ -48,12 +59,12 @@ def build(
     dtype: torch.dtype,
     device: torch.device | str,
     *,
-    layers: range | None = None,
+    stage: Stage | None = None,
     max_len: int | None = None,
 ) -> CausalLM:
     """The model that `config` names, this rank's slices, weights not yet loaded.
 
-    On device "meta" it takes no memory. `layers`: only those (all by default). `max_len`: the
+    On device "meta" it takes no memory. `stage`: only that (all of it by default). `max_len`: the
     longest text that the engine takes (the model's own by default). Raises LoadError for an
     architecture that is not known, ConfigError where the ranks cannot share it evenly.
     """
@@ -68,9 +79,7 @@ def build(
             f"{config.path}: quantized weights are not built yet; use the checkpoint's "
             f"bfloat16 or float32 form"
         )
-    if config.get("hidden_act", "silu") != "silu":
-        raise LoadError(f"{config.path}: hidden_act {config.hidden_act!r} is not known, only silu")
-    model = ARCHITECTURES[name](config, mesh, layers=layers, max_len=max_len)
+    model = ARCHITECTURES[name](config, mesh, stage=stage, max_len=max_len)
     assert isinstance(model, nn.Module)
     _materialize(model, dtype, torch.device(device))
     return model

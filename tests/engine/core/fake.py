@@ -12,8 +12,9 @@ from hashlib import blake2b
 
 from shoal.engine.config import EngineConfig
 from shoal.engine.executor import Capacity
-from shoal.engine.plan import CacheSpec, Plan, Result, Row, Start
-from shoal.engine.request import Request
+from shoal.engine.features.beams import search_of
+from shoal.engine.plan import CacheSpec, Candidate, Plan, Result, Row, Start
+from shoal.engine.request import Request, TokenLogprobs
 
 VOCAB = 50
 EOS = 0
@@ -26,6 +27,15 @@ def digest(*parts: object) -> int:
 def choose(seen: int, position: int, seed: int, sibling: int) -> int:
     """The token at `position` after a prefix hashed to `seen`; one in about 40 is the end."""
     return digest(seen, position, seed, sibling) % VOCAB
+
+
+def candidates(seen: int, position: int, num: int) -> tuple[Candidate, ...]:
+    """What could follow: `num` different tokens, each with a score of its own."""
+    found = sorted((-(digest(seen, position, t) % 99_991) / 9_999, t) for t in range(VOCAB))
+    return tuple(
+        Candidate(token, score, TokenLogprobs(score, rank))
+        for rank, (score, token) in enumerate(reversed(found[-num:]), 1)
+    )
 
 
 def see(cells: list[list[int]]) -> int:
@@ -50,6 +60,26 @@ def reference(request: Request, sibling: int, windows: list[int | None], max_len
         if tokens[-1] in (request.params.stop_token_ids or ()):
             break
     return tokens[len(request.prompt) :]
+
+
+def beams(request: Request, windows: list[int | None], max_len: int) -> list[list[int]]:
+    """The answers of a beam search, computed without any cache."""
+    most = request.params.max_tokens
+    limit = max_len if most is None else min(max_len, len(request.prompt) + most)
+    search = search_of(frozenset({EOS}))(request, limit - len(request.prompt))
+    assert search is not None
+    living = {0: list(request.prompt)}
+    while living:
+        found = {}
+        for member, tokens in living.items():
+            chain: list[int] = []
+            for token in tokens:
+                chain.append(digest(chain[-1] if chain else "root", token))
+            seen = see([chain[-w:] if w else chain for w in windows])
+            found[member] = candidates(seen, len(tokens), search.num_candidates)
+        heirs = search.advance(found)
+        living = {member: [*living[heir.parent], heir.token] for member, heir in heirs.items()}
+    return [list(ending.tokens) for ending in search.endings()]
 
 
 class FakeExecutor:
@@ -79,6 +109,9 @@ class FakeExecutor:
         raise NotImplementedError
 
     def close(self) -> None:
+        pass
+
+    def watch(self, on_lost: object) -> None:
         pass
 
     def submit(self, plan: Plan) -> None:
@@ -116,15 +149,17 @@ class FakeExecutor:
             self.tokens[start.slot] = list(start.tokens)
             self.tables[start.slot] = [list(blocks) for blocks in start.blocks]
         self._copy(plan)
-        sampled, failed = [], {}
+        sampled, failed, found = [], {}, {}
         for row in plan.rows:
-            token = self._compute(row)
+            seen = self._compute(row)
             if row.sample:
-                sampled.append((token,))
+                sampled.append((self._sample(row, seen),))
+                if num := self.rows[row.slot].candidates:
+                    found[row.slot] = candidates(seen, row.start + row.num_tokens, num)
                 if row.slot in self.poisoned:
                     self.poisoned.discard(row.slot)
                     failed[row.slot] = "poisoned"
-        return Result(step=plan.step, tokens=tuple(sampled), failed=failed)
+        return Result(step=plan.step, tokens=tuple(sampled), candidates=found, failed=failed)
 
     def _copy(self, plan: Plan) -> None:
         read = [
@@ -138,7 +173,8 @@ class FakeExecutor:
 
     def _compute(self, row: Row) -> int:
         tokens, tables = self.tokens[row.slot], self.tables[row.slot]
-        tokens += row.tokens
+        if row.tokens:
+            tokens[row.start :] = row.tokens
         for table, grown in zip(tables, row.grown, strict=False):
             table += grown
         end = row.start + row.num_tokens
@@ -149,13 +185,14 @@ class FakeExecutor:
                 block = table[position // self.size]
                 assert block != 0, "a null block was written"
                 cells[block, position % self.size] = digest(before, tokens[position])
-        if not row.sample:
-            return -1
-        seen = see([self._visible(g, tables[g], end - 1) for g in range(len(tables))])
-        start = self.rows[row.slot]
+        return see([self._visible(g, tables[g], end - 1) for g in range(len(tables))])
+
+    def _sample(self, row: Row, seen: int) -> int:
+        start, end = self.rows[row.slot], row.start + row.num_tokens
         token = choose(seen, end, start.params.seed or 0, start.sibling)
         if self.resident:
-            tokens.append(token)
+            assert len(self.tokens[row.slot]) == end
+            self.tokens[row.slot].append(token)
         return token
 
     def _read(self, cells: dict[tuple[int, int], int], table: list[int], position: int) -> int:

@@ -9,10 +9,12 @@ import pytest
 from shoal.engine.config import EngineConfig
 from shoal.engine.core.scheduler import Scheduler
 from shoal.engine.executor import Capacity
+from shoal.engine.features.beams import search_of
 from shoal.engine.loop import Loop
+from shoal.engine.plan import Plan
 from shoal.engine.request import FinishReason, Request, SamplingParams
 
-from .fake import FakeExecutor, capacity, reference
+from .fake import FakeExecutor, beams, capacity, reference
 
 SCHEDULES = 480
 WORDS = 6
@@ -34,7 +36,11 @@ class World:
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(
-            self.config, self.capacity, depth=self.depth, resident=self.resident
+            self.config,
+            self.capacity,
+            depth=self.depth,
+            resident=self.resident,
+            lockstep_of=search_of(self.capacity.eos_token_ids),
         )
         self.executor = FakeExecutor(self.capacity, depth=self.depth, resident=self.resident)
         self.loop = Loop(self.scheduler, self.executor)
@@ -73,8 +79,14 @@ class World:
     def check(self) -> None:
         windows = self.executor.windows
         for name, request in self.requests.items():
+            answers = {}
+            if request.params.use_beam_search:
+                answers = dict(enumerate(beams(request, windows, self.capacity.max_model_len)))
             for i in range(request.sibling, request.sibling + request.params.n):
-                want = reference(request, i, windows, self.capacity.max_model_len)
+                if request.params.use_beam_search:
+                    want = answers[i - request.sibling]
+                else:
+                    want = reference(request, i, windows, self.capacity.max_model_len)
                 said = [*request.emitted, *self.texts.get((name, i), [])]
                 if (name, i) in self.aborted or self.ends.get((name, i)) is FinishReason.ERROR:
                     assert want[: len(said)] == said
@@ -91,6 +103,8 @@ def prompt(rng: random.Random, longest: int) -> tuple[int, ...]:
 
 
 def some_request(rng: random.Random, name: str, max_len: int) -> Request:
+    if rng.random() < 0.3:
+        return some_beams(rng, name, max_len)
     n = rng.choice((1, 1, 1, 2, 3))
     params = SamplingParams(
         n=n,
@@ -111,6 +125,28 @@ def some_request(rng: random.Random, name: str, max_len: int) -> Request:
         sibling=rng.choice((0, 0, 2)),
         cache_salt=rng.choice(("", "", "salt")),
         adapter=rng.choice((None, None, "lora")),
+        priority=rng.randint(0, 2),
+    )
+
+
+def some_beams(rng: random.Random, name: str, max_len: int) -> Request:
+    width = rng.choice((2, 2, 3, 5))
+    params = SamplingParams(
+        n=rng.randint(1, width),
+        best_of=width,
+        use_beam_search=True,
+        temperature=0,
+        length_penalty=rng.choice((0.0, 1.0, 1.0, 2.0, -0.5)),
+        early_stopping=rng.choice((False, True, "never")),
+        max_tokens=rng.choice((None, 1, 2, 5, 12)),
+        ignore_eos=rng.random() < 0.3,
+        stop_token_ids=(3,) if rng.random() < 0.2 else (),
+    )
+    return Request(
+        id=name,
+        prompt=prompt(rng, max_len - 2),
+        params=params,
+        sibling=rng.choice((0, 0, 2)),
         priority=rng.randint(0, 2),
     )
 
@@ -314,3 +350,86 @@ def test_emitted_resumes_exactly(cut: int) -> None:
     world.add(Request(id="b", prompt=first.prompt, params=first.params, emitted=tuple(whole[:cut])))
     world.finish()
     assert world.texts[("b", 0)] == whole[cut:]
+
+
+def beams_of(width: int, **params: object) -> SamplingParams:
+    values = {"temperature": 0, "ignore_eos": True, "max_tokens": 12, **params}
+    return SamplingParams(n=width, use_beam_search=True, **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_beams_share_blocks_while_they_fork(depth: int) -> None:
+    """In the middle of generation, and with the prefix cache off: one block is copied a fork."""
+    world = World(
+        EngineConfig(max_num_seqs=8, enable_prefix_caching=False),
+        capacity(num_blocks=200, max_model_len=64),
+        depth=depth,
+    )
+    world.add(Request(id="a", prompt=tuple(range(1, 22)), params=beams_of(4)))
+    late, computed = 0, 0
+    submit = world.executor.submit
+
+    def watched(plan: Plan) -> None:
+        nonlocal late, computed
+        late += sum(len(start.tokens) > 23 for start in plan.started)
+        assert all(start.tokens[:21] == tuple(range(1, 22)) for start in plan.started)
+        computed += sum(row.num_tokens for row in plan.rows)
+        shared = [start.blocks[0][:5] for start in plan.started]
+        assert all(blocks == shared[0] for blocks in shared)
+        submit(plan)
+
+    world.executor.submit = watched  # type: ignore[method-assign]
+    world.finish()
+    world.check()
+    assert late, "no beam took over another after its second token"
+    assert computed == 21 + 11 * 4, "a fork computes nothing again"
+
+
+def test_beams_that_do_not_fit_together_take_turns() -> None:
+    """Each of four fits alone; no two fit beside each other once they have parted."""
+    world = World(
+        EngineConfig(max_num_seqs=8, enable_prefix_caching=False),
+        capacity(num_blocks=1 + 7, block_size=4, max_model_len=28),
+        depth=2,
+    )
+    world.add(Request(id="a", prompt=(1, 2, 3), params=beams_of(4, max_tokens=25)))
+    world.add(Request(id="b", prompt=(1, 2), params=SamplingParams(max_tokens=9, seed=1)))
+    world.finish()
+    world.check()
+    assert world.scheduler.counters.preemptions
+
+
+@pytest.mark.parametrize("sibling", [None, 0, 1])
+def test_beams_aborted_and_failed_at_every_phase(sibling: int | None) -> None:
+    """One answer that nobody wants leaves the others; without any, or with a fault, all end."""
+    for when in range(24):
+        for poison in (False, True):
+            world = World(
+                EngineConfig(max_num_seqs=6, max_num_batched_tokens=8),
+                capacity(num_blocks=24, max_model_len=40, windows=(None, 6)),
+                depth=2,
+            )
+            for name in ("a", "b"):
+                params = beams_of(3) if name == "a" else SamplingParams(n=2, max_tokens=9, seed=1)
+                world.add(Request(id=name, prompt=(1, 2, 3) * 4, params=params))
+            for _ in range(when):
+                world.step()
+            if poison and world.executor.rows:
+                world.executor.poisoned.add(min(world.executor.rows))
+            world.abort("a", sibling)
+            world.finish()
+            world.check()
+            if sibling is not None and not poison:
+                assert len([end for end in world.ends if end[0] == "a"]) >= 2
+
+
+def test_siblings_share_the_prompt_of_one_that_is_gone() -> None:
+    """The first ends before the others get a place; with the prefix cache off, too."""
+    world = World(
+        EngineConfig(max_num_seqs=1, enable_prefix_caching=False), capacity(num_blocks=100)
+    )
+    params = SamplingParams(n=4, max_tokens=2, ignore_eos=True, seed=5)
+    world.add(Request(id="a", prompt=tuple(range(1, 12)), params=params))
+    world.finish()
+    world.check()
+    assert world.scheduler.counters.prompt_tokens == 11 + 3

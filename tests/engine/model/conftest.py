@@ -112,7 +112,7 @@ def random_model() -> Callable[..., Any]:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                if "norm" in name:
+                if ("norm" in name or "ln_" in name) and name.endswith("weight"):
                     weight.uniform_(0.5, 1.5)
                 elif name.endswith("bias"):
                     weight.normal_(0, 0.1)

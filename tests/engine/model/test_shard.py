@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from shoal.engine.model.config import ModelConfig
-from shoal.engine.model.mesh import Mesh
-from shoal.engine.model.shard import Claim, claims, column_share, row_share
+from shoal.engine.model.mesh import Mesh, Stage
+from shoal.engine.model.shard import Claim, Runs, claims, column_share, row_share
 from shoal.engine.model.zoo.registry import build, num_bytes
+from torch import Tensor
 
 VALUES = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -27,12 +28,51 @@ VALUES = {
 CONFIG = ModelConfig(Path("config.json"), json.dumps(VALUES), VALUES)
 
 
-def test_cut() -> None:
-    into = torch.empty(0)
-    assert Claim("w", into).cut((4, 6)) == (slice(0, 4), slice(0, 6))
-    assert Claim("w", into, 1, 2, 3).cut((4, 6)) == (slice(0, 4), slice(4, 6))
-    rows = [Claim("w", into, 0, share, 4).cut((5, 2))[0] for share in range(4)]
-    assert rows == [slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 5)]
+def fill(claim: Claim, tensor: Tensor) -> Tensor:
+    """What the claim's place holds after its cuts of the tensor are copied."""
+    claim.into.fill_(-1)
+    for cut in claim.cuts(tuple(tensor.shape)):
+        claim.place[cut.target] = tensor[cut.source]
+    return claim.into
+
+
+def test_cuts_of_a_whole_and_of_shares() -> None:
+    tensor = torch.arange(24.0).view(4, 6)
+    assert torch.equal(fill(Claim("w", torch.empty(4, 6)), tensor), tensor)
+    assert torch.equal(fill(Claim("w", torch.empty(4, 2), 1, 2, 3), tensor), tensor[:, 4:])
+    rows = [
+        len(Claim("w", torch.empty(n, 6), 0, share, 3).cuts((4, 6)))
+        for share, n in enumerate((2, 2, 0))
+    ]
+    assert rows == [1, 1, 0]
+    with pytest.raises(ValueError, match="does not fit"):
+        Claim("w", torch.empty(4, 2), 1, 2, 3).cuts((4, 9))
+
+
+def test_cuts_of_a_transposed_tensor() -> None:
+    tensor = torch.arange(24.0).view(4, 6)
+    found = fill(Claim("w", torch.empty(2, 4), 1, 2, 3, transposed=True), tensor)
+    assert torch.equal(found, tensor[:, 4:].T)
+    found = fill(Claim("w", torch.empty(6, 2), 0, 1, 2, transposed=True), tensor)
+    assert torch.equal(found, tensor[2:].T)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(("groups", "wide"), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_cuts_of_interleaved_parts(groups: int, wide: int, ranks: int) -> None:
+    """Groups of `wide` query heads, a key head and a value head, three rows each."""
+    tensor = torch.arange(groups * (wide + 2) * 3.0)
+    grouped = tensor.view(groups, wide + 2, 3)
+    for start, stop in ((0, wide), (wide, wide + 1), (wide + 1, wide + 2)):
+        whole = grouped[:, start:stop].reshape(-1)
+        of = min(ranks, groups * (stop - start))
+        for share, right in enumerate(whole.chunk(of)):
+            runs = Runs(groups, start, stop, wide + 2)
+            assert torch.equal(
+                fill(Claim("w", torch.empty(len(right)), 0, share, of, runs), tensor), right
+            )
+    with pytest.raises(ValueError, match="equal units"):
+        Claim("w", torch.empty(3), 0, runs=Runs(groups, 0, 1, wide + 2)).cuts((len(tensor) + 1,))
 
 
 def test_few_key_value_heads_are_repeated() -> None:
@@ -72,10 +112,9 @@ def test_ranks_together_claim_every_element() -> None:
 
 
 def test_a_stage_builds_only_its_layers() -> None:
-    stage = model(layers=range(1, 3))
+    stage = model(stage=Stage(range(1, 3), first=False, last=False))
     assert len(stage.cache_specs) == 2
-    layers = {c.name.split(".")[2] for c in claims(stage) if ".layers." in c.name}
-    assert layers == {"1", "2"}
+    assert {claim.name.split(".")[2] for claim in claims(stage)} == {"1", "2"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from shoal.engine.plan import CacheSpec, Plan, Row, Start
 from shoal.engine.worker.cache import allocate
 from shoal.engine.worker.columns import SamplingColumns
 from shoal.engine.worker.device import pick
+from shoal.engine.worker.progress import Progress
 from shoal.engine.worker.runner import Runner
+from shoal.engine.worker.team import alone
 
 VOCAB = 61
 STATES = 4093
@@ -61,11 +63,29 @@ class PrefixModel:
 def runner(model, num_blocks=64, num_slots=20):
     """A runner over a cache full of what must never be read."""
     device = pick("cpu")
-    cache = allocate(model.cache_specs, num_blocks, BLOCK, torch.float32, device)
+    cache = allocate(
+        model.cache_specs,
+        tuple(dict.fromkeys(model.cache_specs)),
+        num_blocks,
+        BLOCK,
+        torch.float32,
+        device,
+    )
     for layer in cache.layers:
         layer.fill_(torch.nan)
     columns = SamplingColumns(num_slots, VOCAB, EOS, device)
-    found = Runner(model, cache, columns, num_slots=num_slots, vocab_size=VOCAB, device=device)
+    found = Runner(
+        model,
+        cache,
+        columns,
+        num_slots=num_slots,
+        vocab_size=VOCAB,
+        width=1,
+        dtype=torch.float32,
+        device=device,
+        team=alone(),
+        progress=Progress(),
+    )
     return found, cache
 
 

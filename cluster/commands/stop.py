@@ -1,0 +1,96 @@
+"""`shoal stop`: end what is served on this machine, and say how it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from ...engine.errors import ShoalError
+from ..exits import FAILED
+from ..running import Running, alive, running
+
+POLL_S = 0.05
+GRACE_S = 20.0
+"""What a serve may take beyond its `--shutdown-timeout`: its replicas and its Ray end after it."""
+
+Which = Annotated[
+    str | None, typer.Argument(metavar="NAME|PORT", help="Name, model, port or process of one.")
+]
+All = Annotated[bool, typer.Option("--all", help="Stop everything that is served here.")]
+Force = Annotated[bool, typer.Option("--force", help="Kill it, without letting answers end.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds to wait (default: its shutdown timeout and 20).", metavar="X"),
+]
+
+
+def stop(
+    which: Which = None, every: All = False, force: Force = False, timeout: Timeout = None
+) -> None:
+    """Stop a server; running answers get --shutdown-timeout seconds to end."""
+    entries = running() if every else [choose(running(), which)]
+    if not entries:
+        print("nothing is served here")
+    for entry in entries:
+        signal_to(entry, force=force)
+    ended = [_ends(entry, timeout, force=force) for entry in entries]
+    if not all(ended):
+        raise typer.Exit(FAILED)
+
+
+def choose(entries: list[Running], which: str | None) -> Running:
+    """The one serve that `which` names: by its name, a model of its, its port or its process.
+
+    Without `which`, the only one there is. Raises ShoalError.
+    """
+    found = [entry for entry in entries if which is None or which in _words(entry)]
+    if len(found) == 1:
+        return found[0]
+    shown = ", ".join(f"{entry.name} on port {entry.port}" for entry in found or entries)
+    if found:
+        raise ShoalError(f"several are served here; say the port of one: {shown}")
+    if entries:
+        raise ShoalError(f"{which!r} is none of what is served here: {shown}")
+    raise ShoalError("nothing is served here")
+
+
+def signal_to(entry: Running, *, force: bool) -> None:
+    """Ask a serve to end, or kill it; the guard of its Ray then ends the rest."""
+    what = "killing" if force else "stopping"
+    patience = "" if force else f"; running answers get {entry.shutdown_timeout:g} s to end"
+    _tell(f"{what} {_called(entry)}{patience}")
+    if alive(entry):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(entry.pid, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def _ends(entry: Running, timeout: float | None, *, force: bool) -> bool:
+    """Wait for a serve to end, and tell; whether it has in time."""
+    begin = time.monotonic()
+    patience = GRACE_S + (0 if force else entry.shutdown_timeout) if timeout is None else timeout
+    while alive(entry):
+        if time.monotonic() - begin > patience:
+            _tell(f"{_called(entry)} still runs after {patience:g} s; --force kills it")
+            return False
+        time.sleep(POLL_S)
+    _tell(f"{_called(entry)} has ended after {time.monotonic() - begin:.1f} s")
+    running()  # forgets what was killed
+    return True
+
+
+def _called(entry: Running) -> str:
+    return f"{entry.name} on port {entry.port} (process {entry.pid})"
+
+
+def _words(entry: Running) -> set[str]:
+    return {entry.name, str(entry.port), str(entry.pid), *entry.models}
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+"""Where the ranks of an engine go: bundles for Ray, and the order of ranks once they are placed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from ..engine.config import EngineConfig
+from ..engine.errors import ConfigError
+from ..engine.seat import num_ranks
+from .workers import Place
+
+Bundle = dict[str, float]
+
+CONTROL: Bundle = {"CPU": 0.01}
+"""What the process that holds the executor asks for."""
+
+PLACE_S = 60.0
+"""How long ranks may wait for their places; more where Ray's autoscaler starts nodes."""
+
+
+def wants_gpus(config: EngineConfig) -> bool:
+    """Whether ranks compute on GPUs, as far as the cluster has them."""
+    if config.device == "cpu":
+        return False
+    return config.device == "cuda" or bool(ray.cluster_resources().get("GPU"))
+
+
+def bundles(config: EngineConfig, gpus: bool) -> list[Bundle]:
+    """A bundle a stage; a bundle a rank where no node has GPUs for a whole stage.
+
+    The CPUs of ranks are shares, so that the ranks of several replicas fit on few cores.
+    """
+    cpu = round(1 / (config.sharers * num_ranks(config)), 3)
+    one: Bundle = {"CPU": cpu} | ({"GPU": 1.0} if gpus else {})
+    width, stages = config.tensor_parallel_size, config.pipeline_parallel_size
+    if gpus and width > max(_gpus_a_node(), default=0):
+        return [one] * (width * stages)
+    return [{kind: width * amount for kind, amount in one.items()}] * stages
+
+
+def check_enough(config: EngineConfig, gpus: bool) -> None:
+    """Raise ConfigError where the cluster has fewer GPUs than an engine has ranks."""
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and there < num_ranks(config):
+        raise ConfigError(
+            f"tensor_parallel_size={config.tensor_parallel_size} times pipeline_parallel_size="
+            f"{config.pipeline_parallel_size} needs {num_ranks(config)} GPUs, and {there} are "
+            f"visible; lower them, or use device=cpu",
+            "tensor_parallel_size",
+        )
+
+
+def reserve(asked: Sequence[Bundle], strategy: str, timeout_s: float = PLACE_S) -> PlacementGroup:
+    """A placement group that is in place.
+
+    Raises ConfigError that names what is missing, node by node.
+    """
+    group: PlacementGroup = placement_group(list(asked), strategy=strategy)
+    if not group.wait(timeout_s):
+        remove_placement_group(group)
+        raise ConfigError(
+            f"no place for the ranks within {timeout_s:g} s: asked for {_words(asked)} "
+            f"({strategy}); {_free()}. Free some, add nodes, or lower tensor_parallel_size or "
+            f"pipeline_parallel_size",
+            "tensor_parallel_size",
+        )
+    return group
+
+
+def order(places: Sequence[Place], bundle_of: Sequence[int]) -> list[int]:
+    """Which of the placed processes becomes which rank: rank r is `places[order[r]]`.
+
+    Ranks of a node are neighbours, bundle by bundle and in the order of its devices; so a stage
+    that was placed as one bundle stays together, and the next stage is near where it can be.
+    """
+
+    def key(index: int) -> tuple[str, int, tuple[int, ...], int]:
+        devices = tuple(int(device) for device in places[index].devices if device.isdigit())
+        return places[index].address, bundle_of[index], devices, index
+
+    return sorted(range(len(places)), key=key)
+
+
+def _gpus_a_node() -> list[int]:
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
+def _words(asked: Sequence[Bundle]) -> str:
+    one = ", ".join(f"{amount:g} {kind}" for kind, amount in asked[-1].items())
+    return f"{len(asked)} bundle{'s'[: len(asked) > 1]} of {one}"
+
+
+def _free() -> str:
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    parts = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            left = free.get(node["NodeID"], {})
+            words = ", ".join(f"{left.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+            parts.append(f"{node['NodeManagerAddress']} has {words} free")
+    return "; ".join(parts) or "the cluster has no node"

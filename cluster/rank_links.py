@@ -1,0 +1,161 @@
+"""The sockets of an executor's ranks: reading them all, and finding out which rank went first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from ..engine import errors
+from ..engine.errors import ConfigError, LoadError, WorkerLost
+from . import rank_wire, wire
+from .facts import node_address
+from .workers import Place
+
+GATHER_S = 0.3
+"""After a first sign of death, how long others may report: who went first is who is to blame."""
+_CHUNK = 1 << 16
+_NOT_BEGUN = rank_wire.Alive(-1, "loading", -1)
+
+
+@dataclass(slots=True, eq=False)
+class RankLink:
+    """One rank as its executor knows it. `heard` and `last`: its last sign of life."""
+
+    rank: int
+    place: Place
+    actor: Any
+    connection: socket.socket
+    unread: bytearray = field(default_factory=bytearray)
+    heard: float = field(default_factory=time.monotonic)
+    last: rank_wire.Alive = _NOT_BEGUN
+    failed: rank_wire.Failed | None = None
+    stuck: rank_wire.Stuck | None = None
+    ended: bool = False
+
+    @property
+    def words(self) -> str:
+        """Who it is."""
+        return f"rank {self.rank} (node {self.place.address}, pid {self.place.pid})"
+
+    def state(self, now: float) -> str:
+        """The last that is known of it."""
+        if self.failed is not None:
+            return f"{self.failed.error}: {self.failed.message}"
+        words = f"at step {self.last.step}, {self.last.operation}"
+        if self.stuck is not None:
+            words += f", without progress for {self.stuck.seconds:.1f} s"
+        return f"{words}, heard {now - self.heard:.1f} s ago" + (", gone" if self.ended else "")
+
+    def read(self) -> list[rank_wire.ToExecutor]:
+        """What has come; `ended` is set where nothing will. Raises BadFrame."""
+        try:
+            data = self.connection.recv(_CHUNK)
+        except OSError:
+            data = b""
+        self.ended = not data
+        self.heard = time.monotonic()
+        self.unread += data
+        messages = [rank_wire.from_rank(body) for body in _frames(self.unread)]
+        for message in messages:
+            if isinstance(message, rank_wire.Alive):
+                self.last = message
+            elif isinstance(message, rank_wire.Failed):
+                self.failed = message
+            elif isinstance(message, rank_wire.Stuck):
+                self.stuck = message
+        return messages
+
+    def end(self) -> None:
+        """End a rank that may not listen any more: one that is stopped obeys the kernel alone."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):
+            if not self.ended and self.place.address == node_address():
+                os.kill(self.place.pid, signal.SIGKILL)
+        with contextlib.suppress(Exception):
+            ray.kill(self.actor, no_restart=True)
+
+
+def messages(
+    ranks: Sequence[RankLink], stall_s: float, until: Callable[[], bool]
+) -> Iterator[tuple[RankLink, rank_wire.ToExecutor]]:
+    """What the ranks say, as it comes, as long as `until` is false.
+
+    Raises what `blame` makes of the first rank that ends, fails, gets stuck, or, once it has begun,
+    falls silent for `stall_s`.
+    """
+    with selectors.DefaultSelector() as selector:
+        for rank in ranks:
+            selector.register(rank.connection, selectors.EVENT_READ, rank)
+        while not until():
+            for key, _ in selector.select(rank_wire.BEAT_S):
+                for message in key.data.read():
+                    yield key.data, message
+            now = time.monotonic()
+            if any(_troubled(rank, now, stall_s) for rank in ranks):
+                raise blame(ranks)
+
+
+def _troubled(rank: RankLink, now: float, stall_s: float) -> bool:
+    silent = stall_s and rank.last is not _NOT_BEGUN and now - rank.heard > stall_s
+    return bool(rank.ended or rank.failed or rank.stuck or silent)
+
+
+def blame(ranks: Sequence[RankLink]) -> Exception:
+    """The error to raise: which rank went first, where, and at what."""
+    _gather(ranks)
+    for rank in ranks:
+        kind = getattr(errors, rank.failed.error, None) if rank.failed else None
+        if rank.failed is not None and kind in (ConfigError, LoadError):
+            return kind(rank.failed.message, rank.failed.key)  # type: ignore[no-any-return]
+    now = time.monotonic()
+    waiting = [r for r in ranks if r.stuck and "waiting" in r.stuck.operation]
+    for found, what in (
+        ([r for r in ranks if r.ended and r.failed is None], "ended without a word"),
+        ([r for r in ranks if r.failed and r.failed.error != WorkerLost.__name__], "failed"),
+        ([r for r in ranks if now - r.heard > 3 * rank_wire.BEAT_S and not r.ended], "is silent"),
+        ([r for r in ranks if r.stuck and r not in waiting], "is stuck"),
+        (ranks, "is lost"),
+    ):
+        if found:
+            first, others = found[0], [r for r in ranks if r is not found[0]]
+            told = "; ".join(f"rank {other.rank} {other.state(now)}" for other in others)
+            return WorkerLost(f"{first.words} {what}: {first.state(now)} [{told}]")
+    raise AssertionError("there is a rank")
+
+
+def _gather(ranks: Sequence[RankLink]) -> None:
+    """Give the others a moment to say what they saw."""
+    until = time.monotonic() + GATHER_S
+    with selectors.DefaultSelector() as selector:
+        for rank in ranks:
+            if not rank.ended:
+                selector.register(rank.connection, selectors.EVENT_READ, rank)
+        while selector.get_map() and (left := until - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                heard = key.data.heard
+                with contextlib.suppress(wire.BadFrame):
+                    key.data.read()
+                if key.data.ended:
+                    key.data.heard = heard
+                    selector.unregister(key.fileobj)
+
+
+def _frames(unread: bytearray) -> Iterator[bytes]:
+    """The whole frames at the beginning of `unread`, which they are taken from."""
+    while len(unread) >= 4:
+        size = wire.frame_size(bytes(unread[:4]))
+        if len(unread) < 4 + size:
+            return
+        body = bytes(unread[4 : 4 + size])
+        del unread[: 4 + size]
+        yield body

@@ -1,0 +1,124 @@
+"""What crosses the socket between an executor and one of its ranks: typed msgpack in frames.
+
+    rank                                  executor
+    (greeting, as in `wire`)
+                                      <-  Start, then Run and Control in order
+    Loading, Started, Done, Answer,
+    Failed, Alive, Stuck              ->
+
+The end of the socket is the end of the rank, on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..engine.config import EngineConfig
+from ..engine.executor import Capacity
+from ..engine.plan import Plan, Result
+from ..engine.seat import Seat
+from .greeting import Roles
+from .wire import BadFrame
+
+RANKS = Roles(comer="rank", host="executor")
+BEAT_S = 0.5
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Start(msgspec.Struct, tag="start", frozen=True, array_like=True):
+    """Load and size."""
+
+    config: EngineConfig
+    seat: Seat
+
+
+class Run(msgspec.Struct, tag="run", frozen=True, array_like=True):
+    """Compute a plan."""
+
+    plan: Plan
+
+
+class Control(msgspec.Struct, tag="control", frozen=True, array_like=True):
+    """Run a control method."""
+
+    method: str
+    args: list[Any]
+
+
+class Loading(msgspec.Struct, tag="loading", frozen=True, array_like=True):
+    """How many bytes of the weights are read."""
+
+    done: int
+    total: int
+
+
+class Started(msgspec.Struct, tag="started", frozen=True, array_like=True):
+    """The rank is ready."""
+
+    capacity: Capacity
+
+
+class Done(msgspec.Struct, tag="done", frozen=True, array_like=True):
+    """A plan's result; only the rank that samples sends one."""
+
+    result: Result
+
+
+class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
+    """What a control method returned, or why it raised."""
+
+    value: Any
+    error: str | None = None
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True, array_like=True):
+    """The rank cannot go on: the error's name, its words, and its key where it has one."""
+
+    error: str
+    message: str
+    key: str | None
+
+
+class Alive(msgspec.Struct, tag="alive", frozen=True, array_like=True):
+    """A sign of life: the last plan begun, what is being done of it, the last plan done."""
+
+    step: int
+    operation: str
+    finished: int
+
+
+class Stuck(msgspec.Struct, tag="stuck", frozen=True, array_like=True):
+    """No progress for `seconds`, and the stacks of the rank's threads."""
+
+    step: int
+    operation: str
+    seconds: float
+    stacks: str
+
+
+ToRank = Start | Run | Control
+ToExecutor = Loading | Started | Done | Answer | Failed | Alive | Stuck
+
+_from_executor = msgspec.msgpack.Decoder(ToRank)
+_from_rank = msgspec.msgpack.Decoder(ToExecutor)
+
+
+def from_executor(body: bytes) -> ToRank:
+    """The message that an executor sent. Raises BadFrame."""
+    try:
+        message: ToRank = _from_executor.decode(body)
+        return message
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadFrame(f"no message of an executor: {error}") from None
+
+
+def from_rank(body: bytes | bytearray | memoryview) -> ToExecutor:
+    """The message that a rank sent. Raises BadFrame."""
+    try:
+        message: ToExecutor = _from_rank.decode(body)
+        return message
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadFrame(f"no message of a rank: {error}") from None

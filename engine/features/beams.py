@@ -1,0 +1,141 @@
+"""Beam search: which of the sequences that a request could say are worth following.
+
+At each step every beam says which tokens could follow it. The best continuations of all of them
+together are the next beams; those that end are kept as finished, if they are good enough. Scores
+are sums of log probabilities; finished ones are compared by score / length ** length_penalty,
+where the length is that of the output. Rules and the choice of the end are those of transformers'
+`generate(num_beams=...)`, so that both say the same.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ..plan import Candidate
+from ..request import FinishReason, Request, SamplingParams, TokenLogprobs
+from ..sequence import Ending, Heir, Lockstep
+
+
+class _Beam(NamedTuple):
+    """A sequence under way, in the place of the sibling `member`."""
+
+    member: int
+    score: float = 0.0
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class _Finished(NamedTuple):
+    """A sequence that has ended, and what it is worth."""
+
+    value: float
+    ending: Ending
+
+
+class BeamSearch:
+    """One request's search; a `Lockstep` of as many members as there are beams.
+
+    `ends` are the tokens that end a sequence, True for those that are a reason to tell; after
+    `most` tokens every one ends.
+    """
+
+    def __init__(self, params: SamplingParams, ends: Mapping[int, bool], most: int) -> None:
+        self.num_members = params.width
+        self.num_candidates = max(2, 1 + len(ends)) * params.width
+        self._params = params
+        self._ends = ends
+        self._most = most
+        self._length = 0
+        self._beams = [_Beam(0)]  # best first
+        self._finished: list[_Finished] = []  # best first
+
+    def advance(self, candidates: Mapping[int, tuple[Candidate, ...]]) -> dict[int, Heir]:
+        """See Lockstep."""
+        self._length += 1
+        pool = [
+            (beam.score + candidate.score, -rank, -place, beam, candidate)
+            for rank, beam in enumerate(self._beams)
+            for place, candidate in enumerate(candidates[beam.member])
+        ]
+        best = heapq.nlargest(self.num_candidates, pool, key=lambda entry: entry[:3])
+        beams: list[_Beam] = []
+        for place, (score, _, _, beam, candidate) in enumerate(best):
+            child = _Beam(
+                beam.member,
+                score,
+                (*beam.tokens, candidate.token),
+                (*beam.logprobs, candidate.logprobs),
+            )
+            if self._length < self._most and candidate.token not in self._ends:
+                beams.append(child)
+            elif place < self.num_members:
+                self._finish(child)
+        return self._seat(beams[: self.num_members])
+
+    def endings(self) -> tuple[Ending, ...]:
+        """See Lockstep."""
+        return tuple(finished.ending for finished in self._finished[: self._params.n])
+
+    def _finish(self, beam: _Beam) -> None:
+        last = beam.tokens[-1]
+        ended = last in self._ends
+        ending = Ending(
+            beam.tokens,
+            beam.logprobs,
+            FinishReason.STOP if ended else FinishReason.LENGTH,
+            last if ended and self._ends[last] else None,
+        )
+        value = self._worth(beam.score, self._length)
+        self._finished.append(_Finished(value, ending))
+        self._finished.sort(key=lambda finished: -finished.value)
+        del self._finished[self.num_members :]
+
+    def _seat(self, beams: list[_Beam]) -> dict[int, Heir]:
+        """Give each beam a sibling to go on in: the first child of a beam stays where that was, and
+        the others go where nobody stays.
+        """
+        if not beams or self._decided(beams[0].score):
+            return {}
+        parents = {beam.member for beam in beams}
+        free = (member for member in range(self.num_members) if member not in parents)
+        heirs: dict[int, Heir] = {}
+        self._beams = []
+        for beam in beams:
+            member = beam.member if beam.member not in heirs else next(free)
+            heirs[member] = Heir(beam.member, beam.tokens[-1])
+            self._beams.append(beam._replace(member=member))
+        return heirs
+
+    def _decided(self, best_score: float) -> bool:
+        """Whether no beam is expected to better the finished ones."""
+        if len(self._finished) < self.num_members:
+            return False
+        params = self._params
+        if params.early_stopping is True:
+            return True
+        longest = params.early_stopping == "never" and params.length_penalty > 0
+        length = self._most if longest else self._length
+        return self._worth(best_score, length) <= self._finished[-1].value
+
+    def _worth(self, score: float, length: int) -> float:
+        return score / math.pow(length, self._params.length_penalty)
+
+
+def search_of(eos_token_ids: frozenset[int]) -> Callable[[Request, int], Lockstep | None]:
+    """What begins the search of a request, given how many tokens its answer may have; None for one
+    that asks for none.
+    """
+
+    def begin(request: Request, most: int) -> Lockstep | None:
+        params = request.params
+        if not params.use_beam_search:
+            return None
+        ends = dict.fromkeys(params.stop_token_ids or (), True)
+        if not params.ignore_eos:
+            ends |= dict.fromkeys(eos_token_ids, False)
+        return BeamSearch(params, ends, most)
+
+    return begin

@@ -1,0 +1,159 @@
+"""Collectives of ranks on one node, through memory that they share.
+
+Each rank owns two halves of a slab. It writes its piece into one, rings every other rank through a
+pipe, waits for their rings, and reads all pieces; the next round takes the other half. A rank that
+has been rung for round k + 1 by all knows that they are done reading round k, so two halves are
+enough. A rank that dies closes its pipes, and the others learn it at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, WorkerLost
+from ..model.mesh import Mesh
+
+HALF_BYTES = 2 << 20
+"""Bytes that a rank hands over at once; longer tensors take several rounds."""
+
+_SHARED = Path("/dev/shm")
+
+
+class Exchange:
+    """Rank `rank` of `size` on this node. All of them make one, at the same time.
+
+    `share(folder)` is rank 0's folder on every rank; `meet()` returns once all ranks called it.
+    Raises ConfigError where the node has too little shared memory.
+    """
+
+    def __init__(
+        self, rank: int, size: int, share: Callable[[str], str], meet: Callable[[], None]
+    ) -> None:
+        self.rank, self.size = rank, size
+        self._round = 0
+        folder = Path(share(_make_folder(size) if rank == 0 else ""))
+        others = [other for other in range(size) if other != rank]
+        try:
+            self._slab = _map(folder / "slab", size)
+            self._heard = [
+                _open(folder / f"{o}-{rank}", os.O_RDONLY | os.O_NONBLOCK) for o in others
+            ]
+            meet()
+            self._rung = [_open(folder / f"{rank}-{o}", os.O_WRONLY) for o in others]
+            meet()
+        finally:
+            if rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        for pipe in self._heard:
+            os.set_blocking(pipe, True)
+
+    def mesh(self) -> Mesh:
+        """These ranks as a model sees them."""
+        return Mesh(
+            rank=self.rank,
+            size=self.size,
+            all_reduce=self.all_reduce,
+            all_gather=self.all_gather,
+            broadcast=self.broadcast,
+        )
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over ranks, added in their order, in float32 where x is shorter."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for into, parts in self._rounds(x, out.view(-1)):
+            total = parts[0].float() if into.is_floating_point() else parts[0].clone()
+            for part in parts[1:]:
+                total = total.add_(part) if total is not parts[0] else total + part
+            into.copy_(total)
+        return out
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Every rank's x, joined along the last dimension."""
+        out = x.new_empty(self.size, x.numel())
+        first = 0
+        for into, parts in self._rounds(x, torch.empty_like(x).view(-1)):
+            for row, part in zip(out, parts, strict=True):
+                row[first : first + len(into)] = part
+            first += len(into)
+        return torch.cat(out.view(self.size, *x.shape).unbind(), -1)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's x."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for into, parts in self._rounds(x, out.view(-1)):
+            into.copy_(parts[0])
+        return out
+
+    def close(self) -> None:
+        """Let the other ranks know that this one leaves; harmless when repeated."""
+        for pipe in (*self._heard, *self._rung):
+            os.close(pipe)
+        self._heard, self._rung = [], []
+
+    def _rounds(self, x: Tensor, out: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Piece after piece of `out`, and what each rank has at its place.
+
+        The pieces of the ranks are good until the next round.
+        """
+        flat = x.reshape(-1)
+        most = HALF_BYTES // x.element_size()
+        for first in range(0, len(flat), most):
+            mine, into = flat[first : first + most], out[first : first + most]
+            half = self._slab[:, self._round & 1, : mine.nbytes].view(x.dtype)
+            half[self.rank] = mine
+            self._meet()
+            yield into, list(half.unbind())
+
+    def _meet(self) -> None:
+        self._round += 1
+        try:
+            for pipe in self._rung:
+                os.write(pipe, b".")
+            ends = [os.read(pipe, 1) for pipe in self._heard]
+        except OSError as error:
+            raise WorkerLost(f"a rank beside this one has ended: {error.strerror}") from error
+        if b"" in ends:
+            raise WorkerLost("a rank beside this one has ended")
+
+
+def _make_folder(size: int) -> str:
+    """A folder with an empty slab and a pipe for each ordered pair of ranks."""
+    base = _SHARED if os.access(_SHARED, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="shoal-ranks-", dir=base))
+    try:
+        with (folder / "slab").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size * 2 * HALF_BYTES)
+        for one in range(size):
+            for other in range(size):
+                if one != other:
+                    os.mkfifo(folder / f"{one}-{other}", 0o600)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ConfigError(
+            f"{size} ranks need {size * 2 * HALF_BYTES >> 20} MiB of shared memory in "
+            f"{base or folder.parent}, and it is full; make it larger (docker run --shm-size=1g)",
+            "tensor_parallel_size",
+        ) from error
+    return str(folder)
+
+
+def _map(path: Path, size: int) -> Tensor:
+    """The slab as [ranks, 2, HALF_BYTES] of bytes; its file may be removed then."""
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(size, 2, HALF_BYTES)
+
+
+def _open(path: Path, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC)

@@ -1,0 +1,105 @@
+"""Any number of ranks says what one says: real processes, chunks, prefix hits and preemption on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shoal.engine.request import FinishReason, Request, SamplingParams, Update
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tp 2": {"tensor_parallel_size": 2},
+    "tp 4, overlapped": {"tensor_parallel_size": 4, "async_scheduling": True},
+    "pp 2": {"pipeline_parallel_size": 2},
+    "pp 3, uneven": {"pipeline_parallel_size": 3, "pipeline_layer_partition": "1,2,1"},
+    "tp 2 x pp 2": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+}
+
+Found = dict[tuple[str, int], list[Update]]
+
+
+def requests() -> list[Request]:
+    draw = random.Random(5)
+    shared = [draw.randrange(3, 131) for _ in range(30)]
+
+    def prompt(tail: int) -> tuple[int, ...]:
+        return (*shared, *(draw.randrange(3, 131) for _ in range(tail)))
+
+    greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=2)
+    seeded = SamplingParams(seed=11, max_tokens=30, top_p=0.9, top_k=40, ignore_eos=True)
+    penalised = SamplingParams(
+        temperature=0, max_tokens=30, presence_penalty=0.7, repetition_penalty=1.2
+    )
+    scored = SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=1)
+    family = SamplingParams(n=3, seed=2, max_tokens=20, ignore_eos=True)
+    kinds = [greedy, seeded, penalised, scored, family]
+    return [
+        Request(id=str(i), prompt=prompt(draw.randrange(0, 30)), params=kinds[i % 5])
+        for i in range(10)
+    ]
+
+
+def texts(found: Found) -> dict[tuple[str, int], list[int]]:
+    assert not any(u.error for updates in found.values() for u in updates)
+    return {key: [t for u in updates for t in u.tokens] for key, updates in found.items()}
+
+
+def scores(found: Found) -> list[float]:
+    values: list[float] = []
+    for key in sorted(found):
+        for update in found[key]:
+            values += [entry.logprob for entry in update.logprobs or ()]
+            values += [entry.logprob for entry in update.prompt_logprobs or () if entry]
+    return values
+
+
+@pytest.fixture(scope="module")
+def expected(uneven_model: Path, engine_of: Callable[..., Any]) -> Found:
+    engine = engine_of(uneven_model)
+    found: Found = engine.run(requests())
+    assert engine.scheduler.counters.preemptions and engine.scheduler.counters.prefix_hits
+    engine.executor.close()
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ranks_say_what_one_says(
+    shape: str,
+    ray_here: None,
+    uneven_model: Path,
+    engine_of: Callable[..., Any],
+    expected: Found,
+) -> None:
+    engine = engine_of(uneven_model, **SHAPES[shape])
+    try:
+        found = engine.run(requests())
+        assert texts(found) == texts(expected)
+        assert scores(found) == pytest.approx(scores(expected), rel=1e-4, abs=1e-5)
+        assert engine.scheduler.counters.preemptions
+        health = engine.executor.call("health")
+        assert [answer["rank"] for answer in health] == list(range(len(health)))
+        assert len({answer["pid"] for answer in health}) == len(health)
+    finally:
+        engine.executor.close()
+
+
+def test_a_row_that_fails_fails_alone(
+    ray_here: None, uneven_model: Path, engine_of: Callable[..., Any]
+) -> None:
+    good = [
+        Request(id=f"good {i}", prompt=tuple(range(3, 9 + i)), params=SamplingParams(seed=i))
+        for i in range(15)
+    ]
+    bad = Request(id="bad", prompt=(3, 4), params=SamplingParams(seed=1, logit_bias={500: 1.0}))
+    engine = engine_of(uneven_model, tensor_parallel_size=2)
+    try:
+        alone = texts(engine.run(good))
+        found = engine.run([*good[:7], bad, *good[7:]])
+        (end,) = found.pop(("bad", 0))
+        assert end.finish is FinishReason.ERROR and "500" in (end.error or "")
+        assert texts(found) == alone
+    finally:
+        engine.executor.close()

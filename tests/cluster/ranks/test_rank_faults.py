@@ -1,0 +1,183 @@
+"""Ranks that are killed, stopped, mistaken or without a place, and executors that vanish."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shoal.cluster import placement
+from shoal.engine.config import EngineConfig
+from shoal.engine.engine import AsyncEngine
+from shoal.engine.errors import ConfigError, EngineLost, LoadError, WorkerLost
+from shoal.engine.request import FinishReason, Request, SamplingParams
+
+LONG = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
+
+
+@pytest.fixture
+def engine(ray_here: None, uneven_model: Path, engine_of: Callable[..., Any]) -> Iterator[Any]:
+    made = engine_of(uneven_model, tensor_parallel_size=2, stall_timeout=2.0)
+    yield made
+    made.executor.close()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_killed_rank_is_named_and_takes_the_others_along(
+    engine: Any, until: Callable[..., None]
+) -> None:
+    pids = [rank["pid"] for rank in engine.executor.ranks()]
+    engine.loop.add(Request(id="a", prompt=(5, 6), params=LONG))
+    engine.loop.step()
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(
+        WorkerLost, match=rf"rank 1 \(node 127.0.0.1, pid {pids[1]}\) ended"
+    ) as lost:
+        while True:
+            engine.loop.step()
+    assert "rank 0" in str(lost.value)
+    until(lambda: all(map(gone, pids)))
+
+
+def test_an_idle_engine_hears_that_a_rank_is_gone(
+    ray_here: None, uneven_model: Path, until: Callable[..., None]
+) -> None:
+    config = EngineConfig(
+        model=str(uneven_model),
+        tensor_parallel_size=2,
+        num_gpu_blocks_override=40,
+        max_model_len=128,
+    )
+    engine = AsyncEngine(config)
+    engine.start()
+    try:
+        executor: Any = engine.executor
+        os.kill(executor.ranks()[0]["pid"], signal.SIGKILL)
+
+        def lost() -> bool:
+            try:
+                engine.load()
+            except EngineLost as error:
+                return "rank 0" in str(error)
+            return False
+
+        until(lost)
+    finally:
+        engine.close()
+
+
+def test_a_stopped_rank_is_found_by_its_silence(engine: Any, until: Callable[..., None]) -> None:
+    pids = [rank["pid"] for rank in engine.executor.ranks()]
+    engine.loop.add(Request(id="a", prompt=(5, 6), params=LONG))
+    engine.loop.step()
+    os.kill(pids[0], signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(WorkerLost, match=rf"rank 0 .*pid {pids[0]}\) is silent: at step"):
+        while True:
+            engine.loop.step()
+    assert time.monotonic() - began >= 2.0  # not before its time
+    until(lambda: all(map(gone, pids)))
+
+
+def test_an_executor_that_dies_takes_its_ranks_along(
+    uneven_model: Path, until: Callable[..., None]
+) -> None:
+    script = (
+        "import sys, time\n"
+        "from shoal import LLM\n"
+        "llm = LLM(sys.argv[1], tokenizer=sys.argv[2],"
+        " tensor_parallel_size=2, max_model_len=128, num_gpu_blocks_override=40)\n"
+        "ranks = llm._engine.executor.ranks()\n"
+        "print(*[rank['pid'] for rank in ranks], flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    tiny = Path(__file__).resolve().parents[3] / "configs" / "tiny"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(uneven_model), str(tiny)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        pids = [int(word) for word in child.stdout.readline().split()]
+        assert len(pids) == 2
+        child.kill()
+        until(lambda: all(map(gone, pids)))
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_what_a_rank_refuses_is_refused(
+    ray_here: None, uneven_model: Path, engine_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="pipeline_parallel_size=9 is more than the model's 4"):
+        engine_of(uneven_model, pipeline_parallel_size=9)
+    with pytest.raises(ConfigError, match="tensor_parallel_size=3 cannot cut the model's 4"):
+        engine_of(uneven_model, tensor_parallel_size=3)
+    with pytest.raises(LoadError, match=re.escape(str(tmp_path))):
+        engine_of(tmp_path, tensor_parallel_size=2)
+
+
+def test_ranks_without_a_place_are_refused_with_what_is_free(ray_here: None) -> None:
+    with pytest.raises(ConfigError, match=r"asked for 2 bundles of 500 CPU .* has \d+ CPU"):
+        placement.reserve([{"CPU": 500.0}] * 2, "PACK", timeout_s=0.5)
+
+
+def test_more_ranks_than_gpus_is_refused(ray_here: None) -> None:
+    config = EngineConfig(model="m", tensor_parallel_size=4, device="cuda")
+    with pytest.raises(ConfigError, match="needs 4 GPUs, and 0 are visible"):
+        placement.check_enough(config, placement.wants_gpus(config))
+
+
+def test_a_stranger_is_hung_up_on_and_the_ranks_come_all_the_same(
+    ray_here: None,
+    uneven_model: Path,
+    engine_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from shoal.cluster import ray_executor
+
+    plain = ray_executor._listen
+
+    def with_strangers(*args: Any) -> Any:
+        made = plain(*args)
+
+        class Wrapped:
+            def __enter__(self) -> Any:
+                listener, address = made.__enter__()
+                for words in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b""):
+                    stranger = socket.socket(socket.AF_UNIX)
+                    stranger.connect(address)
+                    stranger.sendall(words)
+                    stranger.close()
+                return listener, address
+
+            def __exit__(self, *error: object) -> Any:
+                return made.__exit__(*error)
+
+        return Wrapped()
+
+    monkeypatch.setattr(ray_executor, "_listen", with_strangers)
+    engine = engine_of(uneven_model, tensor_parallel_size=2)
+    try:
+        found = engine.run(
+            [Request(id="a", prompt=(5,), params=SamplingParams(max_tokens=3, seed=1))]
+        )
+        assert found["a", 0][-1].finish in (FinishReason.LENGTH, FinishReason.STOP)
+    finally:
+        engine.executor.close()
