@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
 from . import routes_status
@@ -73,7 +73,23 @@ ROUTES = (
 )
 
 
-def build_gateway(config: ServeConfig, router: Router) -> ASGIApp:
+class Gateway:
+    """The door of a server as an ASGI application, and what it holds beside the event loop."""
+
+    def __init__(self, app: ASGIApp, serving: Serving) -> None:
+        self._app = app
+        self._serving = serving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        await self._app(scope, receive, send)
+
+    def close(self) -> None:
+        """End the processes of its own, once no request comes any more."""
+        self._serving.close()
+
+
+def build_gateway(config: ServeConfig, router: Router) -> Gateway:
     """The door of a server: routes, keys, CORS and figures over the replicas that `router` knows.
 
     May be built before any model is loaded; it answers 503 till then.
@@ -97,7 +113,8 @@ def build_gateway(config: ServeConfig, router: Router) -> ASGIApp:
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(Exception, _failed)
     guarded = Guard(app, config.api_key, serving.metrics)
-    return _with_cors(guarded, config) if config.allowed_origins else guarded
+    outermost = _with_cors(guarded, config) if config.allowed_origins else guarded
+    return Gateway(outermost, serving)
 
 
 def _add(app: FastAPI, serving: Serving, route: Route) -> None:

@@ -22,6 +22,7 @@ from . import logs, membership
 from .config import ServeConfig
 from .facts import Facts, node_address
 from .link import Router
+from .open_files import lift_limit
 from .ports import check_port, holder
 from .router import FleetRouter
 from .turnstile import Turnstile
@@ -47,6 +48,8 @@ class Ingress:
         self._host = node_address()
         self._facts = Facts(self._config.name)
         logs.start(self._config, f"gateway-{context.rank.rank}")
+        if line := lift_limit():
+            log.warning(line)
         self._facts.put("gateway", self._id, {"pid": os.getpid()})
         try:
             self._public = _claim(self._config, self._facts)

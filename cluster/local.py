@@ -161,7 +161,8 @@ class _Local:
         self._config = config
         self._progress = progress
         self._router = LocalRouter(config.models)
-        self._door = Turnstile(build_gateway(config, self._router))
+        self._gateway = build_gateway(config, self._router)
+        self._door = Turnstile(self._gateway)
         self._server = _Server(web_config(config, self._door, lifespan="off"))
         self._engines = _engines(config, progress)
         self._failure: BaseException | None = None
@@ -174,6 +175,7 @@ class _Local:
         loading.start()
         with self._signals():
             await self._server.serve()
+        self._gateway.close()
         if not loading.is_alive():
             for engines in self._engines.values():
                 for engine in engines:

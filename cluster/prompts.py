@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from ..engine.admission import room_for_output
 from ..engine.errors import InvalidRequest
 from ..engine.text import Tokenizer
-from .conversation import Message, content_text, plain_messages
+from .conversation import Message, plain_messages
 from .link import ModelCard
 from .protocol import ChatTemplateFields, CompletionRequest, Sampling, json_kind
 
@@ -46,7 +46,10 @@ async def completion_prompts(
             text = await decode(tokenizer, prompt) if request.echo else ""
         if not ids:
             raise InvalidRequest(f"{where} must not be empty: it has no tokens", "prompt")
-        found.append(Prompt(truncated(ids, request, card), text))
+        kept = truncated(ids, request, card)
+        if request.echo and len(kept) < len(ids):
+            text = await decode(tokenizer, kept)
+        found.append(Prompt(kept, text))
     return found
 
 
@@ -85,7 +88,8 @@ async def chat_prompt(
         )
         return tuple(tokenizer.encode(text, add_special_tokens=request.add_special_tokens))
 
-    ids = await _off_loop(sum(len(content_text(m)) for m in messages), render)
+    loop = asyncio.get_running_loop()
+    ids = await loop.run_in_executor(tokenizer.executor, render)
     if not ids:
         raise InvalidRequest("messages render to an empty prompt", "messages")
     return messages, ids
@@ -100,7 +104,7 @@ async def encode(
     )
 
 
-async def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+async def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of `ids`, special tokens included; that of many is made beside the event loop."""
     return await _off_loop(len(ids), lambda: tokenizer.decode(ids, skip_special_tokens=False))
 

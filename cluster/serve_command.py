@@ -12,6 +12,7 @@ from .banner import Progress
 from .config import ServeConfig
 from .detach import detach, screen_of_launcher
 from .flags import configure, parameters
+from .open_files import lift_limit
 from .ports import check_port
 from .running import registered
 
@@ -56,6 +57,8 @@ def _detach(args: list[str], config: ServeConfig) -> int:
 
 
 def _run(config: ServeConfig, progress: Progress) -> None:
+    if line := lift_limit():
+        progress.warn(line)
     if config.local:
         with progress.phase("start Python"):
             from .local import run_local

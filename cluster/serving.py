@@ -89,6 +89,12 @@ class Serving:
             loading = self._load(self.model(card))
         return await asyncio.wrap_future(loading)
 
+    def close(self) -> None:
+        """End what its tokenizers hold."""
+        for loading in self._tokenizers.values():
+            if not loading.cancel() and loading.exception() is None:
+                loading.result().close()
+
     def _load(self, model: ModelConfig) -> Future[Tokenizer]:
         engine = model.engine
         loading = self._loader.submit(
@@ -97,6 +103,7 @@ class Serving:
             revision=engine.revision if engine.tokenizer is None else None,
             download_dir=engine.download_dir,
             chat_template=engine.chat_template,
+            confined=True,
         )
         self._tokenizers[model.name] = loading
         return loading

@@ -104,8 +104,9 @@ class _Compiled:
         try:
             return self.template.render(variables)
         except Exception as error:
+            said = str(error) or type(error).__name__
             raise InvalidRequest(
-                f"the chat template cannot render these messages: {error}", "messages"
+                f"the chat template cannot render these messages: {said}", "messages"
             ) from error
 
 

@@ -9,9 +9,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 from . import tokenizer_files
+from .confined import ConfinedTemplate
 from .detokenize import ByteDecoder, Decoder, WindowDecoder
 from .errors import InvalidRequest
 from .request import FinishReason, SamplingParams, Update
@@ -36,16 +38,20 @@ _BYTE_OF_CHAR = _byte_of_char()
 class Tokenizer:
     """A model's tokenizer and chat template. Safe to share between threads.
 
-    `info` is its configuration as tokenizer_config.json has it, in JSON's own types, with
-    `chat_template` the template that is used.
+    `confined` has templates rendered by a process of their own, see `confined.py`; `executor` is
+    then the thread to call `render` on. `info` is its configuration as tokenizer_config.json has
+    it, in JSON's own types, with `chat_template` the template that is used.
     """
 
-    def __init__(self, files: tokenizer_files.TokenizerFiles) -> None:
+    def __init__(self, files: tokenizer_files.TokenizerFiles, *, confined: bool = False) -> None:
         added = files.backend.get_added_tokens_decoder()
         self._backend = files.backend
         self._bytes: dict[int, bytes] = {}
         self._kind = _kind(files.backend)
-        self._chat = ChatTemplate(sources=files.templates, special_tokens=files.special_tokens)
+        plain = ChatTemplate(sources=files.templates, special_tokens=files.special_tokens)
+        held = ConfinedTemplate(plain) if confined else None
+        self._chat: ChatTemplate | ConfinedTemplate = held or plain
+        self.executor: Executor | None = held.executor if held else None
         self.added_ids = frozenset(added)
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.special_tokens: Mapping[str, str] = files.special_tokens
@@ -59,12 +65,19 @@ class Tokenizer:
         revision: str | None = None,
         download_dir: str | None = None,
         chat_template: str | None = None,
+        confined: bool = False,
     ) -> Tokenizer:
-        """The tokenizer of a folder or hub id; `chat_template` is a file that replaces its own.
+        """The tokenizer of a folder or hub id; `chat_template` replaces its own.
 
         Raises LoadError, and ConfigError where the template is missing or does not parse.
         """
-        return cls(tokenizer_files.read(path, revision, download_dir, chat_template))
+        files = tokenizer_files.read(path, revision, download_dir, chat_template)
+        return cls(files, confined=confined)
+
+    def close(self) -> None:
+        """End the process that renders its template, if it has one."""
+        if isinstance(self._chat, ConfinedTemplate):
+            self._chat.close()
 
     @property
     def vocab_size(self) -> int:

@@ -209,9 +209,13 @@ def _override(chat_template: str) -> str:
     from .template import check_source
 
     path = Path(chat_template).expanduser()
-    inline = "{{" in chat_template or "{%" in chat_template
+    inline = any(mark in chat_template for mark in ("{{", "{%", "{#", "\n"))
     if not inline and not path.is_file():
-        raise ConfigError(f"chat_template: there is no file {chat_template!r}", "chat_template")
+        raise ConfigError(
+            f"chat_template: there is no file {chat_template!r}, and it is no template either: "
+            "that has {{ or {% in it",
+            "chat_template",
+        )
     source = chat_template if inline else path.read_text(encoding="utf-8")
     try:
         check_source(source)
