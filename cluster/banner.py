@@ -133,6 +133,13 @@ def banner(
     ]
 
 
+def _farewell(config: ServeConfig) -> list[str]:
+    return [
+        f"It runs in the background as process {os.getpid()}.",
+        f"`shoal logs {config.port} -f` shows what it logs, `shoal stop {config.port}` stops it.",
+    ]
+
+
 def _described(card: ModelCard, config: ServeConfig) -> str:
     words = f"{', '.join(card.names)} (up to {card.max_model_len:,} tokens)"
     replicas = config.model(card.names[0]).replicas
@@ -147,13 +154,6 @@ def _inside(model: Loaded, *, titled: bool) -> list[str]:
     if spent := _spent(model.phases):
         rows.append(("Started in", spent))
     return [f"{model.card.names[0]}:", *_columns(*rows), ""]
-
-
-def _farewell(config: ServeConfig) -> list[str]:
-    return [
-        f"It runs in the background as process {os.getpid()}.",
-        f"`shoal logs {config.port} -f` shows what it logs, `shoal stop {config.port}` stops it.",
-    ]
 
 
 def _columns(*rows: tuple[str, str]) -> list[str]:
