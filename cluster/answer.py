@@ -89,7 +89,7 @@ class Answer(Response):
         if choice not in self._deltas:
             self._deltas[choice] = []
             if choice is generation.choices[0]:
-                self._metrics.first_token(self._format.heading.model, generation)
+                self._count_begin(generation)
         if generation.ended:
             self._count_end(generation, "error")
         if self._stream:
@@ -116,7 +116,8 @@ class Answer(Response):
     def _begin(self) -> None:
         for generation in self.generations:
             try:
-                generation.begin(self._choose(generation.request))
+                link = self._choose(generation.request)
+                generation.begin(link, self._metrics.meter(link))
             except ShoalError as error:
                 self.on_error(error)
             if self._failed:
@@ -153,10 +154,15 @@ class Answer(Response):
             if generation.link is not None:
                 self._count_end(generation, reason)
 
+    def _count_begin(self, generation: Generation) -> None:
+        if generation.meter is not None:
+            generation.meter.began(generation)
+
     def _count_end(self, generation: Generation, unfinished: str) -> None:
         if generation not in self._counted:
             self._counted.add(generation)
-            self._metrics.ended(self._format.heading.model, generation, unfinished)
+            if generation.meter is not None:
+                generation.meter.ended(generation, unfinished)
 
     def _give_up(self, reason: str) -> None:
         log.warning("%s was given up: %s", self._format.heading.id, reason)

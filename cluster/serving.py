@@ -18,7 +18,7 @@ from ..engine.text import Tokenizer
 from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
 from .link import ModelCard, Router
-from .metrics import Metrics
+from .pool import Pool
 from .protocol import RequestBody, parse
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,11 @@ LEFT = 499
 class Serving:
     """The state of one gateway."""
 
-    def __init__(self, config: ServeConfig, router: Router) -> None:
+    def __init__(self, config: ServeConfig, router: Router, pool: Pool) -> None:
         self.config = config
         self.router = router
-        self.metrics = Metrics(router)
+        self.pool = pool
+        self.metrics = pool.metrics
         self._loader = ThreadPoolExecutor(1, "shoal-tokenizer")
         self._tokenizers: dict[str, Future[Tokenizer]] = {}
         for model in config.models:

@@ -15,9 +15,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..engine.errors import EngineLost, ShoalError
-from ..engine.request import FinishReason, Request, TokenLogprobs, Update
+from ..engine.request import FinishReason, Request, TokenLogprobs, Update, Waits
 from ..engine.text import TextStream, Tokenizer
 from .link import Link
+from .metrics import Meter
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Choice:
         "emitted",
         "finish",
         "index",
+        "last_token",
         "num_tokens",
         "sibling",
         "stop_reason",
@@ -63,6 +65,7 @@ class Choice:
         self.text = text
         self.emitted: list[int] = []
         self.num_tokens = 0
+        self.last_token: float | None = None
         self.cumulative = 0.0
         self.finish: FinishReason | None = None
         self.stop_reason: int | str | None = None
@@ -122,9 +125,11 @@ class Generation:
         "first_token",
         "last_token",
         "link",
+        "meter",
         "num_cached",
         "prompt_logprobs",
         "request",
+        "waits",
     )
 
     def __init__(
@@ -142,6 +147,8 @@ class Generation:
         self.epoch = request.epoch
         self.digest = ""
         self.link: Link | None = None
+        self.meter: Meter | None = None
+        self.waits: Waits | None = None
         self.choices = tuple(
             Choice(
                 first_index + i, i, TextStream(tokenizer, request.params, request.prompt), silent
@@ -158,9 +165,12 @@ class Generation:
         self._on_delta = on_delta
         self._on_error = on_error
 
-    def begin(self, link: Link) -> None:
-        """Send the request. What comes of it, a refusal too, comes to the callbacks."""
-        self.link = link
+    def begin(self, link: Link, meter: Meter | None = None) -> None:
+        """Send the request. What comes of it, a refusal too, comes to the callbacks.
+
+        Tokens are counted by `meter`.
+        """
+        self.link, self.meter = link, meter
         self.digest = link.card.digest
         link.submit(self.request, self._receive)
 
@@ -225,19 +235,26 @@ class Generation:
         if update.num_cached is not None:
             self.num_cached = max(self.num_cached, update.num_cached)
             self.prompt_logprobs = update.prompt_logprobs or self.prompt_logprobs
+            self.waits = self.waits or update.waits
         if update.tokens:
-            self.last_token = time.monotonic()
-            self.first_token = self.first_token or self.last_token
+            self._mark(choice, len(update.tokens))
         delta = choice.take(update)
         if choice.finish is not None:
             self._end(choice, update)
         if delta is not None:
             self._on_delta(self, choice, delta)
 
+    def _mark(self, choice: Choice, num_tokens: int) -> None:
+        now, before = time.monotonic(), choice.last_token
+        self.first_token = self.first_token or now
+        self.last_token = choice.last_token = now
+        if self.meter is not None:
+            self.meter.tokens(num_tokens, None if before is None else now - before)
+
     def _end(self, choice: Choice, update: Update) -> None:
         self.ended = all(other.finish is not None for other in self.choices)
         if update.finish is None and self.link is not None:
-            self.link.abort(self.request.id, choice.sibling)
+            self.link.abort(self.request.id, choice.sibling, FinishReason.STOP)
 
     def _lose(self, update: Update) -> None:
         self.abort()
