@@ -138,7 +138,7 @@ class Answer(Response):
         ends = [
             (generation, choice, merged(self._deltas[choice]))
             for generation in self.generations
-            for choice in generation.choices
+            for choice in generation.answers()
         ]
         self._send_json(Failure(200, self._format.whole(ends), ()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from ..engine.admission import room_for_output
@@ -46,7 +46,10 @@ async def completion_prompts(
             text = await decode(tokenizer, prompt) if request.echo else ""
         if not ids:
             raise InvalidRequest(f"{where} must not be empty: it has no tokens", "prompt")
-        found.append(Prompt(truncated(ids, request, card), text))
+        kept = truncated(ids, request, card)
+        if request.echo and len(kept) < len(ids):
+            text = await decode(tokenizer, kept)
+        found.append(Prompt(kept, text))
     return found
 
 
@@ -101,7 +104,7 @@ async def encode(
     )
 
 
-async def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+async def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of `ids`, special tokens included; that of many is made beside the event loop."""
     return await _off_loop(len(ids), lambda: tokenizer.decode(ids, skip_special_tokens=False))
 

@@ -38,6 +38,7 @@ Prompt = Annotated[
     Any,
     WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}),
 ]
+EarlyStopping = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "never"}]})]
 Messages = Annotated[
     Any,
     WithJsonSchema(
@@ -76,7 +77,9 @@ class Sampling(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Whole = Field(1, description="Answers to each prompt.")
-    best_of: Whole | None = Field(None, description="Only n itself.")
+    best_of: Whole | None = Field(
+        None, description="Candidates, of which the n most probable are answered; beams."
+    )
     seed: Whole | None = Field(None, description="Equal seeds draw equal tokens.")
     stop: str | list[str] | None = None
     temperature: float | None = None
@@ -105,7 +108,13 @@ class Sampling(BaseModel):
     cache_salt: str = Field("", description="Parts the prefix cache.", max_length=1024)
     priority: Whole = 0
     echo: bool = False
-    length_penalty: float = Field(1.0, description="Only beams have one.")
+    use_beam_search: bool = Field(False, description="Search with best_of, or n, beams.")
+    length_penalty: float = Field(
+        1.0, description="Beams are compared by log probability / length ** length_penalty."
+    )
+    early_stopping: EarlyStopping = Field(
+        False, description="When a search ends: as `early_stopping` of transformers."
+    )
     stream_interval: Whole | None = Field(None, description="Taken and ignored.", ge=1)
     request_id: str | None = Field(None, description="Named in the answer's id.")
     user: Any = Field(None, description="Taken and ignored.")

@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine.errors import InvalidRequest
-from ..engine.request import SamplingParams
+from ..engine.request import SamplingParams, candidates_of
 from ..engine.text import Tokenizer, with_bad_words
 from .link import ModelCard
 from .prompts import check_ids
 from .protocol import ChatRequest, CompletionRequest, Sampling
 
-_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_DRAWING = ("temperature", "top_p", "top_k", "min_p")
+_DEFAULTED = (*_DRAWING, "repetition_penalty")
 _PLAIN = (
     "n",
+    "best_of",
+    "use_beam_search",
+    "length_penalty",
+    "early_stopping",
     "stop",
     "min_tokens",
     "stop_token_ids",
@@ -36,15 +41,19 @@ def sampling_params(
 ) -> SamplingParams:
     """How to answer `request`; `seed` serves where the caller gave none.
 
-    The engine is never asked for no tokens at all: of 0, one is made and dropped by the caller.
-    Raises InvalidRequest naming the field.
+    The engine is never asked for no tokens at all: of 0, one is made and dropped by the caller. Of
+    `best_of` candidates all are asked for. Beams draw nothing, so that the model's defaults of
+    drawing are left out. Raises InvalidRequest naming the field.
     """
     _check(request, card)
     values: dict[str, Any] = {name: getattr(request, name) for name in _PLAIN}
+    defaults = card.sampling_defaults
+    if request.use_beam_search:
+        defaults = {k: v for k, v in defaults.items() if k not in _DRAWING} | {"temperature": 0}
     for name in (*_DEFAULTED, "presence_penalty", "frequency_penalty"):
         value = getattr(request, name)
         if value is None and name in _DEFAULTED:
-            value = card.sampling_defaults.get(name)
+            value = defaults.get(name)
         if value is not None:
             values[name] = int(value) if name == "top_k" else value
     params = SamplingParams(
@@ -55,7 +64,7 @@ def sampling_params(
         prompt_logprobs=num_prompt_logprobs(request),
         logit_bias=_logit_bias(request, card),
     )
-    return with_bad_words(tokenizer, params)
+    return with_bad_words(tokenizer, candidates_of(params))
 
 
 def num_logprobs(request: CompletionRequest | ChatRequest) -> int | None:
@@ -73,11 +82,11 @@ def num_prompt_logprobs(request: CompletionRequest | ChatRequest) -> int | None:
 
 
 def _check(request: CompletionRequest | ChatRequest, card: ModelCard) -> None:
-    if request.best_of is not None and request.best_of != request.n:
-        what = "above" if request.best_of > request.n else "below"
+    if request.stream and (request.use_beam_search or (request.best_of or 0) > request.n):
+        name = "use_beam_search" if request.use_beam_search else "best_of"
         raise InvalidRequest(
-            f"best_of={request.best_of} {what} n={request.n} is not supported: only n itself",
-            "best_of",
+            f"stream: true does not go with {name}: which answers are best is known at the end",
+            name,
         )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest(

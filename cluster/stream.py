@@ -38,7 +38,8 @@ class Delta(NamedTuple):
 class Choice:
     """One sibling: its tokens so far, its text, and how it ended.
 
-    `index` is its place in the answer. Tokens are held back with their text, while the text may
+    `index` is its place in the answer, `cumulative` the sum of the log probabilities of its tokens,
+    where the engine tells them. Tokens are held back with their text, while the text may
     still turn out to be half a character or the beginning of a stop string.
     """
 
@@ -46,6 +47,7 @@ class Choice:
         "_held",
         "_held_logprobs",
         "_silent",
+        "cumulative",
         "emitted",
         "finish",
         "index",
@@ -61,6 +63,7 @@ class Choice:
         self.text = text
         self.emitted: list[int] = []
         self.num_tokens = 0
+        self.cumulative = 0.0
         self.finish: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self._silent = silent
@@ -86,6 +89,8 @@ class Choice:
         elif update.finish is not None:
             self.finish, self.stop_reason = update.finish, update.stop_reason
         self.num_tokens += len(tokens)
+        if logprobs:
+            self.cumulative += sum(entry.logprob for entry in logprobs)
         if self._held:
             tokens = self._held + tokens
             if logprobs is not None or self._held_logprobs is not None:
@@ -106,6 +111,7 @@ class Generation:
     """
 
     __slots__ = (
+        "_num_answers",
         "_on_delta",
         "_on_error",
         "began",
@@ -127,6 +133,7 @@ class Generation:
         tokenizer: Tokenizer,
         *,
         first_index: int = 0,
+        num_answers: int | None = None,
         silent: bool = False,
         on_delta: Callable[[Generation, Choice, Delta], None],
         on_error: Callable[[ShoalError], None],
@@ -141,6 +148,7 @@ class Generation:
             )
             for i in range(request.params.n)
         )
+        self._num_answers = request.params.n if num_answers is None else num_answers
         self.num_cached = 0
         self.prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
         self.began = time.monotonic()
@@ -156,8 +164,28 @@ class Generation:
         self.digest = link.card.digest
         link.submit(self.request, self._receive)
 
+    def answers(self) -> tuple[Choice, ...]:
+        """The choices to answer with, once all have ended.
+
+        Of more candidates than answers those of the greatest cumulative log probability, best first
+        and numbered so; equal ones in the order of their draws.
+        """
+        if self._num_answers == len(self.choices):
+            return self.choices
+        first = self.choices[0].index
+        best = sorted(self.choices, key=lambda choice: -choice.cumulative)[: self._num_answers]
+        for index, choice in enumerate(best, first):
+            choice.index = index
+        return tuple(best)
+
     def remainder(self, choice: Choice) -> Request:
-        """The request that goes on with `choice` after what it has emitted."""
+        """The request that goes on with `choice` after what it has emitted.
+
+        Beams go on all together, from their prompt: a search says nothing before its end, and
+        begun anew it finds the same. It is one request for all choices.
+        """
+        if self.request.params.use_beam_search:
+            return replace(self.request, epoch=self.epoch + 1)
         return replace(
             self.request,
             params=replace(self.request.params, n=1),

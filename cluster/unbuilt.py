@@ -21,7 +21,6 @@ class Unbuilt(NamedTuple):
 
 _TOOLS = "tool calls are not built yet"
 _STRUCTURED = "structured output is not built yet"
-_BEAMS = "beam search is not built yet"
 _TRANSFER = "moving KV between engines is not built yet"
 
 UNBUILT: Mapping[str, Unbuilt] = {
@@ -36,7 +35,6 @@ UNBUILT: Mapping[str, Unbuilt] = {
     "guided_choice": Unbuilt(_STRUCTURED),
     "guided_grammar": Unbuilt(_STRUCTURED),
     "structural_tag": Unbuilt(_STRUCTURED),
-    "use_beam_search": Unbuilt(_BEAMS, (False,)),
     "suffix": Unbuilt("completing text before a suffix is not built yet"),
     "prompt_embeds": Unbuilt("prompts as embeddings are not built yet"),
     "modalities": Unbuilt("answers other than text are not built yet", (["text"],)),

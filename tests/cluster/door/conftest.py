@@ -8,12 +8,16 @@ import socket
 import threading
 from dataclasses import dataclass, field
 
+import httpx2 as httpx
 import pytest
 import uvicorn
 from openai import OpenAI
+from shoal.cluster.card import model_card
 from shoal.cluster.config import serve_config
 from shoal.cluster.gateway import Gateway, build_gateway
 from shoal.cluster.link import Load, ModelCard
+from shoal.cluster.local import LocalRouter, MemoryLink
+from shoal.engine.engine import AsyncEngine
 from shoal.engine.errors import EngineLost, UnknownModel
 from shoal.engine.request import FinishReason, TokenLogprobs, Update
 from shoal.engine.text import Tokenizer
@@ -313,3 +317,48 @@ def model_folder(tokenizer_folder, tmp_path_factory):
     model.to(torch.float32).save_pretrained(folder)
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
     return str(folder)
+
+
+class Served:
+    """A server with a real engine in this process."""
+
+    def __init__(self, engine, router, port):
+        self.engine, self.router = engine, router
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = OpenAI(base_url=f"{self.url}/v1", api_key="k", max_retries=0)
+
+    def complete(self, **fields):
+        return self.client.completions.create(
+            **{"model": "m", "prompt": "the quick", "max_tokens": 24, "seed": 3, **fields}
+        )
+
+    def idle(self):
+        load = self.engine.load()
+        return not load.running and not load.waiting
+
+
+@pytest.fixture(scope="module")
+def served(model_folder, serve_app):
+    settings = {
+        "model": model_folder,
+        "served_model_name": ("m",),
+        "max_waiting": 4,
+        "max_num_seqs": 48,
+        "dtype": "float32",
+        "threads": 1,
+        "num_gpu_blocks_override": 1024,
+        "max_num_batched_tokens": 64,
+    }
+    config = serve_config(settings, environ={})
+    engine = AsyncEngine(config.engine)
+    router = LocalRouter(1)
+    with serve_app(build_gateway(config, router)) as (port, loop):
+        assert httpx.get(f"http://127.0.0.1:{port}/health").json() == {"status": "loading"}
+        capacity = engine.start()
+
+        async def open_():
+            router.add(MemoryLink("local-0", engine, model_card(config, capacity)))
+
+        asyncio.run_coroutine_threadsafe(open_(), loop).result(10)
+        yield Served(engine, router, port)
+    engine.close()
