@@ -13,6 +13,9 @@ from .errors import InvalidRequest
 
 MAX_N = 128
 MAX_STOPS = 64
+MAX_BAD_WORDS = 1024
+MAX_WORD_LENGTH = 4096
+"""Characters of one stop string or bad word."""
 
 
 class FinishReason(StrEnum):
@@ -267,6 +270,18 @@ def _check_lists(params: SamplingParams) -> None:
         f"stop takes at most {MAX_STOPS} strings, got {len(params.stops)}",
         "stop",
     )
+    _refuse(
+        len(params.bad_words or ()) > MAX_BAD_WORDS,
+        f"bad_words takes at most {MAX_BAD_WORDS} strings, got {len(params.bad_words or ())}",
+        "bad_words",
+    )
+    for name, words in (("stop", params.stops), ("bad_words", params.bad_words or ())):
+        longest = max(map(len, words), default=0)
+        _refuse(
+            longest > MAX_WORD_LENGTH,
+            f"a string of {name} may have {MAX_WORD_LENGTH} characters, got {longest}",
+            name,
+        )
     _refuse(
         bool(params.stops) and not params.detokenize,
         "stop strings need detokenize=True; use stop_token_ids instead",
