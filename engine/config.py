@@ -16,6 +16,7 @@ from typing import Any
 from .errors import ConfigError
 
 DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
+MODEL_IMPLS = ("auto", "shoal", "transformers")
 LOAD_FORMATS = ("auto", "safetensors", "pt", "dummy")
 POLICIES = ("fcfs", "priority")
 
@@ -56,6 +57,12 @@ class EngineConfig:
         "auto, float32, bfloat16, float16 or half. On CPUs auto means float32 for small models.",
         group="Model",
         first=True,
+    )
+    model_impl: str = setting(
+        "auto",
+        "auto: shoal's own code for the architectures that it has, transformers' for others; "
+        "shoal or transformers: that one only.",
+        group="Model",
     )
     max_model_len: int | None = setting(
         None,
@@ -222,7 +229,6 @@ NOT_BUILT: Mapping[str, tuple[object, str]] = {
     "task": ("generate", "only generating models are built"),
     "convert": ("none", "only generating models are built"),
     "pooler_config": (None, "only generating models are built"),
-    "model_impl": ("auto", "there is one implementation a model"),
     "tokenizer_mode": ("auto", "the tokenizer's own files decide"),
     "skip_tokenizer_init": (False, "serving without a tokenizer is not built yet"),
     "config_format": ("auto", "only checkpoints in Hugging Face layout are read"),
@@ -307,6 +313,7 @@ def _check(config: EngineConfig) -> None:
         _of_kind(config, field.name, str(field.type))
     _one_of(config, "generation_config", ("auto", "vllm", "shoal"))
     _one_of(config, "dtype", DTYPES)
+    _one_of(config, "model_impl", MODEL_IMPLS)
     _one_of(config, "load_format", LOAD_FORMATS)
     _one_of(config, "scheduling_policy", POLICIES)
     _one_of(config, "device", ("auto", "cpu", "cuda"))

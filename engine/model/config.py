@@ -21,6 +21,9 @@ SAMPLING_KEYS = {
 }
 """What generation_config.json may set, and the name in SamplingParams."""
 
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+"""What families call the length of their texts."""
+
 STRETCHED = ("linear", "dynamic")
 """Rope types by which `max_position_embeddings` is the length before scaling."""
 
@@ -103,8 +106,16 @@ class ModelConfig:
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model was made for, stretched by its rope."""
-        length = int(self.max_position_embeddings)
+        """Tokens that the model was made for, stretched by its rope.
+
+        A rope that differs by layer is stretched already.
+        """
+        named = next((self.get(name) for name in LENGTHS if self.get(name)), None)
+        length = int(named or self.max_position_embeddings)
+        stretch = self.get("rope_parameters") or self.get("rope_scaling") or {}
+        by_layer = any(isinstance(value, Mapping) for value in stretch.values())
+        if by_layer or not stretch or self.get("rope_local_base_freq"):
+            return length
         rope = self.rope
         factor = rope.get("factor")
         if factor is None:

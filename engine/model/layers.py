@@ -259,8 +259,8 @@ def activation(config: ModelConfig, known: Mapping[str, Activation]) -> Activati
     name = config.get("hidden_act", "silu")
     if name not in known:
         raise LoadError(
-            f"{config.path}: activation {name!r} is not known to this architecture; known are "
-            f"{', '.join(known)}"
+            f"{config.path}: hidden_act {name!r} is not built here for {config.architecture}, only "
+            f"{', '.join(known)}; model_impl: transformers may know it"
         )
     return known[name]
 

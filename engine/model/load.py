@@ -19,7 +19,8 @@ from ..errors import LoadError
 from .config import ModelConfig, read_config
 from .hub import find_model
 from .mesh import Mesh, Stage
-from .shard import Claim, claims
+from .promises import refuse_next_tokens
+from .shard import Claim, claims, claims_among
 from .tensors import PLAIN_DTYPES, opened
 from .weights import Entry, WeightFile, digest, weight_files
 from .zoo.registry import CausalLM, build
@@ -68,6 +69,7 @@ def load(
     load_format: str = "auto",
     seed: int = 0,
     max_len: int | None = None,
+    model_impl: str = "auto",
     revision: str | None = None,
     download_dir: str | None = None,
     progress: Progress | None = None,
@@ -87,14 +89,19 @@ def load(
     )
     config = read_config(folder)
     files = [] if dummy else weight_files(folder, load_format)
-    chosen = choose_dtype(dtype, config, torch.device(device))
-    built = build(config, mesh or Mesh(), chosen, device, stage=stage, max_len=max_len)
+    chosen = choose_dtype(dtype, config, torch.device(device), model_impl)
+    built = build(
+        config, mesh or Mesh(), chosen, device, stage=stage, max_len=max_len, impl=model_impl
+    )
     assert isinstance(built, nn.Module)
     if dummy:
         draw(claims(built), seed)
     else:
         elsewhere = _names_claimed(config) if stage is not None else frozenset()
-        fill(list(claims(built)), files, progress or _silent, _leftovers(config), elsewhere)
+        shapes, leftovers = _shapes(files), _leftovers(config, built)
+        refuse_next_tokens(config, shapes, leftovers)
+        wanted = list(claims_among(built, shapes))
+        fill(wanted, files, progress or _silent, leftovers, elsewhere)
     # Rope frequencies may follow from max_len, and then other text follows from them.
     constants = [f"{name} {constant.tolist()}" for name, constant in built.named_buffers()]
     words = (f"dummy {seed}" if dummy else "", str(chosen), *constants)
@@ -123,7 +130,9 @@ def _warn_of_slow(dtype: torch.dtype) -> None:
     )
 
 
-def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+def choose_dtype(
+    name: str, config: ModelConfig, device: torch.device, impl: str = "auto"
+) -> torch.dtype:
     """The dtype to serve in.
 
     A name is taken at its word. "auto" is the checkpoint's own dtype, but float16 on a GPU that
@@ -135,7 +144,7 @@ def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.
             _warn_of_slow(DTYPES[name])
         return DTYPES[name]
     own = DTYPES.get(config.dtype, torch.float32)
-    model = build(config, Mesh(), torch.float32, "meta")
+    model = build(config, Mesh(), torch.float32, "meta", impl=impl)
     assert isinstance(model, nn.Module)
     size = sum(weight.nbytes for weight in model.parameters())
     chosen = ops.serving_dtype(own, device, small=size < FLOAT32_BYTES)
@@ -217,10 +226,26 @@ def _names(names: list[str]) -> str:
     return ", ".join(repr(name) for name in names[:3]) + more
 
 
-def _leftovers(config: ModelConfig) -> re.Pattern[str]:
+def _shapes(files: Iterable[WeightFile]) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint holds."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        if file.entries is not None:
+            shapes |= {name: entry.shape for name, entry in file.entries.items()}
+            continue
+        with opened(file) as tensors:
+            shapes |= {name: entry.shape for name, entry in tensors.entries.items()}
+    return shapes
+
+
+def _leftovers(config: ModelConfig, model: nn.Module) -> re.Pattern[str]:
     """Tensors that checkpoints hold and models need not: rotary tables, GPT-2's causal masks, a
-    tied head."""
-    rules = [r"\.rotary_emb\.inv_freq$", r"(^|\.)h\.\d+\.attn\.(masked_)?bias$"]
+    tied head, and what the model says itself."""
+    rules = [
+        r"\.rotary_emb\.inv_freq$",
+        r"(^|\.)h\.\d+\.attn\.(masked_)?bias$",
+        *getattr(model, "leftovers", ()),
+    ]
     if config.get("tie_word_embeddings", False):
         rules.append(r"^lm_head\.weight$")
     return re.compile("|".join(rules))

@@ -34,7 +34,8 @@ class Rotary(nn.Module):
         kind = rope["rope_type"]
         if kind not in KINDS:
             raise LoadError(
-                f"{config.path}: rope of type {kind!r} is not known; known are {', '.join(KINDS)}"
+                f"{config.path}: rope of type {kind!r} is not known; known are {', '.join(KINDS)}; "
+                f"model_impl: transformers may know others"
             )
         size = int(config.head_size * rope["partial_rotary_factor"])
         try:

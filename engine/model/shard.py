@@ -6,7 +6,7 @@ model; it yields a Claim for every checkpoint tensor that it eats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class Claim(NamedTuple):
         if lengths != list(self.place.shape):
             raise ValueError(f"{self.name} of shape {list(shape)} does not fit")
         before = (slice(None),) * (self.dim or 0)
+        if not shape:
+            return [Cut((), ())]
         return [Cut((*before, source), (*before, target)) for source, target in spans]
 
     def _spans(self, size: int) -> tuple[list[tuple[slice, slice]], int]:
@@ -120,6 +122,15 @@ def claims(model: nn.Module) -> Iterator[Claim]:
         layer_claims = getattr(module, "claims", None)
         if layer_claims is not None:
             yield from layer_claims(path)
+
+
+def claims_among(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Claim]:
+    """The claims of a model on a checkpoint that holds tensors of these shapes.
+
+    A model whose checkpoints call its tensors otherwise than it does has a method of this name.
+    """
+    own = getattr(model, "claims_among", None)
+    return claims(model) if own is None else own(shapes)
 
 
 def _uneven(units: int, mesh: Mesh, noun: str) -> ConfigError:

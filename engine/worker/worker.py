@@ -22,7 +22,7 @@ from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
 from ..model.hub import find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh, Stage
-from ..model.zoo.registry import CausalLM, build, num_bytes
+from ..model.zoo.registry import CausalLM, build, num_bytes, token_width
 from ..plan import CacheSpec, Plan, Result
 from ..seat import Seat
 from ..sizing import Footprint, Sizing
@@ -65,13 +65,15 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
     )
     device = pick(config.device)
     model = read_config(folder)
-    dtype = choose_dtype(config.dtype, model, device.place)
+    impl = config.model_impl
+    dtype = choose_dtype(config.dtype, model, device.place, impl)
     mesh = Mesh(rank=seat.tensor, size=seat.tensor_size)
     stage = stage_of(seat, model, config.pipeline_layer_partition)
-    whole = build(model, mesh, dtype, "meta")
+    whole = build(model, mesh, dtype, "meta", impl=impl)
+    own = build(model, mesh, dtype, "meta", stage=stage, impl=impl) if stage else whole
     size = sizing.size(
         _shared(config, device, seat),
-        footprint(model, dtype, build(model, mesh, dtype, "meta", stage=stage) if stage else whole),
+        footprint(model, dtype, own),
         device.memory(),
         config.block_size or device.block_size,
     )
@@ -99,13 +101,7 @@ def footprint(config: ModelConfig, dtype: torch.dtype, shapes: CausalLM) -> Foot
     return Footprint(
         weight_bytes=num_bytes(shapes),
         specs=tuple(shapes.cache_specs),
-        width=sizing.token_width(
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_attention_heads,
-            config.num_kv_heads,
-            config.head_size,
-        ),
+        width=token_width(shapes, config),
         vocab_size=config.vocab_size,
         max_model_len=config.max_length,
         itemsize=dtype.itemsize,
@@ -170,6 +166,7 @@ class Worker:
                 load_format=config.load_format,
                 seed=config.seed,
                 max_len=config.max_model_len,
+                model_impl=config.model_impl,
                 progress=progress,
             )
         clock.lap("load")

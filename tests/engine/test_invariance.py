@@ -40,6 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+FOREIGN = "Gemma2 in transformers' code"
+
 Texts = dict[tuple[str, int], list[int]]
 
 
@@ -73,7 +75,7 @@ class Engine:
         return texts
 
 
-@pytest.fixture(scope="module", params=["Qwen3", "Qwen2 with windows", "bundled"])
+@pytest.fixture(scope="module", params=["Qwen3", "Qwen2 with windows", "bundled", FOREIGN])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "bundled":
         folder: Path = request.getfixturevalue("tiny_model")
@@ -81,7 +83,32 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "Qwen3":
         make: Callable[[str], Path] = request.getfixturevalue("random_model")
         return make("Qwen3ForCausalLM")
+    if request.param == FOREIGN:
+        return foreign(tmp_path_factory.mktemp("foreign"))
     return windowed(tmp_path_factory.mktemp("windowed"))
+
+
+def foreign(folder: Path) -> Path:
+    """A random Gemma2, which runs in transformers' code: one layer sees 24 tokens back."""
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        sliding_window=24,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        Gemma2ForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder
 
 
 def windowed(folder: Path) -> Path:

@@ -8,11 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ... import sizing
 from ...errors import LoadError
 from ...plan import CacheSpec
 from ..batch import ModelInput
 from ..config import ModelConfig
 from ..mesh import Mesh, Stage
+from ..promises import refuse_promises, refuse_unknown_layers
 from .falcon import falcon
 from .gpt2 import gpt2
 from .llama import llama
@@ -61,25 +63,32 @@ def build(
     *,
     stage: Stage | None = None,
     max_len: int | None = None,
+    impl: str = "auto",
 ) -> CausalLM:
     """The model that `config` names, this rank's slices, weights not yet loaded.
 
     On device "meta" it takes no memory. `stage`: only that (all of it by default). `max_len`: the
-    longest text that the engine takes (the model's own by default). Raises LoadError for an
-    architecture that is not known, ConfigError where the ranks cannot share it evenly.
+    longest text that the engine takes (the model's own by default). `impl`: EngineConfig's
+    `model_impl`. Raises LoadError for what cannot be served, ConfigError where the ranks cannot
+    share it evenly.
     """
     name = config.architecture
-    if name not in ARCHITECTURES:
+    refuse_promises(config)
+    if impl != "transformers" and name in ARCHITECTURES:
+        refuse_unknown_layers(config)
+        model = ARCHITECTURES[name](config, mesh, stage=stage, max_len=max_len)
+    elif impl == "shoal":
         raise LoadError(
-            f"{config.path}: architecture {name!r} is not known; known are "
-            f"{', '.join(sorted(ARCHITECTURES))}"
+            f"{config.path}: architecture {name!r} is not native here, and model_impl is shoal; "
+            f"native are {', '.join(sorted(ARCHITECTURES))}; model_impl: auto runs others in "
+            f"transformers' code"
         )
-    if config.get("quantization_config"):
-        raise LoadError(
-            f"{config.path}: quantized weights are not built yet; use the checkpoint's "
-            f"bfloat16 or float32 form"
-        )
-    model = ARCHITECTURES[name](config, mesh, stage=stage, max_len=max_len)
+    else:
+        # transformers' modelling code takes seconds to import: only whoever needs it does.
+        from ..fallback.lm import fallback
+
+        native = tuple(sorted(ARCHITECTURES))
+        model = fallback(config, mesh, dtype, native=native, stage=stage, max_len=max_len)
     assert isinstance(model, nn.Module)
     _materialize(model, dtype, torch.device(device))
     return model
@@ -91,11 +100,34 @@ def num_bytes(model: CausalLM) -> int:
     return sum(weight.nbytes for weight in model.parameters())
 
 
+def token_width(model: CausalLM, config: ModelConfig) -> int:
+    """Elements that a token has alive at once inside a layer, at most: the model's own word, or
+    that of a plain transformer of these sizes."""
+    own = getattr(model, "width", None)
+    if own is not None:
+        return int(own)
+    return sizing.token_width(
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads,
+        config.num_kv_heads,
+        config.head_size,
+    )
+
+
 def _materialize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Give parameters storage and move constants, which stay float32."""
+    """Give parameters storage, tied ones the same, and move constants, which keep their dtype.
+
+    A model may name parameters as `exact`, whose dtype is not changed either.
+    """
+    exact = getattr(model, "exact", frozenset())
+    storage: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            storage = torch.empty(weight.shape, dtype=dtype, device=device)
-            setattr(module, name, nn.Parameter(storage, requires_grad=False))
+            if weight not in storage:
+                kind = weight.dtype if weight in exact else dtype
+                empty = torch.empty(weight.shape, dtype=kind, device=device)
+                storage[weight] = nn.Parameter(empty, requires_grad=False)
+            setattr(module, name, storage[weight])
         for name, constant in module.named_buffers(recurse=False):
             setattr(module, name, constant.to(device))

@@ -13,7 +13,9 @@ from shoal.engine.errors import LoadError
 from shoal.engine.model import families
 from shoal.engine.model.config import model_facts, read_config
 from shoal.engine.model.load import load
-from shoal.engine.sizing import token_width
+from shoal.engine.model.mesh import Mesh
+from shoal.engine.model.zoo.registry import build
+from shoal.engine.sizing import Footprint, token_width
 from shoal.engine.worker.worker import footprint
 from transformers import FalconConfig, GPT2Config, MistralConfig
 
@@ -115,6 +117,11 @@ def test_falcon_as_it_was_published(
     assert model_facts(tmp_path).max_model_len == 2048
 
 
+def sized_as(folder: Path, dtype: torch.dtype) -> Footprint:
+    config = read_config(folder)
+    return footprint(config, dtype, build(config, Mesh(), dtype, "meta"))
+
+
 def test_a_falcon_with_one_head_says_how_many_it_has_not(tmp_path: Path) -> None:
     """Falcon-7B's config.json names 71 key-value heads, of which there is one."""
     values = {
@@ -129,7 +136,7 @@ def test_a_falcon_with_one_head_says_how_many_it_has_not(tmp_path: Path) -> None
     rewrite(tmp_path, values)
     facts = model_facts(tmp_path)
     assert (facts.max_model_len, facts.eos_token_ids) == (2048, {11})
-    sized = footprint(read_config(tmp_path), torch.bfloat16)
+    sized = sized_as(tmp_path, torch.bfloat16)
     assert {(spec.num_kv_heads, spec.head_size) for spec in sized.specs} == {(1, 64)}
     assert sized.width == token_width(4544, 4 * 4544, 71, 1, 64)
     assert 6.9e9 < sized.weight_bytes / 2 < 7.0e9
@@ -154,7 +161,7 @@ def test_facts_and_footprint(
     facts = model_facts(tmp_path)
     assert (facts.max_model_len, facts.vocab_size) == (length, 331)
     assert facts.eos_token_ids == {7}
-    sized = footprint(read_config(tmp_path), torch.float32)
+    sized = sized_as(tmp_path, torch.float32)
     assert (sized.width, sized.max_model_len) == (width, length)
     assert {spec.num_kv_heads for spec in sized.specs} == {heads}
 
@@ -170,15 +177,15 @@ def test_the_window_of_a_mistral(
     config = mistral().to_dict()
     config.pop("sliding_window")
     rewrite(tmp_path, {**config, **values, "architectures": ["MistralForCausalLM"]})
-    sized = footprint(read_config(tmp_path), torch.float32)
+    sized = sized_as(tmp_path, torch.float32)
     assert {spec.window for spec in sized.specs} == {window}
 
 
 @pytest.mark.parametrize(
     ("config", "architecture", "words"),
     [
-        (gpt2(activation_function="tanh"), "GPT2LMHeadModel", "activation 'tanh' is not known"),
-        (falcon(activation="silu"), "FalconForCausalLM", "activation 'silu' is not known"),
+        (gpt2(activation_function="tanh"), "GPT2LMHeadModel", "hidden_act 'tanh' is not built"),
+        (falcon(activation="silu"), "FalconForCausalLM", "hidden_act 'silu' is not built"),
         (gpt2(add_cross_attention=True), "GPT2LMHeadModel", "add_cross_attention needs an encoder"),
     ],
 )
