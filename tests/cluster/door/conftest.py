@@ -217,7 +217,9 @@ def opened(app):
     """`app` under a real uvicorn on a loopback port; its port and event loop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = web_config(serve_config({}, environ={}), app, lifespan="off")
+    config = web_config(
+        serve_config({"uvicorn_log_level": "warning"}, environ={}), app, lifespan="off"
+    )
     server = uvicorn.Server(config)
     begun = threading.Event()
     loops = []
