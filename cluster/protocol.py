@@ -43,12 +43,22 @@ def _listed(items: dict[str, Any], **bounds: int) -> dict[str, Any]:
 _IDS = _listed(_ID)
 Prompt = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, _listed(_TEXT), _IDS, _listed(_IDS)]})]
 EarlyStopping = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "never"}]})]
-_PART = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-}
-_CONTENT: list[dict[str, Any]] = [{"type": "string"}, {"type": "array", "items": _PART}]
+
+
+def _part(key: str, *types: str) -> dict[str, Any]:
+    fields = {"type": {"enum": list(types)}, key: {"type": "string"}}
+    return {"type": "object", "properties": fields, "required": ["type", key]}
+
+
+_PARTS = [
+    {"type": "string"},
+    _part("text", "text", "input_text", "output_text"),
+    _part("refusal", "refusal"),
+]
+_CONTENT: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": "array", "items": {"anyOf": _PARTS}},
+]
 
 
 def _message(roles: list[str], required: list[str], *content: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +72,7 @@ Messages = Annotated[
         _listed(
             {
                 "anyOf": [
-                    _message(["system", "developer", "user", "tool"], ["content"]),
+                    _message(["system", "developer", "user", "tool", "function"], ["content"]),
                     _message(["assistant"], [], {"type": "null"}),
                 ]
             }
@@ -129,9 +139,11 @@ class Sampling(BaseModel):
         None, "The same, for each time that it has them.", minimum=-2, maximum=2
     )
     repetition_penalty: float | None = told(
-        None, "Divides the logits of tokens of prompt and answer.", exclusiveMinimum=0
+        None, "Divides the logits of tokens of prompt and answer.", minimum=1e-6, maximum=1e6
     )
-    logit_bias: dict[str, float] | None = told(None, "Token id to added logit.")
+    logit_bias: dict[str, float] | None = told(
+        None, "Token id to added logit.", propertyNames={"pattern": "^[0-9]+$"}
+    )
     min_tokens: Whole = told(0, "Tokens before anything may end the answer.", minimum=0)
     stop_token_ids: list[Whole] = told(list, "Tokens that end an answer.", **_TOKENS)
     bad_words: list[str] = told(list, "Texts that no answer holds.", maxItems=MAX_BAD_WORDS)
@@ -141,7 +153,7 @@ class Sampling(BaseModel):
     skip_special_tokens: bool = told(True, "Leave special tokens out of the text.")
     spaces_between_special_tokens: bool = told(True, "Part special tokens that are shown.")
     prompt_logprobs: Whole | None = told(
-        None, "Alternatives beside each prompt token; not in streams.", minimum=-1
+        None, "Alternatives beside each prompt token; not in streams.", minimum=0
     )
     truncate_prompt_tokens: Whole | None = told(
         None, "Keep this many tokens of the prompt; -1: as many as fit.", minimum=-1
@@ -169,7 +181,7 @@ class CompletionRequest(Sampling):
 
     prompt: Prompt = Field(description="A text, token ids, or a list of either.")
     max_tokens: Whole = told(16, "Most tokens of an answer; 0 with echo scores a text.", minimum=0)
-    logprobs: Whole | None = told(None, "Alternatives beside each token.", minimum=-1)
+    logprobs: Whole | None = told(None, "Alternatives beside each token.", minimum=0)
     add_special_tokens: bool = told(True, "Let the tokenizer put its own around a text.")
 
     @property
@@ -204,7 +216,7 @@ class ChatRequest(Sampling, ChatTemplateFields):
         None, description="Most tokens of an answer; else all that fit.", ge=0
     )
     logprobs: bool = told(False, "Log probabilities of the answer's tokens.")
-    top_logprobs: Whole = told(0, "Alternatives beside each token; with logprobs.", minimum=-1)
+    top_logprobs: Whole = told(0, "Alternatives beside each token; with logprobs.", minimum=0)
     parallel_tool_calls: bool = told(True, IDLE)
     store: Any = told(None, IDLE)
     metadata: Any = told(None, IDLE)

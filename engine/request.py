@@ -150,7 +150,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "n": (1, MAX_N),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
-    "repetition_penalty": (0.0, _LARGEST),
+    "repetition_penalty": (1e-6, 1e6),  # logits that are divided by less leave float32
     "temperature": (0.0, _LARGEST),
     "top_p": (0.0, 1.0),
     "top_k": (0, math.inf),
@@ -179,8 +179,7 @@ def _check(params: SamplingParams) -> None:
         if not low <= value <= high:
             bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise InvalidRequest(f"{name} must be {bound}, got {value}", name)
-    for name in ("top_p", "repetition_penalty"):
-        _refuse(getattr(params, name) == 0, f"{name} must be above 0, got 0", name)
+    _refuse(params.top_p == 0, "top_p must be above 0, got 0", "top_p")
     for name, low in _OPTIONAL.items():
         value = getattr(params, name)
         more = ", or -1 for the whole vocabulary" if low == -1 else ""
