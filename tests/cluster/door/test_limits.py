@@ -8,10 +8,10 @@ import socket
 
 import httpx2 as httpx
 import pytest
-from shoal.cluster.config import serve_config
 from shoal.cluster.connection import MAX_HEAD_BYTES
 from shoal.cluster.conversation import MAX_MESSAGES
 from shoal.cluster.prompts import MAX_PROMPTS
+from shoal.cluster.settings import serve_config
 from shoal.cluster.web import KEEP_ALIVE_S, web_config
 from shoal.engine.request import MAX_BAD_WORDS, MAX_N, MAX_STOPS, MAX_WORD_LENGTH
 
