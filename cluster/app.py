@@ -28,7 +28,8 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ..engine.checkpoint import checkpoint_facts
 from ..engine.errors import ConfigError, EngineLost, LoadError
-from . import logs
+from ..engine.seat import num_ranks
+from . import logs, placement
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
 from .exits import INTERRUPTED
@@ -80,12 +81,11 @@ def application(
         shares(config.models, num_gpus=gpus, num_nodes=nodes),
         strict=True,
     ):
-        told = config.of(shared(model, share.sharers)).model_dump(mode="json")
-        options = _resources(share)
+        model = shared(model, share.sharers)
         deployment = replicas.options(
-            name=name, num_replicas=model.replicas, ray_actor_options=options
+            name=name, num_replicas=model.replicas, **_places(model, share)
         )
-        models.append(deployment.bind(told))
+        models.append(deployment.bind(config.of(model).model_dump(mode="json")))
     gateways = shape(ingress).options(
         name="Gateway",
         num_replicas=config.gateways,
@@ -173,12 +173,19 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
     return config.model_copy(update={"models": tuple(map(found, config.models)), **server})
 
 
-def _resources(share: Share) -> dict[str, Any]:
-    """A replica's share as Ray's actor options."""
+def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
+    """What Serve sets aside for a replica: its own place, and one a stage where it has ranks."""
+    if num_ranks(model.engine) > 1:
+        ranks = placement.bundles(model.engine, bool(share.num_gpus))
+        return {
+            "ray_actor_options": {"num_cpus": placement.CONTROL["CPU"]},
+            "placement_group_bundles": [placement.CONTROL, *ranks],
+            "placement_group_strategy": model.placement_strategy,
+        }
     options: dict[str, Any] = {"num_cpus": share.num_cpus}
     if share.num_gpus:
         options["num_gpus"] = share.num_gpus
-    return options
+    return {"ray_actor_options": options}
 
 
 def _resources_there() -> dict[str, float]:
@@ -218,7 +225,11 @@ def _deploy(app: Application, config: ServeConfig) -> None:
 def _await_ready(config: ServeConfig, stop: threading.Event, progress: Progress) -> None:
     """Wait until the gateway says that it is ready. Raises what kept a replica from starting."""
     facts = Facts(config.name)
+    until = time.monotonic() + config.placement_timeout
     while not stop.wait(POLL_S):
+        if time.monotonic() > until:
+            _check_placed(config, facts)
+            until = math.inf
         if error := facts.failure(named=len(config.models) > 1):
             raise error
         progress.advance(*weights_read(facts))
@@ -228,6 +239,22 @@ def _await_ready(config: ServeConfig, stop: threading.Event, progress: Progress)
             return
         if overview and status is ApplicationStatus.DEPLOY_FAILED:
             raise EngineLost(f"Ray Serve could not start it: {_last_line(overview.message)}")
+
+
+def _check_placed(config: ServeConfig, facts: Facts) -> None:
+    """Raise ConfigError for a model none of whose replicas has found a place."""
+    placed = {fact["model"] for fact in facts.all("replica").values()}
+    for model in config.models:
+        if model.name not in placed:
+            ranks = num_ranks(model.engine)
+            asked = placement.bundles(model.engine, placement.wants_gpus(model.engine))
+            raise ConfigError(
+                f"{model.name}: no place for a replica of {ranks} rank{'s'[: ranks > 1]} within "
+                f"{config.placement_timeout:g} s: {placement.shortage(asked)}. Free some, add "
+                f"nodes, lower tensor_parallel_size or pipeline_parallel_size, or raise "
+                f"placement_timeout where nodes are started on demand",
+                "tensor_parallel_size",
+            )
 
 
 def _last_line(message: str) -> str:
