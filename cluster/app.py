@@ -25,7 +25,8 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from ..engine.checkpoint import checkpoint_facts
+from ..engine.checkpoint import check_tokenizer, checkpoint_facts
+from ..engine.config import GENERATION
 from ..engine.errors import EngineLost
 from . import logs
 from .banner import Progress
@@ -100,6 +101,7 @@ def run(
     if _address(config) is None:
         with progress.phase("find the model"):
             checkpoint_facts(config.engine)  # and fetched once, for all replicas here
+            check_tokenizer(config.engine)
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -131,6 +133,8 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
         return {k: os.path.abspath(v) for k, v in values.items() if v and os.path.exists(v)}
 
     engine = absolute(config.engine, "model", "tokenizer", "chat_template", "download_dir")
+    if config.engine.generation_config not in GENERATION:
+        engine |= absolute(config.engine, "generation_config")
     server = absolute(config, "ssl_keyfile", "ssl_certfile", "log_dir")
     return config.model_copy(
         update={"engine": dataclasses.replace(config.engine, **engine), **server}  # type: ignore[arg-type]

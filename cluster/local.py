@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from ..engine.checkpoint import check_tokenizer
 from ..engine.engine import AsyncEngine
 from ..engine.errors import EngineLost, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
@@ -182,6 +183,7 @@ class _Local:
         """Runs on a thread of its own."""
         try:
             with self._progress.phase("load the model"):
+                check_tokenizer(self._config.engine)
                 capacities = [engine.start() for engine in self._engines]
             card = model_card(self._config, capacities[0])
             ready = asyncio.run_coroutine_threadsafe(self._open(card), self._loop)

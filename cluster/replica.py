@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from ..engine.checkpoint import check_tokenizer
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
 from . import logs
 from .card import model_card
@@ -78,6 +79,7 @@ class Replica:
     def _start(self) -> None:
         config = self._config
         self._facts.put("replica", self._id, {"phase": "load the model"})
+        check_tokenizer(config.engine)
         self._engine = self.make_engine(config)
         capacity = self._engine.start()
         card = model_card(config, capacity)

@@ -82,7 +82,7 @@ class Serving:
         loading = self._loader.submit(
             Tokenizer.load,
             path,
-            revision=engine.revision if engine.tokenizer is None else None,
+            revision=engine.tokenizer_place[1],
             download_dir=engine.download_dir,
             chat_template=engine.chat_template,
             confined=True,
