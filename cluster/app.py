@@ -8,13 +8,14 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -27,16 +28,18 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ..engine.checkpoint import check_tokenizer, checkpoint_facts
 from ..engine.config import GENERATION
-from ..engine.errors import EngineLost
+from ..engine.errors import ConfigError, EngineLost, LoadError
 from . import logs
-from .banner import Progress
-from .config import ServeConfig, serve_config
+from .banner import Loaded, Progress
+from .config import ModelConfig, ServeConfig
 from .facts import Facts
 from .ingress import Ingress
 from .launch import joined_ray, private_ray
 from .link import ModelCard
 from .ports import check_port
 from .replica import Replica
+from .settings import serve_config
+from .shares import Share, shared, shares
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
@@ -57,8 +60,8 @@ def build(args: dict[str, Any]) -> Application:
 def application(
     config: ServeConfig, *, replica: type[Replica] = Replica, ingress: type[Ingress] = Ingress
 ) -> Application:
-    """The two deployments of `config`."""
-    settings = _anywhere(config).model_dump(mode="json")
+    """The deployments of `config`: one a model, and the gateways."""
+    config = _anywhere(config)
     shape = serve.deployment(
         max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=1.0,
@@ -68,19 +71,43 @@ def application(
         max_constructor_retry_count=3,
     )
     replicas = shape(replica).options(
-        name="Replica",
-        num_replicas=config.replicas,
-        ray_actor_options=_resources(config),
         request_router_config={"request_router_class": "shoal.cluster.serve_router:MemberRouter"},
     )
+    gpus, nodes = _resources_there().get("GPU", 0), _num_nodes()
+    models = []
+    for model, name, share in zip(
+        config.models,
+        deployment_names(config.models),
+        shares(config.models, num_gpus=gpus, num_nodes=nodes),
+        strict=True,
+    ):
+        told = config.of(shared(model, share.sharers)).model_dump(mode="json")
+        options = _resources(share)
+        deployment = replicas.options(
+            name=name, num_replicas=model.replicas, ray_actor_options=options
+        )
+        models.append(deployment.bind(told))
     gateways = shape(ingress).options(
         name="Gateway",
         num_replicas=config.gateways,
-        max_replicas_per_node=1 if 1 < config.gateways <= _num_nodes() else None,  # type: ignore[arg-type]
+        max_replicas_per_node=1 if 1 < config.gateways <= nodes else None,  # type: ignore[arg-type]
         ray_actor_options={"num_cpus": 0},
     )
-    app: Application = gateways.bind(settings, replicas.bind(settings))
+    app: Application = gateways.bind(config.model_dump(mode="json"), *models)
     return app
+
+
+def deployment_names(models: Sequence[ModelConfig]) -> list[str]:
+    """What Serve calls each model: its name in letters that Serve takes, no two alike."""
+    taken = {"Gateway"}
+    names = []
+    for model in models:
+        last = model.name.rstrip("/").rpartition("/")[2]
+        plain = re.sub(r"[^\w.-]", "-", last, flags=re.ASCII) or "model"
+        name = next(n for n in (plain, *(f"{plain}-{i}" for i in range(2, 999))) if n not in taken)
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def run(
@@ -100,8 +127,8 @@ def run(
     logs.start(config, "serve", terminal=True)
     if _address(config) is None:
         with progress.phase("find the model"):
-            checkpoint_facts(config.engine)  # and fetched once, for all replicas here
-            check_tokenizer(config.engine)
+            for model in config.models:
+                _find(model, named=len(config.models) > 1)
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -112,17 +139,24 @@ def run(
             return
         with progress.phase("start Serve"):
             _deploy(application(config, replica=replica, ingress=ingress), config)
-        with progress.phase("load the model"):
+        with progress.phase("load the model" if len(config.models) == 1 else "load the models"):
             _await_ready(config, stop)
         if stop.is_set():
             return
-        fact = next(_ready_replicas(config))
-        card = ModelCard(**fact["card"])
-        progress.ready(config, card, table=fact["table"], phases=fact["phases"])
+        progress.ready(config, _loaded(config))
         while not stop.wait(1.0):
             pass
         progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
         _drain(config)
+
+
+def _find(model: ModelConfig, *, named: bool) -> None:
+    """Look at the checkpoint, which is fetched once for all replicas here. Raises LoadError."""
+    try:
+        checkpoint_facts(model.engine)
+        check_tokenizer(model.engine)
+    except (ConfigError, LoadError) as error:
+        raise type(error)(f"{model.name}: {error.message}") if named else error from None
 
 
 def _anywhere(config: ServeConfig) -> ServeConfig:
@@ -132,21 +166,22 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
         values = {key: getattr(of, key) for key in keys}
         return {k: os.path.abspath(v) for k, v in values.items() if v and os.path.exists(v)}
 
-    engine = absolute(config.engine, "model", "tokenizer", "chat_template", "download_dir")
-    if config.engine.generation_config not in GENERATION:
-        engine |= absolute(config.engine, "generation_config")
+    def found(model: ModelConfig) -> ModelConfig:
+        paths = absolute(model.engine, "model", "tokenizer", "chat_template", "download_dir")
+        if model.engine.generation_config not in GENERATION:
+            paths |= absolute(model.engine, "generation_config")
+        engine = dataclasses.replace(model.engine, **paths)  # type: ignore[arg-type]
+        return model.model_copy(update={"engine": engine})
+
     server = absolute(config, "ssl_keyfile", "ssl_certfile", "log_dir")
-    return config.model_copy(
-        update={"engine": dataclasses.replace(config.engine, **engine), **server}  # type: ignore[arg-type]
-    )
+    return config.model_copy(update={"models": tuple(map(found, config.models)), **server})
 
 
-def _resources(config: ServeConfig) -> dict[str, Any]:
-    """What Ray sets aside for a replica: a share of a CPU, so that they fit on few; whole GPUs."""
-    options: dict[str, Any] = {"num_cpus": round(1 / config.engine.memory_sharers, 3)}
-    gpus = _resources_there().get("GPU", 0)
-    if gpus and config.engine.device != "cpu":
-        options["num_gpus"] = 1 if gpus >= config.replicas else round(gpus / config.replicas, 2)
+def _resources(share: Share) -> dict[str, Any]:
+    """A replica's share as Ray's actor options."""
+    options: dict[str, Any] = {"num_cpus": share.num_cpus}
+    if share.num_gpus:
+        options["num_gpus"] = share.num_gpus
     return options
 
 
@@ -188,7 +223,7 @@ def _await_ready(config: ServeConfig, stop: threading.Event) -> None:
     """Wait until the gateway says that it is ready. Raises what kept a replica from starting."""
     facts = Facts(config.name)
     while not stop.wait(POLL_S):
-        if error := facts.failure():
+        if error := facts.failure(named=len(config.models) > 1):
             raise error
         overview = serve.status().applications.get(config.name)
         status = overview.status if overview else None
@@ -214,10 +249,14 @@ def _health(config: ServeConfig) -> str | None:
         return None
 
 
-def _ready_replicas(config: ServeConfig) -> Iterator[dict[str, Any]]:
+def _loaded(config: ServeConfig) -> list[Loaded]:
+    """What the first ready replica of each model states."""
+    facts: dict[object, Any] = {}
     for fact in Facts(config.name).all("replica").values():
-        if fact.get("phase") == "ready":
-            yield fact
+        if fact["phase"] == "ready":
+            facts.setdefault(fact["model"], fact)
+    found = [facts[model.name] for model in config.models]
+    return [Loaded(ModelCard(**f["card"]), f["table"], f["phases"]) for f in found]
 
 
 def _drain(config: ServeConfig) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, NamedTuple
 
 from .. import __version__
 from .config import ServeConfig, warnings
@@ -16,6 +16,14 @@ from .logs import folder
 from .screen import Screen, Terminal
 
 PROMPT = "What is shoal?"
+
+
+class Loaded(NamedTuple):
+    """A model that is ready; `table` and `phases` are those of `Capacity`."""
+
+    card: ModelCard
+    table: Iterable[tuple[str, str]] = ()
+    phases: Iterable[tuple[str, float]] = ()
 
 
 class Progress:
@@ -72,28 +80,16 @@ class Progress:
         """One line that the operator should act on."""
         self._screen.say(f"  warning: {line}")
 
-    def ready(
-        self,
-        config: ServeConfig,
-        card: ModelCard,
-        *,
-        table: Iterable[tuple[str, str]] = (),
-        phases: Iterable[tuple[str, float]] = (),
-    ) -> None:
-        """Print the banner.
-
-        `table` and `phases` are those of `Capacity`.
-        """
+    def ready(self, config: ServeConfig, models: Sequence[Loaded]) -> None:
+        """Print the banner."""
         self._screen.hide()
         for line in warnings(config):
             self.warn(line)
         seconds = time.monotonic() - self._begin
         spent = f"after {seconds:.1f} s ({_spent(self._spent)})" if self._spent else "now"
-        inside = _spent(phases)
-        ready = spent + (f"; the engine: {inside}" if inside else "")
         if self._on_ready is not None:
             self._on_ready()
-        lines = banner(config, card, ready, table, detached=self._detached)
+        lines = banner(config, models, spent, detached=self._detached)
         self._screen.greet("\n".join(lines))
 
 
@@ -107,28 +103,24 @@ def _volume(num_bytes: int, seconds: float) -> str:
 
 
 def banner(
-    config: ServeConfig,
-    card: ModelCard,
-    ready: str,
-    table: Iterable[tuple[str, str]] = (),
-    *,
-    detached: bool = False,
+    config: ServeConfig, models: Sequence[Loaded], ready: str, *, detached: bool = False
 ) -> list[str]:
     """The lines that greet an operator: where, what, how to try it, how to stop it."""
-    name, key = card.names[0], bool(config.api_key)
-    table = tuple(table)
+    name, key = models[0].card.names[0], bool(config.api_key)
+    if len(models) == 1 and (inside := _spent(models[0].phases)):
+        ready += f"; the engine: {inside}"
     return [
         "",
         f"shoal {__version__} is ready",
         "",
         *_columns(
             ("Address", f"{config.url}/v1"),
-            ("Model", f"{', '.join(card.names)} (up to {card.max_model_len:,} tokens)"),
+            *(("Model", _described(model.card, config)) for model in models),
             ("Logs", str(folder(config))),
             ("Ready", ready),
         ),
         "",
-        *([*_columns(*table), ""] if table else []),
+        *(line for model in models for line in _inside(model, titled=len(models) > 1)),
         "Try it:",
         "",
         curl_line(config.url, name, key),
@@ -146,6 +138,22 @@ def _farewell(config: ServeConfig) -> list[str]:
         f"It runs in the background as process {os.getpid()}.",
         f"`shoal logs {config.port} -f` shows what it logs, `shoal stop {config.port}` stops it.",
     ]
+
+
+def _described(card: ModelCard, config: ServeConfig) -> str:
+    words = f"{', '.join(card.names)} (up to {card.max_model_len:,} tokens)"
+    replicas = config.model(card.names[0]).replicas
+    return words if replicas == 1 else f"{words}, {replicas} replicas"
+
+
+def _inside(model: Loaded, *, titled: bool) -> list[str]:
+    """The engine's own table; among several models, under the model's name and with its phases."""
+    rows = [*model.table]
+    if not titled:
+        return [*_columns(*rows), ""] if rows else []
+    if spent := _spent(model.phases):
+        rows.append(("Started in", spent))
+    return [f"{model.card.names[0]}:", *_columns(*rows), ""]
 
 
 def _columns(*rows: tuple[str, str]) -> list[str]:

@@ -6,15 +6,15 @@ import time
 
 from ..engine.checkpoint import checkpoint_facts
 from ..engine.executor import Capacity
-from .config import ServeConfig
+from .config import ModelConfig
 from .link import ModelCard
 
 
-def model_card(config: ServeConfig, capacity: Capacity) -> ModelCard:
-    """The card of an engine that was started with `config`."""
-    engine = config.engine
+def model_card(model: ModelConfig, capacity: Capacity) -> ModelCard:
+    """The card of an engine that was started for `model`."""
+    engine = model.engine
     return ModelCard(
-        names=config.served_model_name,
+        names=model.served_model_name,
         model=engine.model,
         tokenizer=engine.tokenizer or engine.model,
         max_model_len=capacity.max_model_len,

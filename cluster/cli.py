@@ -15,6 +15,9 @@ from . import serve_command
 from .commands import bench, chat, complete, completion, logs, ls, ps, pull, stop
 from .exits import FAILED, INTERRUPTED, MEANING, exit_code
 
+COMPLETE = "_SHOAL_COMPLETE"
+"""Set by a shell that asks for words."""
+
 app = typer.Typer(
     help="shoal: a distributed LLM serving cluster on Ray.",
     epilog="Exit codes: " + ", ".join(f"{code} {means}" for code, means in MEANING.items()) + ".",
@@ -32,7 +35,9 @@ def main() -> None:
     """Run the command line and exit with its code."""
     try:
         check_platform()
-        app()
+        if COMPLETE in os.environ:
+            os.environ["COLUMNS"] = "9999"  # help wrapped to lines would be taken for more words
+        app(prog_name="shoal")
     except ShoalError as error:
         if _debug():
             raise

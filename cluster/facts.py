@@ -1,7 +1,7 @@
 """Small facts about one application, kept in Ray's GCS, where each of its processes finds them.
 
 secret             what its processes prove themselves with
-replica/<id>       how far a replica has come: {"phase": ...}
+replica/<id>       how far a replica has come: {"model": ..., "phase": ...}
 gateway/<id>       a gateway's private address: {"host": ..., "port": ..., "pid": ...}
 failure/<id>       why a replica or gateway did not start
 """
@@ -57,16 +57,17 @@ class Facts:
                 found[key.removeprefix(prefix).decode()] = msgspec.json.decode(value)
         return found
 
-    def put_failure(self, key: str, error: ShoalError) -> None:
-        """State why `key` did not start."""
-        message = {"error": type(error).__name__, "message": error.message}
+    def put_failure(self, key: str, error: ShoalError, model: str | None = None) -> None:
+        """State why `key`, a replica of `model`, did not start."""
+        message = {"error": type(error).__name__, "message": error.message, "model": model}
         self.put("failure", key, message)
 
-    def failure(self) -> ShoalError | None:
-        """Why something of the application did not start."""
+    def failure(self, *, named: bool = False) -> ShoalError | None:
+        """Why something of the application did not start; `named`: of which model it is."""
         for fact in self.all("failure").values():
             kind = getattr(errors, str(fact["error"]), EngineLost)
-            return kind(str(fact["message"]))
+            of = f"{fact['model']}: " if named and fact["model"] else ""
+            return kind(of + str(fact["message"]))
         return None
 
     def remove(self, kind: str, key: str) -> None:

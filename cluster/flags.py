@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_orig
 import typer
 
 from ..engine.errors import ConfigError
-from .config import Key, ServeConfig, converted, keys, nearest, plain, serve_config, target
+from .config import Key, ServeConfig, keys
 from .names import CHANGES_NOTHING, NOT_BUILT
+from .settings import MODELS, converted, nearest, path_of, plain, serve_config, target
 from .values import optional, several
-from .yaml_file import quote, read
+from .yaml_file import Entry, quote, read
 
 
 class CommandLine(NamedTuple):
@@ -37,16 +38,44 @@ def configure(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> S
     flagged = {target(raw) for raw in line.settings}
     entries = {key: entry for key, entry in entries.items() if target(key) not in flagged}
     settings = {key: entry.value for key, entry in entries.items()}
+    places = entries | _places_of_items(entries.get(MODELS))
     try:
+        for raw in line.settings:
+            _refuse_override(raw, entries.get(MODELS))
         return serve_config({**settings, **line.settings}, environ)
     except ConfigError as error:
-        entry = entries.get(error.key or "")
+        entry = places.get(error.key or "")
         if entry is None or error.key is None:
             raise
-        near = None if _known(error.key) else nearest(error.key)
-        instead = near and entry.text.replace(error.key, near, 1)
+        raw = error.key.rpartition(".")[2] if error.key not in entries else error.key
+        near = None if raw.startswith(MODELS) or _known(raw) else nearest(raw)
+        instead = near and entry.text.replace(raw, near, 1)
         quoted = quote(str(line.file), entry.line, entry.text, instead)
         raise ConfigError(error.message + quoted, error.key) from None
+
+
+def _places_of_items(models: Entry | None) -> dict[str, Entry]:
+    """Where the items of `models` and their keys stand, by what errors call them."""
+    found = {}
+    for i, item in enumerate(models.items if models else ()):
+        found[f"{MODELS}[{i}]"] = Entry(None, item.line, item.text)
+        found |= {path_of(i, key): entry for key, entry in item.entries.items()}
+    return found
+
+
+def _refuse_override(raw: str, models: Entry | None) -> None:
+    """Raise ConfigError where an item of `models` has its own word on what a flag sets.
+
+    The command line wins over a file, but which models it was meant for cannot be known.
+    """
+    for i, item in enumerate(models.items if models else ()):
+        for key in item.entries:
+            if target(key) == target(raw) and target(key) not in ("model", "served_model_name"):
+                raise ConfigError(
+                    f"{raw} is set by item {i + 1} of `models` itself; change it there, or remove "
+                    "it there to have the flag's",
+                    path_of(i, key),
+                )
 
 
 def parse(args: Sequence[str]) -> CommandLine:

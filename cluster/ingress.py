@@ -41,7 +41,7 @@ class Ingress:
     It listens on the public port of the configuration and on a private one of its node.
     """
 
-    def __init__(self, settings: dict[str, Any], replicas: DeploymentHandle[Any]) -> None:
+    def __init__(self, settings: dict[str, Any], *replicas: DeploymentHandle[Any]) -> None:
         self._config = ServeConfig.model_validate(settings)
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
@@ -57,7 +57,8 @@ class Ingress:
             self._facts.put_failure(self._id, error)
             raise
         self._private = socket.create_server((self._host, 0), backlog=128)
-        self._handle = replicas.options()  # from now on Serve tells this process its replicas
+        # From now on Serve tells this process the replicas of each model.
+        self._handles = [handle.options() for handle in replicas]
         self._up = threading.Event()
         self._stopped = False
         self._failure: BaseException | None = None
@@ -105,7 +106,8 @@ class Ingress:
     async def _serve(self) -> None:
         config = self._config
         self._loop = asyncio.get_running_loop()
-        router = FleetRouter(wanted=config.replicas, secret=self._facts.secret(), gateway=self._id)
+        wanted = {model.served_model_name: model.replicas for model in config.models}
+        router = FleetRouter(wanted=wanted, secret=self._facts.secret(), gateway=self._id)
         router.watch(membership.replicas)
         self._turnstile = Turnstile(self.make_app(router))
         self._servers = (

@@ -68,15 +68,15 @@ class Link(Protocol):
 class Router(Protocol):
     """Chooses replicas."""
 
-    def choose(self, model: str | None, request: Request) -> Link:
-        """The replica to send `request` to.
+    def choose(self, model: str, request: Request) -> Link:
+        """The replica of `model`, one of its served names, to send `request` to.
 
         Raises UnknownModel, or EngineLost while none is alive.
         """
         ...
 
     def cards(self) -> list[ModelCard]:
-        """The models served."""
+        """The models that have been loaded."""
         ...
 
     def links(self) -> list[Link]:
@@ -84,5 +84,9 @@ class Router(Protocol):
         ...
 
     def status(self) -> str:
-        """loading, ready, degraded (fewer replicas than asked for) or down."""
+        """How all of it is; see `health.of_all`."""
+        ...
+
+    def statuses(self) -> dict[str, str]:
+        """How each model is, by its first name; see `health.of_model`."""
         ...

@@ -7,23 +7,24 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
 from ..engine.checkpoint import check_tokenizer
 from ..engine.engine import AsyncEngine
-from ..engine.errors import EngineLost, ShoalError, UnknownModel
+from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
 from ..engine.request import FinishReason, Request, Update
 from ..engine.worker.worker import Worker
-from . import logs
-from .banner import Progress
+from . import health, logs
+from .banner import Loaded, Progress
 from .card import model_card
-from .config import ServeConfig
+from .config import ModelConfig, ServeConfig
 from .gateway import build_gateway
 from .link import Link, Load, ModelCard
 from .ports import check_port
+from .shares import shared
 from .turnstile import Turnstile
 from .web import loop_factory, web_config
 
@@ -103,40 +104,43 @@ class MemoryLink:
 class LocalRouter:
     """A Router over the engines of this process; `links` come when they are ready."""
 
-    def __init__(self, wanted: int) -> None:
-        self._wanted = wanted
+    def __init__(self, models: Sequence[ModelConfig]) -> None:
+        self._models = models
         self._links: list[MemoryLink] = []
-        self._loading = True
 
     def add(self, link: MemoryLink) -> None:
         """Take a loaded engine into service."""
         self._links.append(link)
-        self._loading = len(self._links) < self._wanted
 
-    def choose(self, model: str | None, request: Request) -> Link:
+    def choose(self, model: str, request: Request) -> Link:
         """The engine with the fewest sequences. Raises UnknownModel, EngineLost."""
-        alive = [link for link in self._links if link.alive]
-        if not alive:
-            raise EngineLost("no engine is alive" if self._links else "the model is still loading")
-        serving = [link for link in alive if model is None or model in link.card.names]
-        if not serving:
+        if not any(model in known.served_model_name for known in self._models):
             raise UnknownModel(f"The model `{model}` does not exist.", "model")
-        return min(serving, key=lambda link: link.pressure)
+        links = [link for link in self._links if model in link.card.names]
+        alive = [link for link in links if link.alive]
+        if not alive:
+            raise EngineLost(f"no engine of {model} is alive" if links else "it is still loading")
+        return min(alive, key=lambda link: link.pressure)
 
     def cards(self) -> list[ModelCard]:
-        """The one model, once it is loaded."""
-        return [self._links[0].card] if self._links else []
+        """The models that have been loaded."""
+        return list({link.card.names: link.card for link in self._links}.values())
 
     def links(self) -> list[Link]:
         """Every engine."""
         return list(self._links)
 
     def status(self) -> str:
-        """loading, ready, degraded (fewer engines than asked for) or down."""
-        alive = sum(link.alive for link in self._links)
-        if not alive:
-            return "loading" if self._loading else "down"
-        return "ready" if alive == self._wanted else "degraded"
+        """See Router."""
+        return health.of_all(self.statuses().values())
+
+    def statuses(self) -> dict[str, str]:
+        """See Router."""
+        return {model.name: self._status_of(model) for model in self._models}
+
+    def _status_of(self, model: ModelConfig) -> str:
+        links = [link for link in self._links if link.card.names[0] == model.name]
+        return health.of_model(sum(link.alive for link in links), model.replicas, bool(links))
 
 
 def run_local(config: ServeConfig, progress: Progress | None = None) -> None:
@@ -157,11 +161,11 @@ class _Local:
     def __init__(self, config: ServeConfig, progress: Progress) -> None:
         self._config = config
         self._progress = progress
-        self._router = LocalRouter(config.replicas)
+        self._router = LocalRouter(config.models)
         self._gateway = build_gateway(config, self._router)
         self._door = Turnstile(self._gateway)
         self._server = _Server(web_config(config, self._door, lifespan="off"))
-        self._engines = [_engine(config, progress) for _ in range(config.replicas)]
+        self._engines = _engines(config, progress)
         self._failure: BaseException | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -174,30 +178,38 @@ class _Local:
             await self._server.serve()
         self._gateway.close()
         if not loading.is_alive():
-            for engine in self._engines:
-                engine.close()
+            for engines in self._engines.values():
+                for engine in engines:
+                    engine.close()
         if self._failure is not None:
             raise self._failure
 
     def _load(self) -> None:
         """Runs on a thread of its own."""
         try:
-            with self._progress.phase("load the model"):
-                check_tokenizer(self._config.engine)
-                capacities = [engine.start() for engine in self._engines]
-            card = model_card(self._config, capacities[0])
-            ready = asyncio.run_coroutine_threadsafe(self._open(card), self._loop)
-            ready.result()
-            first = capacities[0]
-            self._progress.ready(self._config, card, table=first.table, phases=first.phases)
+            loaded = [self._load_model(model) for model in self._config.models]
+            self._progress.ready(self._config, loaded)
         except BaseException as error:
             self._failure = error
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._leave)
 
-    async def _open(self, card: ModelCard) -> None:
-        for i, engine in enumerate(self._engines):
-            self._router.add(MemoryLink(f"local-{i}", engine, card))
+    def _load_model(self, model: ModelConfig) -> Loaded:
+        several = len(self._config.models) > 1
+        engines = self._engines[model.name]
+        try:
+            with self._progress.phase(f"load {model.name}" if several else "load the model"):
+                check_tokenizer(model.engine)
+                capacities = [engine.start() for engine in engines]
+        except (ConfigError, LoadError) as error:
+            raise type(error)(f"{model.name}: {error.message}") if several else error from None
+        card = model_card(model, capacities[0])
+        asyncio.run_coroutine_threadsafe(self._open(card, engines), self._loop).result()
+        return Loaded(card, capacities[0].table, capacities[0].phases)
+
+    async def _open(self, card: ModelCard, engines: Sequence[AsyncEngine]) -> None:
+        for engine in engines:
+            self._router.add(MemoryLink(f"local-{len(self._router.links())}", engine, card))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -227,9 +239,15 @@ class _Local:
         self._server.should_exit = True
 
 
-def _engine(config: ServeConfig, progress: Progress) -> AsyncEngine:
-    worker = Worker(on_load=progress.advance)
-    return AsyncEngine(config.engine, LocalExecutor(config.engine, worker))
+def _engines(config: ServeConfig, progress: Progress) -> dict[str, list[AsyncEngine]]:
+    """The engines of each model; all of them share the memory and the cores."""
+    sharers = sum(model.replicas for model in config.models)
+
+    def engine(model: ModelConfig) -> AsyncEngine:
+        told = shared(model, sharers).engine
+        return AsyncEngine(told, LocalExecutor(told, Worker(on_load=progress.advance)))
+
+    return {m.name: [engine(m) for _ in range(m.replicas)] for m in config.models}
 
 
 class _Server(uvicorn.Server):

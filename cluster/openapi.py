@@ -29,6 +29,7 @@ REQUESTS = (
 )
 
 _TEXT: Schema = {"type": "string"}
+_STATE: Schema = {"enum": ["loading", "ready", "degraded", "down"]}
 _WHOLE: Schema = {"type": "integer"}
 
 
@@ -123,7 +124,9 @@ ANSWERS: Mapping[str, Schema] = {
         }
     ),
     "Models": _object({"object": _TEXT, "data": _list({"$ref": "#/components/schemas/Model"})}),
-    "Health": _object({"status": {"enum": ["loading", "ready", "degraded", "down"]}}),
+    "Health": _object(
+        {"status": _STATE, "models": {"type": "object", "additionalProperties": _STATE}}
+    ),
     "Version": _object({"version": _TEXT}),
     "About": _object({"name": _TEXT, "version": _TEXT, "api": _TEXT, "docs": _TEXT}),
 }

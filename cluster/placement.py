@@ -33,7 +33,7 @@ def bundles(config: EngineConfig, gpus: bool) -> list[Bundle]:
 
     The CPUs of ranks are shares, so that the ranks of several replicas fit on few cores.
     """
-    cpu = round(1 / (config.memory_sharers * num_ranks(config)), 3)
+    cpu = round(1 / (config.sharers * num_ranks(config)), 3)
     one: Bundle = {"CPU": cpu} | ({"GPU": 1.0} if gpus else {})
     width, stages = config.tensor_parallel_size, config.pipeline_parallel_size
     if gpus and width > max(_gpus_a_node(), default=0):

@@ -16,7 +16,7 @@ from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
 from . import logs
 from .card import model_card
 from .channel import Channel
-from .config import ServeConfig
+from .config import ModelConfig, ServeConfig
 from .facts import Facts, node_address
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 
 class Replica:
-    """One model copy. Made by Serve in a process of its own, from a ServeConfig as plain data.
+    """One model copy. Made by Serve in a process of its own, from a ServeConfig of that model alone
+    as plain data.
 
     An engine that dies ends the process, so that Serve replaces it; a start that fails states its
     reason as a fact, for whoever started the application.
@@ -37,28 +38,29 @@ class Replica:
     def __init__(self, settings: dict[str, Any]) -> None:
         config = ServeConfig.model_validate(settings)
         self._config = config
+        (self._model,) = config.models
         self._facts = Facts(config.name)
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
         self._stopped = threading.Event()
         logs.start(config, f"replica-{context.rank.rank}")
-        _set_threads(config)
+        _set_threads(self._model)
         try:
             self._start()
         except (ConfigError, LoadError) as error:
-            self._facts.put_failure(self._id, error)
+            self._facts.put_failure(self._id, error, self._model.name)
             raise
 
-    def make_engine(self, config: ServeConfig) -> AsyncEngine:
+    def make_engine(self, model: ModelConfig) -> AsyncEngine:
         """The engine, not started yet."""
         from ..engine.engine import AsyncEngine
 
-        return AsyncEngine(config.engine)
+        return AsyncEngine(model.engine)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Called by Serve once, after the constructor; given to every `MemberRouter`."""
         host, port = self._channel.address
-        return {"host": host, "port": port, "pid": os.getpid()}
+        return {"model": self._model.name, "host": host, "port": port, "pid": os.getpid()}
 
     def check_health(self) -> None:
         """Called by Serve every second. Raises EngineLost."""
@@ -77,12 +79,12 @@ class Replica:
             await asyncio.to_thread(self._engine.close)
 
     def _start(self) -> None:
-        config = self._config
-        self._facts.put("replica", self._id, {"phase": "load the model"})
-        check_tokenizer(config.engine)
-        self._engine = self.make_engine(config)
+        name = self._model.name
+        self._facts.put("replica", self._id, {"model": name, "phase": "load the model"})
+        check_tokenizer(self._model.engine)
+        self._engine = self.make_engine(self._model)
         capacity = self._engine.start()
-        card = model_card(config, capacity)
+        card = model_card(self._model, capacity)
         self._channel = Channel(
             self._engine,
             replica=self._id,
@@ -92,8 +94,8 @@ class Replica:
         )
         self._channel.start()
         threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()
-        ready = {"phase": "ready", "card": card, "table": capacity.table, "phases": capacity.phases}
-        self._facts.put("replica", self._id, ready)
+        ready = {"card": card, "table": capacity.table, "phases": capacity.phases}
+        self._facts.put("replica", self._id, {"model": name, "phase": "ready"} | ready)
 
     def _watch(self) -> None:
         """End the process when its engine has died."""
@@ -108,13 +110,13 @@ class Replica:
                 log.exception("the engine does not tell its load")
 
 
-def _set_threads(config: ServeConfig) -> None:
+def _set_threads(model: ModelConfig) -> None:
     """State how many threads libraries may start.
 
     Ray would say 1 wherever a replica holds less than two CPUs. Takes effect because torch is not
     imported yet.
     """
     cores = len(os.sched_getaffinity(0))
-    threads = config.engine.threads or max(1, cores // config.engine.memory_sharers)
+    threads = model.engine.threads or max(1, cores // model.engine.sharers)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)

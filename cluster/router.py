@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
+from collections.abc import Mapping
 
 from ..engine.errors import EngineLost, UnknownModel
 from ..engine.request import Request
+from . import health
 from .link import Link, ModelCard
 from .membership import Member, Membership
 from .remote import RemoteLink, connect
@@ -25,10 +27,13 @@ log = logging.getLogger(__name__)
 class FleetRouter:
     """The Router over links to remote replicas. Used on one event loop, but for `watch`.
 
-    `wanted`: how many replicas were asked for. While Serve is out of reach the last snapshot holds.
+    `wanted`: how many replicas were asked for, by the served names of their model. While Serve is
+    out of reach the last snapshot holds.
     """
 
-    def __init__(self, *, wanted: int, secret: bytes, gateway: str) -> None:
+    def __init__(
+        self, *, wanted: Mapping[tuple[str, ...], int], secret: bytes, gateway: str
+    ) -> None:
         self._wanted = wanted
         self._secret = secret
         self._gateway = gateway
@@ -49,24 +54,22 @@ class FleetRouter:
 
         members.watch(follow)
 
-    def choose(self, model: str | None, request: Request) -> Link:
+    def choose(self, model: str, request: Request) -> Link:
         """See Router: the replica with the fewest sequences, the longest unused one of equals."""
-        if model is not None and self._cards and model not in self._cards:
+        names = next((names for names in self._wanted if model in names), None)
+        if names is None:
             raise UnknownModel(f"The model `{model}` does not exist.", "model")
-        able = [
-            link
-            for link in self._links.values()
-            if not link.leaving and (model is None or model in link.card.names)
-        ]
+        able = self._able(names[0])
         if not able:
-            raise EngineLost(f"no replica can take requests: the cluster is {self.status()}")
+            state = self.statuses()[names[0]]
+            raise EngineLost(f"no replica of {model} can take requests: it is {state}")
         link = min(able, key=self._rank)
         self._last_turn[link.replica] = next(self._turn)
         return link
 
     def cards(self) -> list[ModelCard]:
         """See Router; a model stays known while its replicas are being replaced."""
-        return list({card.names: card for card in self._cards.values()}.values())
+        return list(self._cards.values())
 
     def links(self) -> list[Link]:
         """See Router."""
@@ -74,12 +77,14 @@ class FleetRouter:
 
     def status(self) -> str:
         """See Router."""
-        able = sum(not link.leaving for link in self._links.values())
-        if able >= self._wanted:
-            return "ready"
-        if able:
-            return "degraded"
-        return "down" if self._cards else "loading"
+        return health.of_all(self.statuses().values())
+
+    def statuses(self) -> dict[str, str]:
+        """See Router."""
+        return {
+            names[0]: health.of_model(len(self._able(names[0])), wanted, names[0] in self._cards)
+            for names, wanted in self._wanted.items()
+        }
 
     def close(self) -> None:
         """Hang up on every replica."""
@@ -88,6 +93,11 @@ class FleetRouter:
             task.cancel()
         for link in tuple(self._links.values()):
             link.close()
+
+    def _able(self, name: str) -> list[RemoteLink]:
+        """The replicas of a model, by its first name, that take requests."""
+        links = self._links.values()
+        return [link for link in links if link.card.names[0] == name and not link.leaving]
 
     def _rank(self, link: RemoteLink) -> tuple[int, int]:
         return link.pressure, self._last_turn.get(link.replica, 0)
@@ -138,8 +148,8 @@ class FleetRouter:
             wait_s = min(2 * wait_s, MAX_RETRY_S)
         del self._connecting[member.replica]
         self._links[member.replica] = link
-        self._cards.update(dict.fromkeys(link.card.names, link.card))
-        log.info("linked to replica %s at %s:%s", *member)
+        self._cards[link.card.names[0]] = link.card
+        log.info("linked to replica %s of %s at %s:%s", *member)
 
     def _lost(self, link: RemoteLink) -> None:
         if self._links.get(link.replica) is link:

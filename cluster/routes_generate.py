@@ -65,7 +65,11 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
     room = output_room(len(ids), wanted, card, None if default is None else int(default))
     params = _params(serving, request, card, tokenizer, room)
     heading = _heading(http, request, card, tokenizer, "chatcmpl")
-    role = messages[-1]["role"] if request.continue_final_message else serving.config.response_role
+    role = (
+        messages[-1]["role"]
+        if request.continue_final_message
+        else serving.model(card).response_role
+    )
     echo = content_text(messages[-1]) if request.echo and messages[-1]["role"] == role else ""
     return _answer(
         serving,
@@ -85,7 +89,7 @@ def _params(
     tokenizer: Tokenizer,
     max_tokens: int,
 ) -> SamplingParams:
-    seed = serving.seeds.draw()
+    seed = serving.draw_seed(card)
     return sampling_params(request, card, tokenizer, max_tokens=max_tokens, seed=seed)
 
 
@@ -124,14 +128,14 @@ def _answer(
     silent: bool,
 ) -> Answer:
     """An answer of one generation a prompt; the choices are numbered through."""
-    if request.priority and serving.config.engine.scheduling_policy != "priority":
+    if request.priority and serving.model(card).engine.scheduling_policy != "priority":
         raise InvalidRequest(
             f"priority={request.priority} needs a server with --scheduling-policy priority",
             "priority",
         )
     answer = Answer(
         format,
-        choose=lambda wanted: serving.router.choose(request.model, wanted),
+        choose=lambda wanted: serving.router.choose(card.names[0], wanted),
         metrics=serving.metrics,
         stream=request.stream,
         include_usage=bool(request.stream_options and request.stream_options.include_usage),

@@ -41,9 +41,12 @@ def _model(name: str, card: ModelCard) -> dict[str, Any]:
 
 
 async def health(serving: Serving, http: HTTPRequest) -> Response:
-    """`status`: loading, ready, degraded or down; 200 where requests are answered, else 503."""
+    """`status`, of all and of each model: loading, ready, degraded or down; 200 where requests are
+    answered, else 503.
+    """
     status = serving.router.status()
-    return json_response({"status": status}, 200 if status in _SERVING else 503)
+    answer = {"status": status, "models": serving.router.statuses()}
+    return json_response(answer, 200 if status in _SERVING else 503)
 
 
 async def healthz(serving: Serving, http: HTTPRequest) -> Response:

@@ -54,10 +54,10 @@ class Registration:
             machine=machine(),
             since=time.time(),
             name=config.name,
-            models=config.served_model_name,
+            models=tuple(model.name for model in config.models),
             url=config.url,
             port=config.port,
-            replicas=config.replicas,
+            replicas=sum(model.replicas for model in config.models),
             local=config.local,
             log_dir=str(logs.folder(config)),
             shutdown_timeout=config.shutdown_timeout,
@@ -72,7 +72,8 @@ class Registration:
 
     def close(self) -> None:
         """The serve has ended."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
     def _write(self) -> None:
         """Whole or not at all, for whoever reads meanwhile; without a place for it, not at all."""
@@ -104,7 +105,8 @@ def running() -> list[Running]:
             if alive(entry):
                 found.append(entry)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
     return sorted(found, key=lambda entry: entry.since)
 
 

@@ -9,6 +9,7 @@ import typer
 import typer.core
 
 from .banner import Progress
+from .commands.completion import complete_model
 from .config import ServeConfig
 from .detach import detach, screen_of_launcher
 from .flags import configure, parameters
@@ -72,7 +73,11 @@ def _run(config: ServeConfig, progress: Progress) -> None:
 def add_to(app: typer.Typer) -> None:
     """Register `serve`, with a flag for each setting."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    model = typer.Argument(help="Folder or hub id (default: the bundled model).", metavar="MODEL")
+    model = typer.Argument(
+        help="Folder or hub id (default: the bundled model).",
+        metavar="MODEL",
+        autocompletion=complete_model,
+    )
     file = typer.Option("--config", "-c", help="YAML file of the same keys.", metavar="FILE")
     every = typer.Option(
         "--help-all", help="Show every flag.", metavar="", callback=_help_all, is_eager=True

@@ -16,8 +16,9 @@ class MemberRouter(RequestRouter):
         members = []
         for replica in replicas:
             at = replica.replica_metadata
-            members.append(membership.Member(replica.replica_id.unique_id, at["host"], at["port"]))
-        membership.replicas.publish(tuple(members))
+            name = replica.replica_id.unique_id
+            members.append(membership.Member(name, at["model"], at["host"], at["port"]))
+        membership.replicas.publish(str(self._deployment_id), tuple(members))
 
     async def choose_replicas(
         self,

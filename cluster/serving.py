@@ -15,7 +15,7 @@ from starlette.responses import Response
 from ..engine.admission import Seeds
 from ..engine.errors import InvalidRequest, ShoalError, UnknownModel
 from ..engine.text import Tokenizer
-from .config import ServeConfig
+from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
 from .link import ModelCard, Router
 from .metrics import Metrics
@@ -39,36 +39,54 @@ class Serving:
         self.metrics = Metrics(router)
         self._loader = ThreadPoolExecutor(1, "shoal-tokenizer")
         self._tokenizers: dict[str, Future[Tokenizer]] = {}
-        self._load(config.engine.tokenizer or config.engine.model)  # while the engine loads
-        self.seeds = Seeds(config.engine.seed)
+        for model in config.models:
+            self._load(model)  # while the engine loads
+        self._seeds = {model.name: Seeds(model.engine.seed) for model in config.models}
 
-    def card(self, model: str | None) -> ModelCard:
-        """The card of a served name, by default the first. Raises UnknownModel."""
-        cards = self.router.cards()
-        if not cards:
-            raise self.unready()
-        if model is None:
-            return cards[0]
-        for card in cards:
-            if model in card.names:
+    def card(self, name: str | None) -> ModelCard:
+        """The card of a served name; without one, of the only model.
+
+        Raises UnknownModel, InvalidRequest, and HTTPFailure while the model cannot answer.
+        """
+        model = self._named(name)
+        for card in self.router.cards():
+            if card.names[0] == model.name:
                 return card
-        served = ", ".join(f"`{name}`" for card in cards for name in card.names)
-        raise UnknownModel(
-            f"The model `{model}` does not exist. Models served here: {served}.", "model"
-        )
+        if self.router.statuses()[model.name] == "loading":
+            message = f"the model {model.name} is still loading; /health tells when it is ready"
+            raise HTTPFailure(503, "model_loading", message, LOADING_RETRY_S)
+        message = f"no engine of {model.name} is alive"
+        raise HTTPFailure(503, "engine_unavailable", message, LOADING_RETRY_S)
 
-    def unready(self) -> HTTPFailure:
-        """The refusal while no model can answer."""
-        if self.router.status() == "loading":
-            message = "the model is still loading; /health tells when it is ready"
-            return HTTPFailure(503, "model_loading", message, LOADING_RETRY_S)
-        return HTTPFailure(503, "engine_unavailable", "no engine is alive", LOADING_RETRY_S)
+    def model(self, card: ModelCard) -> ModelConfig:
+        """How the model of a card is configured."""
+        return self.config.model(card.names[0])
+
+    def draw_seed(self, card: ModelCard) -> int:
+        """A seed for a request that has none."""
+        return self._seeds[card.names[0]].draw()
+
+    def _named(self, name: str | None) -> ModelConfig:
+        models = self.config.models
+        served = ", ".join(f"`{name}`" for model in models for name in model.served_model_name)
+        if name is None:
+            if len(models) > 1:
+                raise InvalidRequest(
+                    f"`model` is missing, and several models are served here: {served}.", "model"
+                )
+            return models[0]
+        try:
+            return self.config.model(name)
+        except KeyError:
+            raise UnknownModel(
+                f"The model `{name}` does not exist. Models served here: {served}.", "model"
+            ) from None
 
     async def tokenizer(self, card: ModelCard) -> Tokenizer:
         """The tokenizer of a model, loaded once, beside the event loop."""
-        loading = self._tokenizers.get(card.tokenizer)
-        if loading is None or (loading.done() and loading.exception()):
-            loading = self._load(card.tokenizer)
+        loading = self._tokenizers[card.names[0]]
+        if loading.done() and loading.exception():
+            loading = self._load(self.model(card))
         return await asyncio.wrap_future(loading)
 
     def close(self) -> None:
@@ -77,17 +95,18 @@ class Serving:
             if not loading.cancel() and loading.exception() is None:
                 loading.result().close()
 
-    def _load(self, path: str) -> Future[Tokenizer]:
-        engine = self.config.engine
+    def _load(self, model: ModelConfig) -> Future[Tokenizer]:
+        engine = model.engine
+        path, revision = engine.tokenizer_place
         loading = self._loader.submit(
             Tokenizer.load,
             path,
-            revision=engine.tokenizer_place[1],
+            revision=revision,
             download_dir=engine.download_dir,
             chat_template=engine.chat_template,
             confined=True,
         )
-        self._tokenizers[path] = loading
+        self._tokenizers[model.name] = loading
         return loading
 
     async def read(self, request: Request, schema: type[RequestBody]) -> RequestBody:

@@ -10,7 +10,7 @@ from .errors import error_body
 _REFUSAL = error_body(
     "the server is shutting down; try again later", "server_error", None, "shutting_down"
 )
-_HEALTH = b'{"status":"down"}'
+_HEALTH = b'{"status":"down","models":{}}'
 
 
 class Turnstile:

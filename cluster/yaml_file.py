@@ -1,4 +1,4 @@
-"""A YAML configuration file: flat keys, each with the line it stands on.
+"""A YAML configuration file: its keys, each with the line it stands on.
 
 A file that cannot be read is answered with its line and, where one change to that line mends the
 file, with the mended line.
@@ -18,11 +18,23 @@ from ..engine.errors import ConfigError
 
 
 class Entry(NamedTuple):
-    """A value and the number of its line, from 1, with the line's text."""
+    """A value and the number of its line, from 1, with the line's text.
+
+    Of a list, `items` are the places of its items and, where these are mappings, of their keys.
+    """
 
     value: object
     line: int
     text: str
+    items: tuple[Item, ...] = ()
+
+
+class Item(NamedTuple):
+    """An item of a list: where it begins, and the keys of a mapping."""
+
+    line: int
+    text: str
+    entries: dict[str, Entry]
 
 
 class _Fault(NamedTuple):
@@ -98,8 +110,24 @@ def _entries(
         if key in found:
             return _Fault(at, f"{key!r} was set before, on line {found[key].line}")
         value = loader.construct_object(value_node, deep=True)
-        found[key] = Entry(value, at + 1, lines[at])
+        items = _items(loader, value_node, lines)
+        if isinstance(items, _Fault):
+            return items
+        found[key] = Entry(value, at + 1, lines[at], items)
     return found
+
+
+def _items(loader: yaml.SafeLoader, node: yaml.Node, lines: list[str]) -> tuple[Item, ...] | _Fault:
+    found = []
+    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+        entries: dict[str, Entry] | _Fault = {}
+        if isinstance(item, yaml.MappingNode):
+            entries = _entries(loader, item, lines)
+        if isinstance(entries, _Fault):
+            return entries
+        at = item.start_mark.line
+        found.append(Item(at + 1, lines[at], entries))
+    return tuple(found)
 
 
 def _explain(path: str, text: str, fault: _Fault) -> str:

@@ -107,9 +107,10 @@ class EngineConfig:
     cpu_memory_share: float = setting(
         0.4, "On CPUs: share of the free memory that the KV cache may take.", group="Memory"
     )
-    memory_sharers: int = setting(
-        1,
-        "How many engines share this machine's memory and cores; set by `--replicas`.",
+    memory_sharers: int | None = setting(
+        None,
+        "How many engines share this machine's memory and cores (default: as many as are placed "
+        "on it).",
         group="Memory",
     )
     block_size: int | None = setting(
@@ -178,6 +179,11 @@ class EngineConfig:
         return self.tokenizer or self.model, revision
 
     @property
+    def sharers(self) -> int:
+        """How many engines share the memory, this one included."""
+        return self.memory_sharers or 1
+
+    @property
     def batched_tokens(self) -> int:
         """The token budget of a step."""
         return self.max_num_batched_tokens or max(2048, self.max_num_seqs)
@@ -190,7 +196,7 @@ NOT_BUILT: Mapping[str, tuple[object, str]] = {
     "speculative_config": (None, "speculative decoding is not built yet"),
     "enable_lora": (False, "LoRA adapters are not built yet"),
     "lora_modules": (None, "LoRA adapters are not built yet"),
-    "enable_expert_parallel": (False, "mixture-of-experts models are not built yet"),
+    "enable_expert_parallel": (False, "experts are not spread over ranks yet"),
     "data_parallel_size": (1, "several copies of a model are made with --replicas N"),
     "enable_auto_tool_choice": (False, "tool calls are not built yet"),
     "tool_call_parser": (None, "tool calls are not built yet"),
@@ -224,8 +230,8 @@ NOT_BUILT: Mapping[str, tuple[object, str]] = {
     "node_rank": (0, "nodes join through Ray: `ray start --address=...`"),
     "master_addr": (None, "nodes join through Ray: `ray start --address=...`"),
     "master_port": (None, "nodes join through Ray: `ray start --address=...`"),
-    "enable_eplb": (False, "mixture-of-experts models are not built yet"),
-    "all2all_backend": (None, "mixture-of-experts models are not built yet"),
+    "enable_eplb": (False, "experts are not spread over ranks yet"),
+    "all2all_backend": (None, "experts are not spread over ranks yet"),
     "kv_offloading_size": (None, "offloading the KV cache is not built yet"),
     "kv_events_config": (None, "events of the KV cache are not built yet"),
     "structured_outputs_config": (None, "structured output is not built yet"),
@@ -328,7 +334,7 @@ def _check(config: EngineConfig) -> None:
     _one_of(config, "load_format", LOAD_FORMATS)
     _one_of(config, "scheduling_policy", POLICIES)
     _one_of(config, "device", ("auto", "cpu", "cuda"))
-    for name in ("max_num_seqs", "max_waiting", "memory_sharers"):
+    for name in ("max_num_seqs", "max_waiting"):
         _at_least(config, name, 1)
     for name in (
         "max_model_len",
@@ -336,6 +342,7 @@ def _check(config: EngineConfig) -> None:
         "kv_cache_memory_bytes",
         "block_size",
         "threads",
+        "memory_sharers",
     ):
         if getattr(config, name) is not None:
             _at_least(config, name, 1)

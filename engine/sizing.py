@@ -160,7 +160,7 @@ def _left(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
     An engine's part follows from the whole memory, not from what is free: one that comes back
     beside its siblings finds theirs taken already.
     """
-    mine = min(memory.free, memory.total // config.memory_sharers)
+    mine = min(memory.free, memory.total // config.sharers)
     spare = mine - fixed
     if memory.host:
         cache, rule = int(spare * config.cpu_memory_share), "cpu_memory_share"
@@ -257,8 +257,8 @@ def _too_short(
 def _having(config: EngineConfig, memory: Memory) -> str:
     """The memory in words, with who else holds some of it."""
     words = f"{_bytes(memory.free)} of {_bytes(memory.total)} {memory.source} free"
-    if config.memory_sharers > 1:
-        words += f", shared by {config.memory_sharers} engines"
+    if config.sharers > 1:
+        words += f", shared by {config.sharers} engines"
     return words + "".join(f"; {holder}" for holder in memory.holders)
 
 

@@ -211,7 +211,7 @@ def paged_attention(
         # All heads of a group see the same keys, so they can stand as rows of one query.
         grouped = q.index_select(0, rows).view(len(rows), num_kv_heads, -1, head_size)
         if alibi is not None:
-            lifted = alibi[:, positions].transpose(0, 1)
+            lifted = _lifted(alibi[:, positions], q.dtype).transpose(0, 1)
             lifted = lifted.unflatten(1, (num_kv_heads, -1))
             bias = lifted if bias is None else lifted + bias
         found = _attend(grouped, k, v, bias, scale, softcap)
@@ -221,10 +221,18 @@ def paged_attention(
         for start, stop, left, right, bias in tiles:
             query = q[start:stop].transpose(0, 1)[None]
             if alibi is not None:
-                bias = bias + alibi[:, None, first + left : first + right]
+                seen = alibi[:, first + left : first + right]
+                bias = _lifted(seen, q.dtype)[:, None] + bias
             found = _attend(query, k[:, :, left:right], v[:, :, left:right], bias, scale, softcap)
             out[start:stop] = found[0].transpose(0, 1)
     return out
+
+
+def _lifted(alibi: Tensor, dtype: torch.dtype) -> Tensor:
+    """Alibi over some keys, counted from the last one: softmax sees differences alone, and those of
+    the nearest keys, which matter most, then keep their bits in a narrow dtype.
+    """
+    return (alibi - alibi[..., -1:]).to(dtype)
 
 
 def _gather(kv: Tensor, slots: Tensor, scratch: Tensor) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from shoal.cluster.config import serve_config
+from shoal.cluster.settings import serve_config
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
 PLAIN = sorted(p for p in FOLDER.glob("*.yaml") if p.name != "serve-deploy.yaml")
@@ -31,4 +31,4 @@ def test_the_deploy_file_is_what_serve_reads() -> None:
     assert deploy.proxy_location == "Disabled"
     (application,) = deploy.applications
     assert application.import_path == "shoal.cluster.app:build"
-    assert serve_config(application.args).replicas == 2
+    assert [model.replicas for model in serve_config(application.args).models] == [2]

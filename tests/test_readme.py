@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
+from pydantic import BaseModel
 from shoal.cluster.config import Key, keys
+from shoal.cluster.protocol import ChatRequest, CompletionRequest
+from shoal.cluster.unbuilt import UNBUILT
+from shoal.engine.request import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,6 +51,15 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     found = re.search(r"<!-- settings.*?-->\n(.*?)\n?<!-- /settings -->", README, re.DOTALL)
     assert found
     assert found[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
+
+
+def test_the_table_of_request_fields_has_every_field() -> None:
+    models: tuple[type[BaseModel], ...] = (CompletionRequest, ChatRequest)
+    fields = {name for model in models for name in model.model_fields} | UNBUILT.keys()
+    fields |= {field.name for field in dataclasses.fields(SamplingParams)}
+    section = README.split("## Requests\n")[1].split("\n## ")[0]
+    shown = set(re.findall(r"`(\w+)`", section))
+    assert fields - {"model", "bad_words_ids"} - shown == set()
 
 
 def test_the_table_of_errors_has_every_code() -> None:

@@ -28,9 +28,16 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is
 Count = Annotated[int, typer.Option("--lines", "-n", help="How many entries.", metavar="N", min=0)]
 
 
-def logs(which: Which = None, follow: Follow = False, lines: Count = 100) -> None:
+Place = Annotated[
+    Path | None, typer.Option("--log-dir", help="The folder that serve was given.", metavar="DIR")
+]
+
+
+def logs(
+    which: Which = None, follow: Follow = False, lines: Count = 100, log_dir: Place = None
+) -> None:
     """Show the logs of a server: of its gateways, replicas and of itself, in the order of time."""
-    folder = _folder(which)
+    folder = log_dir or _folder(which)
     console = Console(soft_wrap=True, highlight=False)
     with contextlib.closing(Follower(folder)) as follower:
         for entry in last(folder, lines):

@@ -13,6 +13,7 @@ import typer
 
 from ...engine.errors import ShoalError
 from ..exits import FAILED
+from ..ports import holder
 from ..running import Running, alive, running
 
 POLL_S = 0.05
@@ -74,7 +75,7 @@ def _ends(entry: Running, timeout: float | None, *, force: bool) -> bool:
     """Wait for a serve to end, and tell; whether it has in time."""
     begin = time.monotonic()
     patience = GRACE_S + (0 if force else entry.shutdown_timeout) if timeout is None else timeout
-    while alive(entry):
+    while alive(entry) or (force and holder(entry.port)):
         if time.monotonic() - begin > patience:
             _tell(f"{_called(entry)} still runs after {patience:g} s; --force kills it")
             return False

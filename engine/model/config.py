@@ -21,9 +21,6 @@ SAMPLING_KEYS = {
 }
 """What generation_config.json may set, and the name in SamplingParams."""
 
-LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-"""What families call the length of their texts."""
-
 STRETCHED = ("linear", "dynamic")
 """Rope types by which `max_position_embeddings` is the length before scaling."""
 
@@ -89,11 +86,14 @@ class ModelConfig:
         """The rope's parameters with `rope_type` and `rope_theta` always there.
 
         Both spellings are understood: `rope_parameters`, and `rope_scaling` beside `rope_theta`.
+        Where a file has both, `rope_scaling` was added by hand and wins.
         """
-        rope = dict(self.get("rope_parameters") or self.get("rope_scaling") or {})
+        own, added = self.get("rope_parameters") or {}, self.get("rope_scaling") or {}
+        rope = {**own, **added}
         if any(isinstance(value, Mapping) for value in rope.values()):
             raise LoadError(f"{self.path}: a rope that differs by layer is not built yet")
-        kind = rope.get("rope_type") or rope.get("type") or "default"
+        named = (part.get("rope_type") or part.get("type") for part in (added, own))
+        kind = next(filter(None, named), "default")
         rope["rope_type"] = "longrope" if kind == "su" else kind
         rope["rope_theta"] = float(rope.get("rope_theta") or self.get("rope_theta") or 10_000.0)
         if rope.get("partial_rotary_factor") is None:
@@ -110,8 +110,7 @@ class ModelConfig:
 
         A rope that differs by layer is stretched already.
         """
-        named = next((self.get(name) for name in LENGTHS if self.get(name)), None)
-        length = int(named or self.max_position_embeddings)
+        length = int(self.max_position_embeddings)
         stretch = self.get("rope_parameters") or self.get("rope_scaling") or {}
         by_layer = any(isinstance(value, Mapping) for value in stretch.values())
         if by_layer or not stretch or self.get("rope_local_base_freq"):

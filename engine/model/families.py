@@ -18,6 +18,15 @@ GPT2_NAMES = {
     "n_positions": "max_position_embeddings",
     "activation_function": "hidden_act",
 }
+OLD_NAMES = {
+    **GPT2_NAMES,
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "max_seq_len": "max_position_embeddings",
+}
+"""What other families call a model's sizes."""
+
 GPT2_DEFAULTS = {
     "max_position_embeddings": 1024,
     "hidden_act": "gelu_new",
@@ -51,7 +60,10 @@ def canonical(values: Values) -> dict[str, Any]:
     A null in the file overrides a default: it means none.
     """
     family = FAMILIES.get((values.get("architectures") or [None])[0])
-    return dict(values) if family is None else family(values)
+    if family is not None:
+        return family(values)
+    renamed = {ours: values[theirs] for theirs, ours in OLD_NAMES.items() if theirs in values}
+    return {**renamed, **values}
 
 
 def _gpt2(values: Values) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def footprint(config: ModelConfig, dtype: torch.dtype, shapes: CausalLM) -> Foot
 
 def _shared(config: EngineConfig, device: Device, seat: Seat) -> EngineConfig:
     """The configuration of a rank that shares its node's memory and cores with others."""
-    sharers = config.memory_sharers * (seat.sharers if device.divides_node else 1)
+    sharers = config.sharers * (seat.sharers if device.divides_node else 1)
     return dataclasses.replace(config, memory_sharers=sharers)
 
 
@@ -148,7 +148,7 @@ class Worker:
         plan = forecast(config, seat)
         device, self._device = plan.device, plan.device
         own = _shared(config, device, seat)
-        threads = device.prepare(own.threads, own.memory_sharers)
+        threads = device.prepare(own.threads, own.sharers)
         clock.lap("size")
         self._team = join(seat, device, self._store, config.interface)
         num_blocks = self._team.least(plan.sizing.num_blocks)

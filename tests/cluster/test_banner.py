@@ -6,14 +6,16 @@ import ast
 import io
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
-from shoal.cluster.banner import Progress, banner, curl_line, python_line
-from shoal.cluster.config import serve_config
+from shoal.cluster.banner import Loaded, Progress, banner, curl_line, python_line
 from shoal.cluster.link import ModelCard
+from shoal.cluster.settings import serve_config
 
+NAME = "it's"
 CARD = ModelCard(
-    names=("it's",),
+    names=(NAME,),
     model="/m",
     tokenizer="/m",
     max_model_len=4096,
@@ -51,16 +53,16 @@ def test_on_a_terminal_the_bar_is_gone_when_the_banner_comes() -> None:
     with progress.phase("load the model"):
         progress.advance(5, 10)
         progress.note("a note")
-    progress.ready(serve_config({}, {}), CARD)
+    progress.ready(serve_config({"served_model_name": NAME}, {}), [Loaded(CARD)])
     assert "a note" in err.getvalue()
     assert "(load the model " in out.getvalue()
 
 
 def test_the_banner_says_where_what_and_how() -> None:
     out, err = io.StringIO(), io.StringIO()
-    config = serve_config({"host": "0.0.0.0", "port": 9000}, {})
+    config = serve_config({"host": "0.0.0.0", "port": 9000, "served_model_name": NAME}, {})
     progress = Progress(out, err)
-    progress.ready(config, CARD, table=[("KV cache", "12 blocks")], phases=[("weights", 1.25)])
+    progress.ready(config, [Loaded(CARD, [("KV cache", "12 blocks")], [("weights", 1.25)])])
     text = out.getvalue()
     for part in ("http://127.0.0.1:9000/v1", "it's", "4,096", "12 blocks", "weights 1.2", "Ctrl-C"):
         assert part in text
@@ -74,4 +76,20 @@ def test_its_lines_can_be_pasted(key: bool) -> None:
     assert json.loads(words[-1])["model"] == "it's"
     assert ("Authorization: Bearer $SHOAL_API_KEY" in words) is key
     ast.parse(python_line("http://h:1", "it's", key))
-    assert not any("\n" in line for line in banner(serve_config({}, {}), CARD, "now"))
+    config = serve_config({"served_model_name": NAME}, {})
+    assert not any("\n" in line for line in banner(config, [Loaded(CARD)], "now"))
+
+
+def test_several_models_each_have_their_table_and_phases() -> None:
+    models = [{"model": "m", "served_model_name": NAME}, {"model": "other", "replicas": 2}]
+    config = serve_config({"models": models}, {})
+    other = replace(CARD, names=("other",))
+    loaded = [
+        Loaded(CARD, [("KV cache", "12 blocks")], [("load", 1.0)]),
+        Loaded(other, [("KV cache", "99 blocks")], [("load", 2.0)]),
+    ]
+    lines = banner(config, loaded, "after 3 s")
+    at = lines.index("other:")
+    assert "99 blocks" in lines[at + 1] and "load 2.0" in lines[at + 2]
+    assert f"{NAME}:" in lines[:at] and any("2 replicas" in line for line in lines)
+    assert any(line.endswith("after 3 s") for line in lines)

@@ -35,7 +35,8 @@ def test_help_shows_a_dozen_flags_and_help_all_the_rest() -> None:
 
 def test_the_commands() -> None:
     listed = shoal("--help").stdout
-    assert all(name in listed for name in ("serve", "chat", "complete", "bench", "version"))
+    served = ("serve", "ps", "logs", "stop", "pull", "ls", "completion")
+    assert all(name in listed for name in (*served, "chat", "complete", "bench", "version"))
 
 
 def test_a_wrong_flag_is_one_line_and_code_2() -> None:
@@ -59,15 +60,3 @@ def test_the_command_imports_neither_torch_nor_ray() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert not loaded & {"torch", "ray", "transformers", "fastapi", "aiohttp"}
-
-
-def test_a_shell_completes_the_flags() -> None:
-    code = "import sys; sys.argv = ['shoal']; from shoal.cluster.cli import main; main()"
-    asked = {
-        "_SHOAL_COMPLETE": "complete_bash",
-        "COMP_WORDS": "shoal serve --max-m",
-        "COMP_CWORD": "2",
-    }
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
-    assert done.stdout.split() == ["--max-model-len"]

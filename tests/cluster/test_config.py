@@ -5,12 +5,26 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from shoal.cluster.config import BUNDLED, ServeConfig, bundled_model, keys, serve_config, warnings
+from shoal.cluster.config import (
+    BUNDLED,
+    ModelConfig,
+    ServeConfig,
+    bundled_model,
+    keys,
+    model_keys,
+    warnings,
+)
+from shoal.cluster.settings import serve_config
 from shoal.engine.errors import ConfigError
 
 
 def build(environ: dict[str, str] | None = None, **settings: object) -> ServeConfig:
     return serve_config(settings, environ or {})
+
+
+def only(config: ServeConfig) -> ModelConfig:
+    (model,) = config.models
+    return model
 
 
 @pytest.mark.parametrize(
@@ -38,8 +52,9 @@ def build(environ: dict[str, str] | None = None, **settings: object) -> ServeCon
 def test_a_value_is_held_in_its_own_type(key: str, value: object, held: object) -> None:
     config = serve_config({key: value}, {})
     name = key.replace("-", "_")
-    home = config if name in ServeConfig.model_fields else config.engine
-    got = getattr(home, name)
+    (model,) = config.models
+    homes = (config, model, model.engine)
+    got = next(getattr(home, name) for home in homes if hasattr(home, name))
     assert (got, type(got)) == (held, type(held))
 
 
@@ -107,10 +122,11 @@ def test_other_names_of_a_key() -> None:
 
 def test_without_a_model_the_bundled_one_is_served() -> None:
     for config in (build(), build(model=BUNDLED)):
-        assert config.engine.model == str(bundled_model())
-        assert config.served_model_name == (BUNDLED,)
-    assert build(model="org/name").served_model_name == ("org/name",)
-    assert build(model="org/name", served_model_name="n").served_model_name == ("n",)
+        assert only(config).engine.model == str(bundled_model())
+        assert only(config).served_model_name == (BUNDLED,)
+    assert only(build(model="org/name")).served_model_name == ("org/name",)
+    named = only(build(model="org/name", served_model_name="n"))
+    assert named.served_model_name == ("n",) and named.name == "n"
 
 
 def test_the_environment_comes_last() -> None:
@@ -125,11 +141,6 @@ def test_a_config_travels_and_hides_its_keys() -> None:
     config = build(api_key="secret")
     assert pickle.loads(pickle.dumps(config)) == config
     assert "secret" not in repr(config)
-
-
-def test_replicas_share_the_memory() -> None:
-    assert build(replicas=3).engine.memory_sharers == 3
-    assert build(replicas=3, memory_sharers=1).engine.memory_sharers == 1
 
 
 def test_the_url_is_one_that_this_machine_can_reach() -> None:
@@ -147,4 +158,64 @@ def test_an_open_door_without_a_key_is_warned_of() -> None:
 def test_every_key_is_explained_once() -> None:
     assert all(key.help and key.group for key in keys().values())
     assert 10 <= sum(key.first for key in keys().values()) <= 16
-    assert "memory_sharers" in keys() and "engine" not in keys()
+    assert "memory_sharers" in keys() and "engine" not in keys() and "models" not in keys()
+    assert {"model", "replicas", "served_model_name"} <= model_keys().keys()
+    assert not {"port", "api_key", "local"} & model_keys().keys()
+
+
+TWO = [{"model": "org/a", "replicas": 2}, {"model": "org/b", "served-model-name": ["b", "bb"]}]
+
+
+def test_models_are_listed_with_what_they_share_beside_them() -> None:
+    config = build(models=TWO, max_model_len="4k", port=9000)
+    a, b = config.models
+    assert (a.name, a.replicas, a.engine.max_model_len) == ("org/a", 2, 4000)
+    assert (b.served_model_name, b.replicas, b.engine.max_model_len) == (("b", "bb"), 1, 4000)
+    assert config.port == 9000 and config.model("bb") is b and config.of(b).models == (b,)
+    own = build(models=[TWO[0], {**TWO[1], "max-model-len": 99}], max_model_len="4k")
+    assert [model.engine.max_model_len for model in own.models] == [4000, 99]
+    assert build(models=[{"model": BUNDLED}]) == build()
+
+
+def test_models_travel_as_plain_data() -> None:
+    config = build(models=TWO)
+    assert ServeConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("models", "key", "said"),
+    [
+        ([], "models", "must be a list of models"),
+        ("org/a", "models", "must be a list of models"),
+        (["org/a"], "models[0]", "`model: FOLDER or hub id`"),
+        ([{"replicas": 1}], "models[0]", "item 1 of `models`: `model` is missing"),
+        (
+            [TWO[0], {"model": "m", "max-model-ln": 1}],
+            "models[1].max-model-ln",
+            "item 2 of `models` (m): unknown setting 'max-model-ln'; did you mean 'max-model-len'?",
+        ),
+        ([{"model": "m", "port": 1}], "models[0].port", "is of the whole server"),
+        ([{"model": "m", "replicas": 0}], "models[0].replicas", "greater than or equal to 1"),
+        ([{"model": "m", "dtype": "float8"}], "models[0].dtype", "one of auto, float32"),
+        ([{"model": "m", "quantization": "awq"}], "models[0].quantization", "not built yet"),
+        ([{"model": "m", "block-size": 3}], "models[0].block-size", "power of two"),
+        (
+            [*TWO, {"model": "c", "served_model_name": "bb"}],
+            "models[2]",
+            "items 2 and 3 of `models` are both served as 'bb'",
+        ),
+        ([TWO[0], TWO[0]], "models[1]", "items 1 and 2 of `models` are both served as 'org/a'"),
+    ],
+)
+def test_a_refusal_names_the_item(models: object, key: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(models=models)
+    assert said in caught.value.message
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("key", ["model", "served_model_name"])
+def test_one_model_and_several_exclude_each_other(key: str) -> None:
+    with pytest.raises(ConfigError, match="leave one of the two out") as caught:
+        serve_config({f"--{key}": "x", "models": TWO}, {})
+    assert caught.value.key == f"--{key}"

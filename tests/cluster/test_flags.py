@@ -71,7 +71,7 @@ def test_a_line_is_refused(line: str, said: str) -> None:
 
 def test_what_changes_nothing_is_taken() -> None:
     assert config("--disable-log-stats --no-enable-lora --kv-cache-dtype auto") == config("")
-    assert config("").engine.model == str(bundled_model())
+    assert config("").models[0].engine.model == str(bundled_model())
 
 
 def test_the_command_line_wins_then_the_file_then_the_environment(tmp_path: Path) -> None:
@@ -79,11 +79,11 @@ def test_the_command_line_wins_then_the_file_then_the_environment(tmp_path: Path
     file.write_text("model: F\nmax_model_len: 4k\napi-key: [f]\nport: 1\nlog-requests: true\n")
     environ = {"SHOAL_API_KEY": "e", "SHOAL_LOG_DIR": "/e"}
     found = config(f"M --config {file} --max-model-len 8k --disable-log-requests", environ)
-    assert found.engine.model == "M"
-    assert found.engine.max_model_len == 8000
+    assert found.models[0].engine.model == "M"
+    assert found.models[0].engine.max_model_len == 8000
     assert (found.api_key, found.log_dir, found.port) == (("f",), "/e", 1)
     assert not found.log_requests
-    assert config(f"-c {file}").engine.model == "F"
+    assert config(f"-c {file}").models[0].engine.model == "F"
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,55 @@ def test_a_fault_in_the_file_is_quoted(tmp_path: Path, text: str, said: str) -> 
 
 def test_there_is_a_flag_for_each_setting() -> None:
     assert {part.name for part in parameters()} == set(keys()) - {"model"}
+
+
+MODELS = """models:
+  - model: org/a
+    max-model-len: 4k
+  - model: org/b
+"""
+
+
+def test_a_file_lists_models_and_flags_fill_in(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(MODELS)
+    a, b = config(f"--config {path} --max-num-seqs 8").models
+    assert (a.engine.max_model_len, b.engine.max_model_len) == (4000, None)
+    assert a.engine.max_num_seqs == b.engine.max_num_seqs == 8
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "said"),
+    [
+        ("max-model-len: 4k", "max-model-ln: 4k", 3, "should read:\n    max-model-len: 4k"),
+        ("max-model-len: 4k", "dtype: float8", 3, "item 1 of `models` (org/a): dtype"),
+        ("- model: org/b", "- replicas: 2", 4, "item 2 of `models`: `model` is missing"),
+        ("org/b", "org/a", 4, "items 1 and 2 of `models` are both served as 'org/a'"),
+    ],
+)
+def test_an_item_is_refused_with_its_line(
+    tmp_path: Path, before: str, after: str, line: int, said: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(MODELS.replace(before, after))
+    with pytest.raises(ConfigError) as caught:
+        config(f"--config {path}")
+    assert said in caught.value.message
+    assert f"{path}, line {line}:\n" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--model M", "--model names one model and `models` lists several"),
+        ("M", "names one model and `models` lists several"),
+        ("--served-model-name x", "leave one of the two out"),
+        ("--max-model-len 8k", "is set by item 1 of `models` itself"),
+    ],
+)
+def test_a_flag_for_one_of_several_models_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(MODELS)
+    with pytest.raises(ConfigError) as caught:
+        config(f"--config {path} {line}")
+    assert said in caught.value.message

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from shoal.cluster import logs
-from shoal.cluster.config import serve_config
+from shoal.cluster.settings import serve_config
 from shoal.engine.errors import ConfigError
 
 
@@ -76,7 +76,8 @@ def test_files_are_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_terminal_gets_short_warnings_alone(tmp_path: Path) -> None:
     code = (
-        "import logging, sys; from shoal.cluster import logs; from shoal.cluster.config import *\n"
+        "import logging, sys; from shoal.cluster import logs\n"
+        "from shoal.cluster.settings import serve_config\n"
         "logs.start(serve_config({'log_dir': sys.argv[1]}), 'serve', terminal=True)\n"
         "logs.start(serve_config({'log_dir': sys.argv[1]}), 'serve', terminal=True)\n"
         "logging.getLogger('ray').warning('chatter')\n"

@@ -110,3 +110,15 @@ def test_a_second_document_is_not_taken_for_a_flag(tmp_path: Path) -> None:
         read(write(tmp_path, "port: 9000\n---\nport: 1\n"))
     assert "another document" in caught.value.message
     assert "should read" not in caught.value.message
+
+
+def test_items_of_a_list_and_their_keys_have_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("port: 1\nmodels:\n  - model: a\n    replicas: 2\n  - model: b\n")
+    models = read(path)["models"]
+    assert models.value == [{"model": "a", "replicas": 2}, {"model": "b"}]
+    assert [item.line for item in models.items] == [3, 5]
+    assert models.items[0].entries["replicas"].line == 4
+    path.write_text("models:\n  - model: a\n    model: b\n")
+    with pytest.raises(ConfigError, match="set before, on line 2"):
+        read(path)

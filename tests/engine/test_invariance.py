@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from shoal.engine.config import from_keys
 from shoal.engine.core.scheduler import Scheduler
 from shoal.engine.local import LocalExecutor
 from shoal.engine.loop import Loop
 from shoal.engine.request import FinishReason, Request, SamplingParams
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+)
 
 PLAIN: dict[str, Any] = {
     "threads": 1,
@@ -75,7 +84,58 @@ class Engine:
         return texts
 
 
-@pytest.fixture(scope="module", params=["Qwen3", "Qwen2 with windows", "bundled", FOREIGN])
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+
+
+def windows() -> PreTrainedConfig:
+    """A Qwen2 whose upper half sees 24 tokens back: two cache groups."""
+    return Qwen2Config(
+        **SIZES,
+        intermediate_size=96,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=24,
+        max_window_layers=2,
+    )
+
+
+def window_alone() -> PreTrainedConfig:
+    """A Mistral, all of whose layers see 24 tokens back."""
+    return MistralConfig(**SIZES, intermediate_size=96, num_key_value_heads=2, sliding_window=24)
+
+
+def alibi() -> PreTrainedConfig:
+    """A Falcon whose heads fade their keys."""
+    return FalconConfig(**SIZES, alibi=True, multi_query=False, parallel_attn=False)
+
+
+def foreign() -> PreTrainedConfig:
+    """A Gemma2, which runs in transformers' code: one layer sees 24 tokens back."""
+    return Gemma2Config(
+        **{**SIZES, "num_hidden_layers": 2},
+        intermediate_size=96,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=24,
+        initializer_range=0.2,
+    )
+
+
+MADE: dict[str, Callable[[], PreTrainedConfig]] = {
+    "Qwen2 with windows": windows,
+    "Mistral": window_alone,
+    "Falcon with alibi": alibi,
+    FOREIGN: foreign,
+}
+
+
+@pytest.fixture(scope="module", params=["Qwen3", "bundled", *MADE])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "bundled":
         folder: Path = request.getfixturevalue("tiny_model")
@@ -83,54 +143,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "Qwen3":
         make: Callable[[str], Path] = request.getfixturevalue("random_model")
         return make("Qwen3ForCausalLM")
-    if request.param == FOREIGN:
-        return foreign(tmp_path_factory.mktemp("foreign"))
-    return windowed(tmp_path_factory.mktemp("windowed"))
-
-
-def foreign(folder: Path) -> Path:
-    """A random Gemma2, which runs in transformers' code: one layer sees 24 tokens back."""
-    import torch
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    config = Gemma2Config(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=512,
-        sliding_window=24,
-        initializer_range=0.2,
-    )
+    folder = tmp_path_factory.mktemp("made")
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        Gemma2ForCausalLM(config).to(torch.float32).save_pretrained(folder)
-    return folder
-
-
-def windowed(folder: Path) -> Path:
-    """A random Qwen2 whose upper half sees 24 tokens back: two cache groups."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        use_sliding_window=True,
-        sliding_window=24,
-        max_window_layers=2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        Qwen2ForCausalLM(config).to(torch.float32).save_pretrained(folder)
+        config = MADE[request.param]()
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     return folder
 
 

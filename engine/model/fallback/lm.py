@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +22,8 @@ from . import attention
 from .probe import Anatomy, examine
 from .renaming import claims_among
 from .skeleton import build_skeleton, fix_rope, keep_exact, make_constants, model_class
+
+log = logging.getLogger(__name__)
 
 
 class Given(nn.Module):
@@ -122,7 +126,16 @@ def fallback(
     exact = keep_exact(model, dtype)
     make_constants(model, config)
     fix_rope(model, max_len or config.max_length)
+    _say_once(config.architecture)
     return FallbackLM(model, anatomy, exact)
+
+
+@functools.cache
+def _say_once(architecture: str) -> None:
+    log.info(
+        "%s runs in transformers' code: batched and paged as others, but slower than native code",
+        architecture,
+    )
 
 
 def _anatomy(config: ModelConfig, cls: Any) -> Anatomy:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
@@ -158,9 +158,9 @@ def _listener(calls: list[Call]) -> Callable[..., tuple[Tensor, None]]:
     return attend
 
 
-def _hand_over(*, q_length: int, kv_length: int, mask_function: Rule, **_: Any) -> Tensor:
+def _hand_over(*, mask_function: Rule, **_: Any) -> Tensor:
     """A mask without content that carries its rule."""
-    mask = torch.empty(1, 1, q_length, kv_length, dtype=torch.bool, device="meta")
+    mask = torch.empty(1, 1, TOKENS, TOKENS, dtype=torch.bool, device="meta")
     mask.rule = mask_function  # type: ignore[attr-defined]
     return mask
 
@@ -176,7 +176,7 @@ def _run(model: Any) -> list[tuple[str, Any]]:
     hooks = [
         part.register_forward_hook(note(path))
         for path, part in model.named_modules()
-        if path and isinstance(part, PreTrainedModel)
+        if path and isinstance(part, transformers.PreTrainedModel)
     ]
     tokens = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
     try:
@@ -200,7 +200,10 @@ def _run(model: Any) -> list[tuple[str, Any]]:
 
 def _why(error: Exception) -> str:
     first = (str(error).splitlines() or [""])[0]
-    return f"its code does what packed tokens cannot ({type(error).__name__}: {first})"
+    return (
+        f"its code in transformers {transformers.__version__} does what packed tokens cannot "
+        f"({type(error).__name__}: {first}), a newer one may not: pip install -U transformers"
+    )
 
 
 def _refuse_calls(model: Any, calls: list[Call]) -> None:

@@ -84,6 +84,7 @@ def build_skeleton(config: ModelConfig, cls: Any, attention: str, dtype: torch.d
         try:
             with torch.device("meta"):
                 made = cls._from_config(described, attn_implementation=attention, dtype=dtype)
+                made.tie_weights()
             return made.eval()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if isinstance(error, KeyError) and attention in str(error):

@@ -120,7 +120,7 @@ def _materialize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> 
 
     A model may name parameters as `exact`, whose dtype is not changed either.
     """
-    exact = getattr(model, "exact", frozenset())
+    exact: frozenset[nn.Parameter] = getattr(model, "exact", frozenset())
     storage: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):

@@ -13,10 +13,10 @@ import pytest
 import uvicorn
 from openai import OpenAI
 from shoal.cluster.card import model_card
-from shoal.cluster.config import serve_config
 from shoal.cluster.gateway import Gateway, build_gateway
 from shoal.cluster.link import Load, ModelCard
 from shoal.cluster.local import LocalRouter, MemoryLink
+from shoal.cluster.settings import serve_config
 from shoal.engine.engine import AsyncEngine
 from shoal.engine.errors import EngineLost, UnknownModel
 from shoal.engine.request import FinishReason, TokenLogprobs, Update
@@ -25,6 +25,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 CONTEXT = 256
+NAMES = ("scripted", "alias/of it")
 EOS = 1
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}"
@@ -179,6 +180,9 @@ class ScriptedRouter:
                 return link
         raise UnknownModel(model)
 
+    def statuses(self):
+        return {NAMES[0]: self.state}
+
     def cards(self):
         return [link.card for link in self.links_]
 
@@ -243,7 +247,7 @@ def opened(app):
 @pytest.fixture(scope="session")
 def card(tokenizer_folder):
     return ModelCard(
-        names=("scripted", "alias/of it"),
+        names=NAMES,
         model=tokenizer_folder,
         tokenizer=tokenizer_folder,
         max_model_len=CONTEXT,
@@ -262,7 +266,9 @@ def open_door(tokenizer, card):
     with contextlib.ExitStack() as stack:
 
         def open_(state="ready", with_link=True, **settings):
-            config = serve_config({"model": card.model, **settings}, environ={})
+            config = serve_config(
+                {"model": card.model, "served_model_name": NAMES, **settings}, environ={}
+            )
             link = ScriptedLink(tokenizer, card)
             router = ScriptedRouter([link] if with_link else [], state)
             port, loop = stack.enter_context(opened(build_gateway(config, router)))
@@ -350,14 +356,15 @@ def served(model_folder, serve_app):
         "max_num_batched_tokens": 64,
     }
     config = serve_config(settings, environ={})
-    engine = AsyncEngine(config.engine)
-    router = LocalRouter(1)
+    (model,) = config.models
+    engine = AsyncEngine(model.engine)
+    router = LocalRouter(config.models)
     with serve_app(build_gateway(config, router)) as (port, loop):
-        assert httpx.get(f"http://127.0.0.1:{port}/health").json() == {"status": "loading"}
+        assert httpx.get(f"http://127.0.0.1:{port}/health").json()["status"] == "loading"
         capacity = engine.start()
 
         async def open_():
-            router.add(MemoryLink("local-0", engine, model_card(config, capacity)))
+            router.add(MemoryLink("local-0", engine, model_card(model, capacity)))
 
         asyncio.run_coroutine_threadsafe(open_(), loop).result(10)
         yield Served(engine, router, port)

@@ -9,8 +9,8 @@ import httpx2 as httpx
 import openai
 import pytest
 from shoal.cluster.card import model_card
-from shoal.cluster.config import serve_config
 from shoal.cluster.local import LocalRouter, MemoryLink
+from shoal.cluster.settings import serve_config
 from shoal.engine.engine import AsyncEngine
 from shoal.engine.errors import EngineLost
 from shoal.engine.request import Request, SamplingParams
@@ -150,13 +150,14 @@ def test_many_clients_at_once(served):
 
 def test_an_engine_that_is_gone_is_down(served, model_folder):
     config = serve_config({"model": model_folder, "num_gpu_blocks_override": 64}, environ={})
-    engine = AsyncEngine(config.engine)
+    (model,) = config.models
+    engine = AsyncEngine(model.engine)
     capacity = engine.start()
     heard = []
 
     async def run():
-        router = LocalRouter(1)
-        link = MemoryLink("local-0", engine, model_card(config, capacity))
+        router = LocalRouter(config.models)
+        link = MemoryLink("local-0", engine, model_card(model, capacity))
         router.add(link)
         assert router.status() == "ready"
         params = SamplingParams(max_tokens=200, ignore_eos=True, seed=1)
@@ -166,7 +167,7 @@ def test_an_engine_that_is_gone_is_down(served, model_folder):
         assert router.status() == "down"
         link.submit(Request(id="b", prompt=(5, 6), params=params), heard.append)
         with pytest.raises(EngineLost):
-            router.choose(None, Request(id="c", prompt=(5,)))
+            router.choose(model_folder, Request(id="c", prompt=(5,)))
 
     asyncio.run(run())
     assert [type(word) for word in heard[-2:]] == [EngineLost, EngineLost]

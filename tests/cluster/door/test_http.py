@@ -129,14 +129,14 @@ def test_what_lives_here(door):
         assert (answer.status_code, answer.content) == (200, b"")
     assert httpx.get(door.url + "/version").json()["version"]
     assert httpx.get(door.url + "/-/healthz").text == "success"
-    assert httpx.get(door.url + "/health").json() == {"status": "ready"}
+    assert httpx.get(door.url + "/health").json()["status"] == "ready"
 
 
 def test_health_follows_the_router(door):
     for state, code in (("loading", 503), ("down", 503), ("degraded", 200), ("ready", 200)):
         door.router.state = state
         answer = httpx.get(door.url + "/health")
-        assert (answer.status_code, answer.json()) == (code, {"status": state})
+        assert (answer.status_code, answer.json()["status"]) == (code, state)
         assert httpx.get(door.url + "/-/healthz").status_code == code
 
 

@@ -16,7 +16,7 @@ from shoal.cluster.ports import free_port
 
 PROGRAM = """
 import sys
-from shoal.cluster.config import serve_config
+from shoal.cluster.settings import serve_config
 from shoal.cluster.local import run_local
 import json
 run_local(serve_config(json.loads(sys.argv[1]), environ={}))

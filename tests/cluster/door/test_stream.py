@@ -52,6 +52,14 @@ def test_what_is_left_of_a_generation_can_be_asked_for_again(begun, tokenizer):
     assert generation.digest == link.card.digest
 
 
+def test_beams_are_asked_for_again_all_together(begun):
+    generation, _, _, _ = begun(n=2, best_of=3, use_beam_search=True, temperature=0)
+    left = [generation.remainder(choice) for choice in generation.choices]
+    assert left[0] == left[1]
+    assert left[0].params == generation.request.params and left[0].params.n == 2
+    assert (left[0].emitted, left[0].sibling, left[0].epoch) == ((), 0, 1)
+
+
 def test_an_older_epoch_is_not_heard(begun, tokenizer):
     generation, link, deltas, _ = begun()
     generation.epoch = 1

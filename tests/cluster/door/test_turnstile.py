@@ -17,7 +17,7 @@ REFUSAL = {
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("/v1/completions", REFUSAL), ("/health", {"status": "down"})]
+    ("path", "said"), [("/v1/completions", REFUSAL), ("/health", {"status": "down", "models": {}})]
 )
 def test_once_closed_it_answers_503(path, said):
     sent = []

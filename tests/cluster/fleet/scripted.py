@@ -12,8 +12,9 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl
 
-from shoal.cluster.config import ServeConfig
+from shoal.cluster.config import ModelConfig
 from shoal.cluster.ingress import Ingress
 from shoal.cluster.link import Load, Router
 from shoal.cluster.replica import Replica
@@ -109,8 +110,8 @@ class ScriptedEngine:
 class ScriptedReplica(Replica):
     """A replica whose engine counts. A dtype of bfloat16 makes its start fail."""
 
-    def make_engine(self, config: ServeConfig) -> Any:
-        if config.engine.dtype == "bfloat16":
+    def make_engine(self, model: ModelConfig) -> Any:
+        if model.engine.dtype == "bfloat16":
             raise ConfigError("the model needs 9 GB and 3 GB are free; try --dtype half", "dtype")
         return ScriptedEngine(step_s=0.005)
 
@@ -136,17 +137,18 @@ class Counter:
             body = {"status": self.router.status(), "pid": os.getpid(), "loads": loads}
             await answer(send, 200, json.dumps(body | {"aborted": aborted}).encode())
             return
-        await self.count(int(scope["query_string"].partition(b"=")[2]), send)
+        asked = dict(parse_qsl(scope["query_string"].decode()))
+        await self.count(asked.get("model", next(iter(self.router.statuses()))), asked["n"], send)
 
-    async def count(self, n: int, send: Any) -> None:
+    async def count(self, model: str, n: str, send: Any) -> None:
         request = Request(
             id=f"{os.getpid()}-{next(self.ids)}",
             prompt=(1,),
-            params=SamplingParams(max_tokens=n, seed=0),
+            params=SamplingParams(max_tokens=int(n), seed=0),
         )
         updates: asyncio.Queue[Update | ShoalError] = asyncio.Queue()
         try:
-            link = self.router.choose(None, request)
+            link = self.router.choose(model, request)
         except EngineLost as error:
             await answer(send, 503, error.message.encode())
             return
@@ -177,7 +179,7 @@ async def answer(send: Any, status: int, body: bytes) -> None:
 if __name__ == "__main__":
     import scripted
     from shoal.cluster.app import run
-    from shoal.cluster.config import serve_config
+    from shoal.cluster.settings import serve_config
 
     keys = dict(word.split("=", 1) for word in sys.argv[1:])
     try:

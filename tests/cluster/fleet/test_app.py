@@ -82,7 +82,7 @@ class Served:
         return Stream(self.port, n)
 
     def replica_pids(self) -> list[int]:
-        return [p for p in descendants(self.process.pid) if "Replica:shoal:Replica" in title(p)]
+        return [p for p in descendants(self.process.pid) if "Replica:shoal:counter" in title(p)]
 
     def signal_group(self, number: int) -> None:
         """As a terminal does it: to the whole process group."""

@@ -9,8 +9,9 @@ import struct
 
 import pytest
 from shoal.cluster import channel as channel_module
-from shoal.cluster import remote, wire
+from shoal.cluster import rank_wire, remote, wire
 from shoal.engine.errors import EngineLost, InvalidRequest, Overloaded
+from shoal.engine.plan import Candidate, Result
 from shoal.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs, Update
 
 SECRET = b"s" * 32
@@ -58,6 +59,18 @@ def test_a_request_and_its_updates_survive_the_wire() -> None:
         Update("y", 0, error="no", finish=FinishReason.ERROR),
     ]
     assert wire.from_replica(wire.frame(wire.Step(updates))[4:]).updates == updates
+
+
+def test_beams_and_their_candidates_survive_the_wire() -> None:
+    params = SamplingParams(
+        n=2, best_of=4, use_beam_search=True, temperature=0, early_stopping="never", seed=1
+    )
+    sent = Request(id="x", prompt=(1, 2), params=params)
+    assert wire.request_of(wire.from_gateway(wire.frame(wire.submit_of(sent))[4:])) == sent
+    scored = TokenLogprobs(-1.0, 1, ((3, -1.0),))
+    result = Result(step=1, tokens=((3,),), candidates={2: (Candidate(3, -1.5, scored),)})
+    done = rank_wire.from_rank(wire.frame(rank_wire.Done(result))[4:])
+    assert isinstance(done, rank_wire.Done) and done.result == result
 
 
 def test_a_seed_of_any_size_crosses() -> None:

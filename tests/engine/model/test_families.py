@@ -42,6 +42,11 @@ def rewrite(folder: Path, values: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(values))
 
 
+def sizes(folder: Path, dtype: torch.dtype) -> Footprint:
+    config = read_config(folder)
+    return footprint(config, dtype, build(config, Mesh(), dtype, "meta"))
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     model: Any = load(folder, dtype="float32").model
     return dict(model.named_parameters())
@@ -77,6 +82,10 @@ def test_gpt2_as_it_was_published(tmp_path: Path, random_model: Any) -> None:
     assert same(weights(tmp_path), right)
     save_file({**bare, "lm_head.weight": bare["wte.weight"].clone()}, path)
     assert same(weights(tmp_path), right)
+    path.unlink()
+    torch.save(bare, tmp_path / "pytorch_model.bin")
+    assert same(weights(tmp_path), right)
+    (tmp_path / "pytorch_model.bin").unlink()
     save_file({**bare, "h.0.attn.other": torch.ones(1)}, path)
     with pytest.raises(LoadError, match=r"holds 'h\.0\.attn\.other'"):
         load(tmp_path)

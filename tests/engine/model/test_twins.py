@@ -138,6 +138,12 @@ def test_the_old_spelling_of_a_rope(name: str, kind: str, tmp_path: Path) -> Non
     found.pop("type", None)
     assert found == right
     assert right["rope_type"] == name and right["rope_theta"] == 7e3
+    # As people lengthen a context by hand, in a file that transformers 5 wrote.
+    both = {"rope_parameters": {"rope_type": "default", "rope_theta": 7e3}, "rope_scaling": scaling}
+    path.write_text(json.dumps({**values, "rope_theta": None, **both}))
+    found = read_config(tmp_path).rope
+    found.pop("type", None)
+    assert found == right
 
 
 def test_one_rows_nan_stays_its_own(checkpoint: Any, paged: Any) -> None:

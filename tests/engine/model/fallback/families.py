@@ -135,5 +135,6 @@ GREEDY = (
     "gemma3",
     "stablelm",
     "cohere2-windows",
+    "gpt-bigcode",
     "mixtral",
 )

@@ -1,0 +1,224 @@
+"""Flat keys, from a command line, a YAML file and the environment, to a ServeConfig.
+
+Where several places set one, the command line wins, then the YAML file, then the environment. The
+keys of one model stand flat; `models` lists several, and what stands flat beside it is the default
+of all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from ..engine import config as engine_config
+from ..engine.config import EngineConfig
+from ..engine.errors import ConfigError
+from .config import BUNDLED, ModelConfig, ServeConfig, bundled_model, keys, model_keys, validated
+from .names import CHANGES_NOTHING, NOT_BUILT, RENAMED
+from .values import convert
+
+MODELS = "models"
+
+ENVIRONMENT = {
+    "api_key": ("SHOAL_API_KEY", "VLLM_API_KEY"),
+    "log_dir": ("SHOAL_LOG_DIR",),
+}
+"""Keys that the environment may set, by variables of which the first one set counts; several API
+keys are parted by commas."""
+
+
+class _Given(NamedTuple):
+    """The values of some keys, and each key as it was written."""
+
+    values: dict[str, object]
+    written: dict[str, str]
+
+
+def serve_config(
+    settings: Mapping[str, object], environ: Mapping[str, str] = os.environ
+) -> ServeConfig:
+    """A ServeConfig from flat keys: `max_model_len`, `max-model-len` or `--max-model-len`.
+
+    Values may be text; `models` is a list of mappings. Raises ConfigError, whose `key` is the key
+    as it was given, or `models[0].KEY` for one of an item.
+    """
+    given = _read({raw: value for raw, value in settings.items() if plain(raw) != MODELS})
+    for name, value in _from_environment(environ).items():
+        given.values.setdefault(name, value)
+    listed = [value for raw, value in settings.items() if plain(raw) == MODELS]
+    with _as_written(given.written):
+        _check(given.values)
+        models = _listed(listed[0], given) if listed else (_model(given.values),)
+        door = {k: v for k, v in given.values.items() if k in ServeConfig.model_fields}
+        return validated(ServeConfig, door | {MODELS: models})
+
+
+def path_of(index: int, raw: str) -> str:
+    """What an error calls a key of an item of `models`."""
+    return f"{MODELS}[{index}].{raw}"
+
+
+def _read(settings: Mapping[str, object]) -> _Given:
+    given = _Given({}, {})
+    for raw, value in settings.items():
+        name = target(raw)
+        held = _held(raw, name, value)
+        if name not in keys():
+            continue
+        if name in given.written:
+            raise ConfigError(f"{raw} and {given.written[name]} set the same thing; keep one", raw)
+        given.written[name] = raw
+        given.values[name] = held
+    return given
+
+
+def plain(raw: str) -> str:
+    """A key without a flag's dashes."""
+    return raw.lstrip("-").replace("-", "_")
+
+
+def target(raw: str) -> str:
+    """The key that `raw` sets; itself where it is no other name of one."""
+    return RENAMED.get(plain(raw), plain(raw)).lstrip("!")
+
+
+def _held(raw: str, name: str, value: object) -> object:
+    """The value that `raw` gives to `name`."""
+    if plain(raw) in CHANGES_NOTHING:
+        return converted(raw, value, bool)
+    if plain(raw) in NOT_BUILT:
+        refuse_unbuilt(raw, value)
+        return None
+    if name not in keys():
+        near = nearest(raw)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"unknown setting {raw!r}{hint}", raw)
+    if name == "max_model_len" and value in ("auto", -1, "-1"):
+        raise ConfigError(
+            f"{raw}={value} cannot be kept: choosing the longest that fits is not built yet. "
+            "Leave it out for the model's own, or give a number",
+            raw,
+        )
+    if RENAMED.get(plain(raw), "").startswith("!"):
+        return not converted(raw, value, bool)
+    return converted(raw, value, keys()[name].kind)
+
+
+def nearest(raw: str) -> str | None:
+    """The known key most like `raw`, in its style of dashes."""
+    known = [*keys(), *RENAMED, *CHANGES_NOTHING, *NOT_BUILT]
+    near = difflib.get_close_matches(plain(raw), known, n=1, cutoff=0.6)
+    if not near:
+        return None
+    dashed = near[0].replace("_", "-")
+    return f"--{dashed}" if raw.startswith("--") else dashed if "-" in raw else near[0]
+
+
+def refuse_unbuilt(raw: str, value: object) -> None:
+    """Raise ConfigError unless `value`, which may be text, leaves the unbuilt feature off."""
+    off, reason = NOT_BUILT[plain(raw)]
+    if value is not None and str(value).lower() not in ("none", str(off).lower()):
+        shown = "" if value is True else f" {value}" if raw.startswith("--") else f": {value}"
+        raise ConfigError(f"`{raw}{shown}` cannot be kept: {reason}. Remove it to go on", raw)
+
+
+def converted(raw: str, value: object, kind: Any) -> object:
+    """`value` as the annotation `kind` wants it. Raises ConfigError naming `raw`."""
+    try:
+        return convert(value, kind)
+    except ValueError as error:
+        raise ConfigError(f"{raw} is {value!r}; expected {error}", raw) from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, variables in ENVIRONMENT.items():
+        value = next((environ[v] for v in variables if environ.get(v)), None)
+        if value is not None:
+            found[name] = tuple(filter(None, value.split(","))) if name == "api_key" else value
+    return found
+
+
+def _listed(items: object, common: _Given) -> tuple[ModelConfig, ...]:
+    """The models of a list; `common` has what they share."""
+    if not isinstance(items, list | tuple) or not items:
+        raise ConfigError("`models` must be a list of models, each with its `model`", MODELS)
+    for name in ("model", "served_model_name"):
+        if common.values.get(name):
+            raise ConfigError(
+                f"{common.written[name]} names one model and `models` lists several: leave one of "
+                "the two out",
+                name,
+            )
+    defaults = {k: v for k, v in common.values.items() if k in model_keys()}
+    found = tuple(_item(i, item, defaults) for i, item in enumerate(items))
+    _refuse_twins(found)
+    return found
+
+
+def _item(index: int, item: object, defaults: Mapping[str, object]) -> ModelConfig:
+    if not isinstance(item, Mapping):
+        raise ConfigError(
+            f"item {index + 1} of `models` is {item!r}; it must be keys of a model, at least "
+            "`model: FOLDER or hub id`",
+            f"{MODELS}[{index}]",
+        )
+    named = item.get("served-model-name", item.get("served_model_name", item.get("model")))
+    where = f"item {index + 1} of `models`" + (f" ({named})" if isinstance(named, str) else "")
+    written = {target(str(raw)): path_of(index, str(raw)) for raw in item}
+    written |= {str(raw): path_of(index, str(raw)) for raw in item}
+    with _as_written(written, f"{where}: "):
+        for raw in item:
+            if target(str(raw)) in keys().keys() - model_keys().keys():
+                raise ConfigError(f"{raw} is of the whole server: put it beside `models`", raw)
+        values = _read({str(raw): value for raw, value in item.items()}).values
+        if not values.get("model"):
+            raise ConfigError("`model` is missing", f"{MODELS}[{index}]")
+        return _model({**defaults, **values})
+
+
+def _refuse_twins(models: Iterable[ModelConfig]) -> None:
+    holders: dict[str, int] = {}
+    for i, model in enumerate(models):
+        for name in model.served_model_name:
+            if holders.setdefault(name, i) != i:
+                raise ConfigError(
+                    f"items {holders[name] + 1} and {i + 1} of `models` are both served as "
+                    f"{name!r}: give one of them another served-model-name",
+                    f"{MODELS}[{i}]",
+                )
+
+
+def _model(given: Mapping[str, object]) -> ModelConfig:
+    values = {k: v for k, v in given.items() if k in model_keys()}
+    if not values.get("model") or values["model"] == BUNDLED:
+        values["model"] = str(bundled_model())
+        values["served_model_name"] = values.get("served_model_name") or (BUNDLED,)
+    values["served_model_name"] = values.get("served_model_name") or (values["model"],)
+    names = engine_config.engine_keys()
+    engine = EngineConfig(**{k: v for k, v in values.items() if k in names})  # type: ignore[arg-type]
+    rest = {k: v for k, v in values.items() if k not in names}
+    return validated(ModelConfig, rest | {"engine": engine})
+
+
+@contextmanager
+def _as_written(written: Mapping[str, str], where: str = "") -> Iterator[None]:
+    """Errors raised inside name the key as it was written, and begin with `where`."""
+    try:
+        yield
+    except ConfigError as error:
+        key = written.get(error.key or "", error.key)
+        raise ConfigError(where + error.message, key) from None
+
+
+def _check(given: Mapping[str, object]) -> None:
+    if bool(given.get("ssl_keyfile")) != bool(given.get("ssl_certfile")):
+        key = "ssl_keyfile" if given.get("ssl_keyfile") else "ssl_certfile"
+        raise ConfigError("ssl_keyfile and ssl_certfile go together: give both or neither", key)
+    if given.get("local") and given.get("gateways", 1) != 1:
+        raise ConfigError("gateways: --local has one gateway; leave one of the two out", "gateways")
+    if given.get("local") and given.get("ray_address"):
+        raise ConfigError("ray_address: --local needs no Ray; leave one of the two out", "local")
