@@ -173,8 +173,6 @@ def test_settings_that_are_refused(folder: str) -> None:
         LLM(folder, max_model_length=64)
     with pytest.raises(ConfigError, match="quantized weights are not built yet"):
         LLM(folder, quantization="awq")
-    with pytest.raises(ConfigError, match="tensor_parallel_size=2"):
-        LLM(folder, tensor_parallel_size=2)
     with pytest.raises(LoadError, match="no folder"):
         LLM("/no/such/model")
 
