@@ -128,7 +128,7 @@ def run(
     if _address(config) is None:
         with progress.phase("find the model"):
             for model in config.models:
-                _find(model, named=len(config.models) > 1)
+                _find(model, progress, named=len(config.models) > 1)
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -150,10 +150,10 @@ def run(
         _drain(config)
 
 
-def _find(model: ModelConfig, *, named: bool) -> None:
+def _find(model: ModelConfig, progress: Progress, *, named: bool) -> None:
     """Look at the checkpoint, which is fetched once for all replicas here. Raises LoadError."""
     try:
-        checkpoint_facts(model.engine)
+        checkpoint_facts(model.engine, progress.advance)
         check_tokenizer(model.engine)
     except (ConfigError, LoadError) as error:
         raise type(error)(f"{model.name}: {error.message}") if named else error from None
