@@ -40,7 +40,7 @@ from .launch import joined_ray, private_ray
 from .link import ModelCard
 from .ports import check_port
 from .replica import Replica
-from .settings import serve_config
+from .settings import remarks, serve_config
 from .shares import Share, shared, shares
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
@@ -50,12 +50,18 @@ SAME_SIGNAL_S = 0.5
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+log = logging.getLogger(__name__)
+
+
 def build(args: dict[str, Any]) -> Application:
     """The application for `serve run shoal.cluster.app:build KEY=VALUE ...` and for Serve's YAML.
 
     The keys are those of `shoal serve`. Raises ConfigError.
     """
-    return application(serve_config(args))
+    config = serve_config(args)
+    for remark in remarks(args):
+        log.warning(remark)
+    return application(config)
 
 
 def application(

@@ -69,7 +69,7 @@ def test_a_value_is_held_in_its_own_type(key: str, value: object, held: object) 
         ("max_model_len", "auto", "not built yet"),
         ("max_model_len", -1, "not built yet"),
         ("dtype", "float8", "one of auto, float32"),
-        ("revision", 1.5, 'put it in quotes: "1.5"'),
+        ("revision", 1.5, "revision is 1.5; expected text, in quotes"),
         ("enforce_eager", "maybe", "expected true or false"),
         ("served_model_name", {"a": 1}, "expected text or a list of texts"),
         ("allowed_origins", "[a", 'such as ["a", "b"]'),

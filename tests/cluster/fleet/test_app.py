@@ -346,3 +346,13 @@ def test_nothing_outlives_a_killed_driver(served: Served) -> None:
     served.process.kill()
     served.process.wait()
     wait(lambda: gone(served.pids))
+
+
+def test_what_serve_is_given_and_changes_nothing_is_said(caplog):
+    from shoal.cluster.app import build
+
+    build({"swap-space": 4, "data_parallel_size": 2})
+    assert caplog.messages == [
+        "swap-space: 4: preempted requests are recomputed, never swapped",
+        "data_parallel_size: 2 is `replicas: 2` here",
+    ]
