@@ -26,12 +26,15 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from ..engine.checkpoint import checkpoint_facts
+from ..engine.checkpoint import check_tokenizer, checkpoint_facts
+from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
-from . import logs
+from ..engine.seat import num_ranks
+from . import logs, placement
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
-from .facts import Facts
+from .exits import INTERRUPTED
+from .facts import Facts, weights_read
 from .ingress import Ingress
 from .launch import joined_ray, private_ray
 from .link import ModelCard
@@ -44,7 +47,6 @@ MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
 STOP_S = 10.0
 SAME_SIGNAL_S = 0.5
-INTERRUPTED = 130
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -80,12 +82,11 @@ def application(
         shares(config.models, num_gpus=gpus, num_nodes=nodes),
         strict=True,
     ):
-        told = config.of(shared(model, share.sharers)).model_dump(mode="json")
-        options = _resources(share)
+        model = shared(model, share.sharers)
         deployment = replicas.options(
-            name=name, num_replicas=model.replicas, ray_actor_options=options
+            name=name, num_replicas=model.replicas, **_places(model, share)
         )
-        models.append(deployment.bind(told))
+        models.append(deployment.bind(config.of(model).model_dump(mode="json")))
     gateways = shape(ingress).options(
         name="Gateway",
         num_replicas=config.gateways,
@@ -139,7 +140,7 @@ def run(
         with progress.phase("start Serve"):
             _deploy(application(config, replica=replica, ingress=ingress), config)
         with progress.phase("load the model" if len(config.models) == 1 else "load the models"):
-            _await_ready(config, stop)
+            _await_ready(config, stop, progress)
         if stop.is_set():
             return
         progress.ready(config, _loaded(config))
@@ -153,6 +154,7 @@ def _find(model: ModelConfig, *, named: bool) -> None:
     """Look at the checkpoint, which is fetched once for all replicas here. Raises LoadError."""
     try:
         checkpoint_facts(model.engine)
+        check_tokenizer(model.engine)
     except (ConfigError, LoadError) as error:
         raise type(error)(f"{model.name}: {error.message}") if named else error from None
 
@@ -166,6 +168,8 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
 
     def found(model: ModelConfig) -> ModelConfig:
         paths = absolute(model.engine, "model", "tokenizer", "chat_template", "download_dir")
+        if model.engine.generation_config not in GENERATION:
+            paths |= absolute(model.engine, "generation_config")
         engine = dataclasses.replace(model.engine, **paths)  # type: ignore[arg-type]
         return model.model_copy(update={"engine": engine})
 
@@ -173,12 +177,19 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
     return config.model_copy(update={"models": tuple(map(found, config.models)), **server})
 
 
-def _resources(share: Share) -> dict[str, Any]:
-    """A replica's share as Ray's actor options."""
+def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
+    """What Serve sets aside for a replica: its own place, and one a stage where it has ranks."""
+    if num_ranks(model.engine) > 1:
+        ranks = placement.bundles(model.engine, bool(share.num_gpus))
+        return {
+            "ray_actor_options": {"num_cpus": placement.CONTROL["CPU"]},
+            "placement_group_bundles": [placement.CONTROL, *ranks],
+            "placement_group_strategy": model.placement_strategy,
+        }
     options: dict[str, Any] = {"num_cpus": share.num_cpus}
     if share.num_gpus:
         options["num_gpus"] = share.num_gpus
-    return options
+    return {"ray_actor_options": options}
 
 
 def _resources_there() -> dict[str, float]:
@@ -215,18 +226,39 @@ def _deploy(app: Application, config: ServeConfig) -> None:
     serve._run(app, _blocking=False, name=config.name, route_prefix=None, logging_config=quiet)
 
 
-def _await_ready(config: ServeConfig, stop: threading.Event) -> None:
+def _await_ready(config: ServeConfig, stop: threading.Event, progress: Progress) -> None:
     """Wait until the gateway says that it is ready. Raises what kept a replica from starting."""
     facts = Facts(config.name)
+    until = time.monotonic() + config.placement_timeout
     while not stop.wait(POLL_S):
+        if time.monotonic() > until:
+            _check_placed(config, facts)
+            until = math.inf
         if error := facts.failure(named=len(config.models) > 1):
             raise error
+        progress.advance(*weights_read(facts))
         overview = serve.status().applications.get(config.name)
         status = overview.status if overview else None
         if status is ApplicationStatus.RUNNING and _health(config) == "ready":
             return
         if overview and status is ApplicationStatus.DEPLOY_FAILED:
             raise EngineLost(f"Ray Serve could not start it: {_last_line(overview.message)}")
+
+
+def _check_placed(config: ServeConfig, facts: Facts) -> None:
+    """Raise ConfigError for a model none of whose replicas has found a place."""
+    placed = {fact["model"] for fact in facts.all("replica").values()}
+    for model in config.models:
+        if model.name not in placed:
+            ranks = num_ranks(model.engine)
+            asked = placement.bundles(model.engine, placement.wants_gpus(model.engine))
+            raise ConfigError(
+                f"{model.name}: no place for a replica of {ranks} rank{'s'[: ranks > 1]} within "
+                f"{config.placement_timeout:g} s: {placement.shortage(asked)}. Free some, add "
+                f"nodes, lower tensor_parallel_size or pipeline_parallel_size, or raise "
+                f"placement_timeout where nodes are started on demand",
+                "tensor_parallel_size",
+            )
 
 
 def _last_line(message: str) -> str:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import IO, NamedTuple
 
 from .. import __version__
@@ -125,6 +126,7 @@ def banner(
         "",
         curl_line(config.url, name, key),
         "",
+        *([] if find_spec("openai") else ["In Python, after `pip install openai`:", ""]),
         python_line(config.url, name, key),
         "",
         f"Or talk to it: shoal chat{_chat_arguments(config)}",

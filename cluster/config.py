@@ -46,6 +46,12 @@ class ModelConfig(BaseModel):
     replicas: int = option(
         1, "Copies of the model that share the requests.", group="Cluster", first=True, ge=1
     )
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = option(
+        "PACK",
+        "How Ray places the stages of a replica of several ranks on nodes: close together, or "
+        "spread out.",
+        group="Cluster",
+    )
 
     @property
     def name(self) -> str:
@@ -95,6 +101,13 @@ class ServeConfig(BaseModel):
     )
     gateways: int = option(1, "HTTP front ends, one a node.", group="Cluster", ge=1)
     name: str = option("shoal", "Name of the Ray Serve application.", group="Cluster")
+    placement_timeout: float = option(
+        60.0,
+        "Seconds that replicas may wait for a place on the cluster's nodes; longer where nodes "
+        "are started on demand.",
+        group="Cluster",
+        gt=0,
+    )
     ray_address: str | None = option(
         None, "Ray cluster to join (default: RAY_ADDRESS, or an own one).", group="Cluster"
     )

@@ -2,13 +2,17 @@
 
 secret             what its processes prove themselves with
 replica/<id>       how far a replica has come: {"model": ..., "phase": ...}
+loading/<id>       how much of its weights it has read: {"done": bytes, "total": bytes}
 gateway/<id>       a gateway's private address: {"host": ..., "port": ..., "pid": ...}
 failure/<id>       why a replica or gateway did not start
 """
 
 from __future__ import annotations
 
+import math
 import secrets
+import time
+from typing import Any
 
 import msgspec
 import ray
@@ -18,6 +22,8 @@ from ..engine import errors
 from ..engine.errors import EngineLost, ShoalError
 
 _NAMESPACE = b"shoal"
+LOADING_S = 0.2
+"""How often a replica tells how much it has read."""
 
 
 def node_address() -> str:
@@ -47,7 +53,7 @@ class Facts:
             self._key(f"{kind}/{key}"), msgspec.json.encode(fact), namespace=_NAMESPACE
         )
 
-    def all(self, kind: str) -> dict[str, dict[str, object]]:
+    def all(self, kind: str) -> dict[str, dict[str, Any]]:
         """The facts of a kind by their keys."""
         prefix = self._key(f"{kind}/")
         found = {}
@@ -80,3 +86,26 @@ class Facts:
 
     def _key(self, rest: str) -> bytes:
         return f"{self.name}/{rest}".encode()
+
+
+class Loading:
+    """Tells how much of a replica's weights is read; call it with (bytes done, bytes in all)."""
+
+    def __init__(self, facts: Facts, replica: str) -> None:
+        self._facts = facts
+        self._replica = replica
+        self._told = -math.inf
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        """State it, unless that was done a moment ago."""
+        now = time.monotonic()
+        if done_bytes < total_bytes and now - self._told < LOADING_S:
+            return
+        self._told = now
+        self._facts.put("loading", self._replica, {"done": done_bytes, "total": total_bytes})
+
+
+def weights_read(facts: Facts) -> tuple[int, int]:
+    """Bytes read and bytes in all, of the replicas that have begun."""
+    found = facts.all("loading").values()
+    return sum(int(f["done"]) for f in found), sum(int(f["total"]) for f in found)

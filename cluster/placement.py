@@ -62,12 +62,16 @@ def reserve(asked: Sequence[Bundle], strategy: str, timeout_s: float = PLACE_S) 
     if not group.wait(timeout_s):
         remove_placement_group(group)
         raise ConfigError(
-            f"no place for the ranks within {timeout_s:g} s: asked for {_words(asked)} "
-            f"({strategy}); {_free()}. Free some, add nodes, or lower tensor_parallel_size or "
-            f"pipeline_parallel_size",
+            f"no place for the ranks within {timeout_s:g} s: {shortage(asked)}. Free some, add "
+            f"nodes, or lower tensor_parallel_size or pipeline_parallel_size",
             "tensor_parallel_size",
         )
     return group
+
+
+def shortage(asked: Sequence[Bundle]) -> str:
+    """What was asked for and what is there, node by node."""
+    return f"asked for {_words(asked)}; {_free()}"
 
 
 def order(places: Sequence[Place], bundle_of: Sequence[int]) -> list[int]:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from ..engine.checkpoint import check_tokenizer
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
+from ..engine.worker.machine import num_cores
 from . import logs
 from .card import model_card
 from .channel import Channel
 from .config import ModelConfig, ServeConfig
-from .facts import Facts, node_address
+from .facts import Facts, Loading, node_address
 
 if TYPE_CHECKING:
     from ..engine.engine import AsyncEngine
@@ -53,8 +55,10 @@ class Replica:
     def make_engine(self, model: ModelConfig) -> AsyncEngine:
         """The engine, not started yet."""
         from ..engine.engine import AsyncEngine
+        from ..engine.executor import executor_for
 
-        return AsyncEngine(model.engine)
+        loading = Loading(self._facts, self._id)
+        return AsyncEngine(model.engine, executor_for(model.engine, loading))
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Called by Serve once, after the constructor; given to every `MemberRouter`."""
@@ -80,6 +84,7 @@ class Replica:
     def _start(self) -> None:
         name = self._model.name
         self._facts.put("replica", self._id, {"model": name, "phase": "load the model"})
+        check_tokenizer(self._model.engine)
         self._engine = self.make_engine(self._model)
         capacity = self._engine.start()
         card = model_card(self._model, capacity)
@@ -114,7 +119,6 @@ def _set_threads(model: ModelConfig) -> None:
     Ray would say 1 wherever a replica holds less than two CPUs. Takes effect because torch is not
     imported yet.
     """
-    cores = len(os.sched_getaffinity(0))
-    threads = model.engine.threads or max(1, cores // model.engine.sharers)
+    threads = model.engine.threads or max(1, num_cores() // model.engine.sharers)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)

@@ -87,16 +87,19 @@ class Executor(Protocol):
         ...
 
 
-def executor_for(config: EngineConfig) -> Executor:
+def executor_for(
+    config: EngineConfig, on_load: Callable[[int, int], None] | None = None
+) -> Executor:
     """Who computes: this process where there is one rank, else ranks that Ray places.
 
+    `on_load` is told (bytes done, bytes in all) while weights are read.
     This is the one door from the engine to the cluster, found by name, because an engine of one
     rank runs where Ray is not installed. Raises ConfigError.
     """
     if num_ranks(config) == 1:
         from .local import LocalExecutor
 
-        return LocalExecutor(config)
+        return LocalExecutor(config, on_load=on_load)
     try:
         home = import_module("..cluster.ray_executor", __package__)
     except ModuleNotFoundError as error:
@@ -106,5 +109,5 @@ def executor_for(config: EngineConfig) -> Executor:
             f"{error.name!r} is not installed: pip install 'ray[serve]'",
             "tensor_parallel_size",
         ) from error
-    executor: Executor = home.RayExecutor(config)
+    executor: Executor = home.RayExecutor(config, on_load=on_load)
     return executor

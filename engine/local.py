@@ -41,13 +41,21 @@ class LocalExecutor:
     Plain (depth 1), a plan is computed inside `submit`, on the caller's thread. With
     `async_scheduling` (depth 2) a thread of its own computes while the host plans the next step.
     What a rank raises comes out of `collect` as WorkerLost; after that nothing runs any more.
+    `on_load` is told (bytes done, bytes in all) while a rank made here reads weights.
     """
 
     resident = True
 
-    def __init__(self, config: EngineConfig, rank: Rank | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        rank: Rank | None = None,
+        *,
+        on_load: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.depth = 2 if config.async_scheduling else 1
         self._rank = rank
+        self._on_load = on_load
         self._lane: Lane = ThreadPoolExecutor(1, "shoal-rank") if self.depth > 1 else _Inline()
         self._under_way: deque[Future[Result]] = deque()
         self._lost: WorkerLost | None = None
@@ -61,7 +69,7 @@ class LocalExecutor:
             _let_threads_sleep()
             from .worker.worker import Worker
 
-            self._rank = Worker()
+            self._rank = Worker(self._on_load)
         return self._lane.submit(self._rank.start, config).result()
 
     def watch(self, on_lost: Callable[[WorkerLost], None]) -> None:

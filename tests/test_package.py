@@ -17,6 +17,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from shoal.cluster.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("cluster", "engine", "kernels")
@@ -216,6 +217,24 @@ def test_an_editable_install_works_from_any_folder(elsewhere: Path, tmp_path: Pa
     )
     for cwd in (tmp_path, elsewhere, ROOT / "engine" / "model"):
         assert python(PROBE, cwd=cwd, interpreter=interpreter) == str(elsewhere)
+    done = subprocess.run(
+        [
+            interpreter,
+            "-m",
+            "shoal.entrypoints.openai.api_server",
+            "--model",
+            "/no/model",
+            "--local",
+            "--port",
+            str(free_port()),
+        ],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3 and "error: no folder '/no/model'" in done.stderr
 
 
 def bare_venv(folder: Path) -> str:

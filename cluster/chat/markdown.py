@@ -153,12 +153,17 @@ class _Left(Heading):
 
 
 class _Prose(Markdown):
-    """Markdown whose HTML is text, and whose links show where they lead."""
+    """Markdown whose lines end where they were ended, whose HTML is text, and whose links show
+    where they lead."""
 
     elements: ClassVar = {**Markdown.elements, "heading_open": _Left}
 
     def __init__(self, text: str) -> None:
         super().__init__(_without_html(text), code_theme=CODE_THEME, hyperlinks=False)
+        for token in self.parsed:
+            for part in token.children or ():
+                if part.type == "softbreak":
+                    part.type = "hardbreak"
 
 
 def _without_html(text: str) -> str:
@@ -167,10 +172,24 @@ def _without_html(text: str) -> str:
     return "".join(p if i % 2 else p.replace("<", "&lt;") for i, p in enumerate(parts))
 
 
-def drawn(block: Block) -> Padding | Markdown:
+class _Trimmed:
+    """What rich draws, without the empty lines that it puts around lists and tables."""
+
+    def __init__(self, prose: _Prose) -> None:
+        self._prose = prose
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._prose, options.update(height=None), pad=False)
+        full = [i for i, line in enumerate(lines) if "".join(part.text for part in line).strip()]
+        for line in lines[full[0] : full[-1] + 1] if full else []:
+            yield from line
+            yield Segment.line()
+
+
+def drawn(block: Block) -> Padding | _Trimmed:
     """A block as rich draws it."""
     if block.language is None:
-        return _Prose(block.text)
+        return _Trimmed(_Prose(block.text))
     syntax = Syntax(
         block.text, block.language, theme=CODE_THEME, background_color="default", word_wrap=True
     )

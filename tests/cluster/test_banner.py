@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import shlex
 from dataclasses import replace
 
@@ -68,6 +69,21 @@ def test_the_banner_says_where_what_and_how() -> None:
         assert part in text
     assert "open to the network" in err.getvalue()
     assert "--url http://127.0.0.1:9000" in text
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_line_of_python_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr("shoal.cluster.banner.find_spec", lambda name: installed or None)
+    lines = banner(serve_config({"served_model_name": NAME}, {}), [Loaded(CARD)], "now")
+    assert any("pip install openai" in line for line in lines) is not installed
+
+
+def test_a_server_in_the_background_is_not_stopped_by_keys() -> None:
+    config = serve_config({"served_model_name": NAME, "port": 9000}, {})
+    lines = "\n".join(banner(config, [Loaded(CARD)], "now", detached=True))
+    assert "Ctrl-C" not in lines and "`shoal stop 9000`" in lines and str(os.getpid()) in lines
 
 
 @pytest.mark.parametrize("key", [False, True])

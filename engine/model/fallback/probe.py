@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -98,23 +99,28 @@ def examine(config: ModelConfig, cls: Any) -> Anatomy:
     fix_rope(model, None)
     try:
         _refuse_parts(model)
-        bodies = _run(model)
+        body, output = _run(model)
         _refuse_calls(model, calls)
-        window_of = [_window(call, config) for call in calls]
+        if "position_ids" not in signature(model.get_submodule(body).forward).parameters:
+            raise Refusal("it takes no position_ids: its code counts positions by itself")
+        return _anatomy(model, calls, body, type(output), config)
     except Refusal as refusal:
         raise LoadError(
             f"{config.path}: {config.architecture} does not run on a paged cache: {refusal}; {WAYS}"
         ) from refusal.__cause__
+    finally:
+        calls.clear()
+
+
+def _anatomy(
+    model: Any, calls: list[Call], body: str, output: type, config: ModelConfig
+) -> Anatomy:
     paths = {id(module): path for path, module in model.named_modules()}
-    body, output = bodies[-1]
     return Anatomy(
         body=body,
         attention=tuple(paths[id(call.module)] for call in calls),
-        specs=tuple(
-            CacheSpec(call.kv_heads, call.size, window)
-            for call, window in zip(calls, window_of, strict=True)
-        ),
-        output=type(output),
+        specs=tuple(CacheSpec(call.kv_heads, call.size, _window(call, config)) for call in calls),
+        output=output,
         width=_width(model.get_submodule(body), calls, model.config.hidden_size),
     )
 
@@ -165,9 +171,8 @@ def _hand_over(*, mask_function: Rule, **_: Any) -> Tensor:
     return mask
 
 
-def _run(model: Any) -> list[tuple[str, Any]]:
-    """Its bodies: the paths of what returned hidden states, and what they returned, the outermost
-    last."""
+def _run(model: Any) -> tuple[str, Any]:
+    """Its body: the path of the outermost part that returns hidden states, and what it returned."""
     bodies: list[tuple[str, Any]] = []
 
     def note(path: str) -> Callable[[Any, Any, Any], None]:
@@ -195,7 +200,7 @@ def _run(model: Any) -> list[tuple[str, Any]]:
     found = [(path, out) for path, out in bodies if hasattr(out, "last_hidden_state")]
     if not found:
         raise Refusal("it has no part that returns hidden states")
-    return found
+    return found[-1]
 
 
 def _why(error: Exception) -> str:

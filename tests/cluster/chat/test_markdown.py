@@ -65,6 +65,11 @@ def test_what_is_a_block() -> None:
     ]
 
 
+def test_lines_end_where_they_were_ended() -> None:
+    assert shown(*cut("a rose\nis a **rose**\n")).split() == ["a", "rose", "is", "a", "rose"]
+    assert shown(*cut("a rose\nis a **rose**\n")).count("\n") == 2
+
+
 def test_lists_go_on_counting() -> None:
     assert shown(*cut("1. a\n2. b\n")).split() == ["1", "a", "2", "b"]
 

@@ -28,7 +28,7 @@ def test_from_start_to_end(home: Home, port: str) -> None:
     assert os.getsid(one["pid"]) == one["pid"]  # no terminal can end it
     assert port in home.shoal("ps").stdout
 
-    said = home.shoal("chat", "-q", "What is shoal?", "--url", f":{port}")
+    said = home.shoal("chat", "-q", "What is shoal?")  # the one that runs here
     assert said.returncode == 0 and said.stdout.strip()
     logged = home.shoal("logs", port, "-n", "1000")
     assert logged.returncode == 0 and "Uvicorn running" in logged.stdout
@@ -49,6 +49,8 @@ def test_from_start_to_end(home: Home, port: str) -> None:
 def test_on_a_ray_of_its_own_and_killed(home: Home, port: str) -> None:
     started = home.shoal("serve", "--detach", "--port", port, "--name", "flock", *SMALL)
     assert started.returncode == 0, started.stderr
+    (line,) = (line for line in started.stderr.splitlines() if "load the model" in line)
+    assert " MB" in line  # its replica told how much it had read
     (one,) = home.serves()
     assert (one["name"], one["state"], one["ray"]) == ("flock", "ready", True)
     sources = {line.split()[0] for line in home.shoal("logs").stdout.splitlines()}

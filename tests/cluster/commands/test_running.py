@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from shoal.cluster.commands.stop import choose
-from shoal.cluster.config import serve_config
 from shoal.cluster.running import Running, born, registered, running
+from shoal.cluster.settings import serve_config
 from shoal.engine.errors import ShoalError
 
 

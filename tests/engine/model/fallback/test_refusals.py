@@ -97,6 +97,20 @@ def test_a_mask_that_is_no_window(tmp_path: Path, monkeypatch: Any) -> None:
         build(config, Mesh(), torch.float32, "meta")
 
 
+def test_a_model_that_counts_positions_by_itself(tmp_path: Path, monkeypatch: Any) -> None:
+    from transformers import Olmo2Model
+
+    plain = Olmo2Model.forward
+
+    def counting(self: Any, input_ids: Any, **kwargs: Any) -> Any:
+        return plain(self, input_ids, **{**kwargs, "position_ids": None})
+
+    monkeypatch.setattr(Olmo2Model, "forward", counting)
+    config = describe("Olmo2ForCausalLM", "Olmo2", {**SMALL, "vocab_size": 19}, tmp_path)
+    with pytest.raises(LoadError, match="takes no position_ids"):
+        build(config, Mesh(), torch.float32, "meta")
+
+
 def test_ranks_and_stages_are_refused(tmp_path: Path) -> None:
     config = describe("Olmo2ForCausalLM", "Olmo2", SMALL, tmp_path)
     words = r"Olmo2ForCausalLM.*not cut into ranks.*replicas"

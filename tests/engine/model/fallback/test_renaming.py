@@ -68,6 +68,16 @@ def test_the_prefix_of_the_body_may_be_absent(name: str, saved: Any) -> None:
     assert same(weights(folder), right)
 
 
+@pytest.mark.parametrize("name", ["olmo2-tied", "mixtral"])
+def test_pickled_weights(name: str, saved: Any) -> None:
+    folder = saved(name)
+    right = weights(folder)
+    file = folder / "model.safetensors"
+    torch.save(load_file(file), folder / "pytorch_model.bin")
+    file.unlink()
+    assert same(weights(folder), right)
+
+
 def test_tied_tensors_under_any_of_their_names(saved: Any) -> None:
     folder = saved("olmo2-tied")
     model: Any = load(folder).model
