@@ -226,6 +226,11 @@ def _model(given: Mapping[str, object]) -> ModelConfig:
         values["model"] = str(bundled_model())
         values["served_model_name"] = values.get("served_model_name") or (BUNDLED,)
     values["served_model_name"] = values.get("served_model_name") or (values["model"],)
+    if values.get("chat_template"):
+        from ..engine.template import template_text  # jinja2 is not for every command
+
+        # Its text goes along: a gateway on another node has not the file.
+        values["chat_template"] = template_text(str(values["chat_template"]))
     names = engine_config.engine_keys()
     engine = EngineConfig(**{k: v for k, v in values.items() if k in names})  # type: ignore[arg-type]
     rest = {k: v for k, v in values.items() if k not in names}
