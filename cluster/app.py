@@ -26,7 +26,8 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from ..engine.checkpoint import checkpoint_facts
+from ..engine.checkpoint import check_tokenizer, checkpoint_facts
+from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
 from ..engine.seat import num_ranks
 from . import logs, placement
@@ -153,6 +154,7 @@ def _find(model: ModelConfig, *, named: bool) -> None:
     """Look at the checkpoint, which is fetched once for all replicas here. Raises LoadError."""
     try:
         checkpoint_facts(model.engine)
+        check_tokenizer(model.engine)
     except (ConfigError, LoadError) as error:
         raise type(error)(f"{model.name}: {error.message}") if named else error from None
 
@@ -166,6 +168,8 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
 
     def found(model: ModelConfig) -> ModelConfig:
         paths = absolute(model.engine, "model", "tokenizer", "chat_template", "download_dir")
+        if model.engine.generation_config not in GENERATION:
+            paths |= absolute(model.engine, "generation_config")
         engine = dataclasses.replace(model.engine, **paths)  # type: ignore[arg-type]
         return model.model_copy(update={"engine": engine})
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
+from ..engine.checkpoint import check_tokenizer
 from ..engine.engine import AsyncEngine
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
@@ -198,6 +199,7 @@ class _Local:
         engines = self._engines[model.name]
         try:
             with self._progress.phase(f"load {model.name}" if several else "load the model"):
+                check_tokenizer(model.engine)
                 capacities = [engine.start() for engine in engines]
         except (ConfigError, LoadError) as error:
             raise type(error)(f"{model.name}: {error.message}") if several else error from None

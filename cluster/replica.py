@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from ..engine.checkpoint import check_tokenizer
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
 from ..engine.worker.machine import num_cores
 from . import logs
@@ -83,6 +84,7 @@ class Replica:
     def _start(self) -> None:
         name = self._model.name
         self._facts.put("replica", self._id, {"model": name, "phase": "load the model"})
+        check_tokenizer(self._model.engine)
         self._engine = self.make_engine(self._model)
         capacity = self._engine.start()
         card = model_card(self._model, capacity)

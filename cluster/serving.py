@@ -97,10 +97,11 @@ class Serving:
 
     def _load(self, model: ModelConfig) -> Future[Tokenizer]:
         engine = model.engine
+        path, revision = engine.tokenizer_place
         loading = self._loader.submit(
             Tokenizer.load,
-            engine.tokenizer or engine.model,
-            revision=engine.revision if engine.tokenizer is None else None,
+            path,
+            revision=revision,
             download_dir=engine.download_dir,
             chat_template=engine.chat_template,
             confined=True,

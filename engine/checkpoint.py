@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from . import tokenizer_files
 from .config import EngineConfig
 from .model.config import ModelFacts, model_facts
 from .model.hub import find_model
@@ -18,4 +21,15 @@ def checkpoint_facts(config: EngineConfig) -> ModelFacts:
         download_dir=config.download_dir,
         load_format=config.load_format,
     )
-    return model_facts(folder, generation_config=config.generation_config == "auto")
+    named = {"auto": True, "vllm": False, "shoal": False}
+    chosen = named.get(config.generation_config, Path(config.generation_config))
+    return model_facts(folder, generation_config=chosen)
+
+
+def check_tokenizer(config: EngineConfig) -> None:
+    """Read the tokenizer of `config`, so that what is wrong with it is known before weights load.
+
+    Raises LoadError, and ConfigError for the chat template.
+    """
+    path, revision = config.tokenizer_place
+    tokenizer_files.read(path, revision, config.download_dir, config.chat_template)

@@ -18,6 +18,7 @@ from .errors import ConfigError
 DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
 MODEL_IMPLS = ("auto", "shoal", "transformers")
 LOAD_FORMATS = ("auto", "safetensors", "pt", "dummy")
+GENERATION = ("auto", "vllm", "shoal")
 POLICIES = ("fcfs", "priority")
 
 
@@ -43,6 +44,9 @@ class EngineConfig:
         None, "Tokenizer folder or hub id, where it is not the model's.", group="Model"
     )
     revision: str | None = setting(None, "Branch, tag or commit of a hub model.", group="Model")
+    tokenizer_revision: str | None = setting(
+        None, "Branch, tag or commit of the tokenizer (default: the model's).", group="Model"
+    )
     download_dir: str | None = setting(
         None, "Where hub models are kept (default: the hub's own cache).", group="Model"
     )
@@ -74,7 +78,7 @@ class EngineConfig:
     generation_config: str = setting(
         "auto",
         "auto: the model's generation_config.json gives default sampling parameters; "
-        "vllm or shoal: it does not.",
+        "vllm or shoal: it does not; a folder: that one's does.",
         group="Model",
     )
     chat_template: str | None = setting(
@@ -168,6 +172,13 @@ class EngineConfig:
         _check(self)
 
     @property
+    def tokenizer_place(self) -> tuple[str, str | None]:
+        """Folder or hub id of the tokenizer, and its revision."""
+        own = self.tokenizer in (None, self.model)
+        revision = self.tokenizer_revision or (self.revision if own else None)
+        return self.tokenizer or self.model, revision
+
+    @property
     def sharers(self) -> int:
         """How many engines share the memory, this one included."""
         return self.memory_sharers or 1
@@ -241,8 +252,7 @@ NOT_BUILT: Mapping[str, tuple[object, str]] = {
     "hf_config_path": (None, "the configuration is read from the model's folder"),
     "hf_token": (None, "the hub's token is read from HF_TOKEN"),
     "code_revision": (None, "code from a model's repository is never run"),
-    "tokenizer_revision": (None, "the tokenizer is read at --revision"),
-    "ignore_patterns": (None, "only safetensors and the tokenizer's files are read"),
+    "ignore_patterns": (None, "only the weights' and the tokenizer's files are fetched"),
     "model_loader_extra_config": (None, "weights are read in one way only"),
     "max_parallel_loading_workers": (None, "weights are read in one way only"),
     "compilation_config": (None, "compiling a model is not built yet"),
@@ -317,7 +327,8 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
 def _check(config: EngineConfig) -> None:
     for field in dataclasses.fields(config):
         _of_kind(config, field.name, str(field.type))
-    _one_of(config, "generation_config", ("auto", "vllm", "shoal"))
+    if not os.path.isdir(config.generation_config):
+        _one_of(config, "generation_config", (*GENERATION, "a folder"))
     _one_of(config, "dtype", DTYPES)
     _one_of(config, "model_impl", MODEL_IMPLS)
     _one_of(config, "load_format", LOAD_FORMATS)

@@ -239,10 +239,32 @@ def _slow(folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]
     try:
         found: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
-        raise LoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        _refuse_code(folder, config, error)
+        raise LoadError(f"the tokenizer in {folder} cannot be read: {_first(error)}") from error
     config = {**config, **found.special_tokens_map}
     backend = getattr(found, "backend_tokenizer", None)
     return (backend if backend is not None else _SlowBackend(found)), config
+
+
+def _refuse_code(folder: Path, config: dict[str, Any], error: Exception) -> None:
+    """Raise LoadError naming the file that would have to run."""
+    classes = (config.get("auto_map") or {}).get("AutoTokenizer")
+    named = next((n for n in (classes if isinstance(classes, list) else [classes]) if n), None)
+    if named is None:
+        return
+    repository, _, dotted = str(named).rpartition("--")
+    file = dotted.rpartition(".")[0].replace(".", "/") + ".py"
+    raise LoadError(
+        f"the tokenizer in {folder} is known only to code of its repository: {file}"
+        f"{f' of {repository}' if repository else ''} would have to run, and trust_remote_code is "
+        f"off: code from a model's repository is never run; take a repository with a "
+        f"tokenizer.json, and name it with --tokenizer"
+    ) from error
+
+
+def _first(error: Exception) -> str:
+    """The line of an error that says what is wrong."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Ids(NamedTuple):

@@ -8,9 +8,11 @@ import re
 from pathlib import Path
 
 from pydantic import BaseModel
+from shoal.cluster import connection, conversation, open_files, prompts, sender, web
 from shoal.cluster.config import Key, keys
 from shoal.cluster.protocol import ChatRequest, CompletionRequest
 from shoal.cluster.unbuilt import UNBUILT
+from shoal.engine import confined, request
 from shoal.engine.request import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +77,35 @@ def test_the_table_of_errors_has_every_code() -> None:
     cells = [row.split("|")[2] for row in table.strip().splitlines()[2:]]
     shown = {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
     assert shown == codes
+
+
+def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
+    found = re.search(r"<!-- bounds.*?-->\n(.*?)<!-- /bounds -->", README, re.DOTALL)
+    assert found
+    settings = keys()
+    bounds = {
+        "requests that wait": settings["max_waiting"].default,
+        "a request's body": settings["max_body_bytes"].default,
+        "its line and headers": connection.MAX_HEAD_BYTES,
+        "prompts in a request": prompts.MAX_PROMPTS,
+        "messages of": conversation.MAX_MESSAGES,
+        "`n`, `best_of`": request.MAX_N,
+        "`logprobs`": settings["max_logprobs"].default,
+        "`stop`": request.MAX_STOPS,
+        "`bad_words`": request.MAX_BAD_WORDS,
+        "rendering": confined.CPU_S,
+        "what waits": sender.MAX_WAITING_BYTES,
+        "an idle": web.KEEP_ALIVE_S,
+        "the end": int(str(settings["shutdown_timeout"].default).removesuffix(".0")),
+        "connections": open_files.FEW,
+    }
+    rows = [row.removeprefix("| ") for row in found[1].splitlines()]
+    for beginning, number in bounds.items():
+        (row,) = (row for row in rows if row.startswith(beginning))
+        assert f"{number:,}" in row, beginning
+    words = [row for row in rows if f"{request.MAX_WORD_LENGTH:,} characters" in row]
+    assert len(words) == 2
+    assert f"{confined.MEMORY_BYTES >> 30} GiB" in found[1]
 
 
 def test_every_file_it_points_to_is_there() -> None:
