@@ -40,7 +40,7 @@ from .launch import joined_ray, private_ray
 from .link import ModelCard
 from .ports import check_port
 from .replica import Replica
-from .settings import serve_config
+from .settings import remarks, serve_config
 from .shares import Share, shared, shares
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
@@ -50,12 +50,18 @@ SAME_SIGNAL_S = 0.5
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+log = logging.getLogger(__name__)
+
+
 def build(args: dict[str, Any]) -> Application:
     """The application for `serve run shoal.cluster.app:build KEY=VALUE ...` and for Serve's YAML.
 
     The keys are those of `shoal serve`. Raises ConfigError.
     """
-    return application(serve_config(args))
+    config = serve_config(args)
+    for remark in remarks(args):
+        log.warning(remark)
+    return application(config)
 
 
 def application(
@@ -128,7 +134,7 @@ def run(
     if _address(config) is None:
         with progress.phase("find the model"):
             for model in config.models:
-                _find(model, named=len(config.models) > 1)
+                _find(model, progress, named=len(config.models) > 1)
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -150,10 +156,10 @@ def run(
         _drain(config)
 
 
-def _find(model: ModelConfig, *, named: bool) -> None:
+def _find(model: ModelConfig, progress: Progress, *, named: bool) -> None:
     """Look at the checkpoint, which is fetched once for all replicas here. Raises LoadError."""
     try:
-        checkpoint_facts(model.engine)
+        checkpoint_facts(model.engine, progress.advance)
         check_tokenizer(model.engine)
     except (ConfigError, LoadError) as error:
         raise type(error)(f"{model.name}: {error.message}") if named else error from None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
-from ..engine.checkpoint import check_tokenizer
+from ..engine.checkpoint import check_tokenizer, checkpoint_facts
 from ..engine.engine import AsyncEngine
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
@@ -203,6 +203,7 @@ class _Local:
         engines = self._engines[model.name]
         try:
             with self._progress.phase(f"load {model.name}" if several else "load the model"):
+                checkpoint_facts(model.engine, self._progress.advance)
                 check_tokenizer(model.engine)
                 capacities = [engine.start() for engine in engines]
         except (ConfigError, LoadError) as error:

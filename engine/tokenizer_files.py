@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 import tokenizers
 
-from .errors import ConfigError, LoadError
+from .errors import LoadError
 from .model.hub import find_model
+from .template import template_text
 
 NAMED_TOKENS = (
     "bos_token",
@@ -96,7 +97,7 @@ def read(
         backend, config = _slow(folder, config)
     templates = _templates(folder, config)
     if chat_template is not None:
-        templates = {"default": _override(chat_template)}
+        templates = {"default": template_text(chat_template)}
     special = {n: _content(config[n]) for n in NAMED_TOKENS if config.get(n) is not None}
     settings = _settings(config, backend, templates)
     return TokenizerFiles(
@@ -203,28 +204,6 @@ def _texts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_texts(item) for item in value]
     return value
-
-
-def _override(chat_template: str) -> str:
-    from .template import check_source
-
-    path = Path(chat_template).expanduser()
-    inline = any(mark in chat_template for mark in ("{{", "{%", "{#", "\n"))
-    if not inline and not path.is_file():
-        raise ConfigError(
-            f"chat_template: there is no file {chat_template!r}, and it is no template either: "
-            "that has {{ or {% in it",
-            "chat_template",
-        )
-    source = chat_template if inline else path.read_text(encoding="utf-8")
-    try:
-        check_source(source)
-    except Exception as error:
-        raise ConfigError(
-            f"chat_template: {'the template' if inline else path} does not parse: {error}",
-            "chat_template",
-        ) from error
-    return source
 
 
 def _slow(folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 from shoal.cluster import connection, conversation, open_files, prompts, sender, web
-from shoal.cluster.config import Key, keys
+from shoal.cluster.config import Key, keys, model_keys
 from shoal.cluster.protocol import ChatRequest, CompletionRequest
+from shoal.cluster.resolve import resolve
 from shoal.cluster.unbuilt import UNBUILT
 from shoal.engine import confined, request
 from shoal.engine.request import SamplingParams
@@ -53,6 +54,30 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     found = re.search(r"<!-- settings.*?-->\n(.*?)\n?<!-- /settings -->", README, re.DOTALL)
     assert found
     assert found[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
+
+
+def schema_of_models() -> str:
+    """What an item of `models` may hold: whole groups, then single keys of others."""
+    own = model_keys().values()
+    groups = {key.group for key in own} - {k.group for k in keys().values() if k not in own}
+    named = ", ".join(group for group in dict.fromkeys(k.group for k in own) if group in groups)
+    single = ", ".join(f"`{k.name.replace('_', '-')}`" for k in own if k.group not in groups)
+    return f"An item may hold the keys of the groups {named} below, and {single}."
+
+
+def test_the_schema_of_models_is_that_of_the_code() -> None:
+    assert schema_of_models() in README.splitlines(), (
+        f"put this into README.md:\n{schema_of_models()}"
+    )
+
+
+def test_its_configurations_are_read(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        file = tmp_path / "serve.yaml"
+        file.write_text(block)
+        assert resolve(["--config", str(file)], {}).config.port == 9000
 
 
 def test_the_table_of_request_fields_has_every_field() -> None:
@@ -109,6 +134,7 @@ def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
 
 
 def test_every_file_it_points_to_is_there() -> None:
-    for name in ("README.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "configs/FLAGS.md"):
+        folder = (ROOT / name).parent
         links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
-        assert [link for link in links if not (ROOT / link).exists()] == [], name
+        assert [link for link in links if not (folder / link).exists()] == [], name

@@ -38,6 +38,16 @@ def test_a_path_is_text_and_none_the_default() -> None:
     assert config == EngineConfig(model="a/b")
 
 
+def test_keys_of_vllm_are_taken_or_refused_in_words() -> None:
+    assert from_keys({"swap_space": 4, "kv_cache_dtype": "auto", "cpu_offload_gb": 0}) == from_keys(
+        {}
+    )
+    with pytest.raises(ConfigError, match=r"several copies .* `shoal serve --replicas N`"):
+        from_keys({"data_parallel_size": 2})
+    with pytest.raises(ConfigError, match="did you mean 'max_model_len'"):
+        from_keys({"max_modle_len": 2})
+
+
 def test_where_the_tokenizer_comes_from() -> None:
     def place(**keys: str) -> tuple[str, str | None]:
         return EngineConfig(model="a/b", **keys).tokenizer_place
