@@ -85,6 +85,20 @@ STEP = _histogram(
     vllm="iteration_tokens_total",
 )
 
+LOST = Family(
+    "failovers",
+    "Replicas lost with streams under way, by cause.",
+    ("model_name", "cause"),
+    (),
+    None,
+)
+MOVED = Family(
+    "streams_moved",
+    "Sequences that had to go on at another replica, by cause.",
+    ("model_name", "cause"),
+    (),
+    None,
+)
 HTTP = Family(
     "http_requests", "HTTP requests, by route, method and status.", (*_OF_HTTP, "status"), (), None
 )
@@ -100,7 +114,7 @@ FAMILIES = (
     *(SUCCESS, PROMPT, SOURCE, CACHED, GENERATED, QUERIES, HITS, PREEMPTIONS),
     *(TO_FIRST, GAP, PER_TOKEN, LATENCY, QUEUE, PREFILL, DECODE, INFERENCE),
     *(PROMPT_LENGTH, COMPUTED_LENGTH, LENGTH, LONGEST, ASKED, ANSWERS, STEP),
-    *(HTTP, HTTP_SECONDS),
+    *(LOST, MOVED, HTTP, HTTP_SECONDS),
 )
 
 REASONS = ("stop", "length", "abort", "error")

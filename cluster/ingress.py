@@ -116,7 +116,8 @@ class Ingress:
         router.watch(membership.replicas)
         self._peers = Peers(pool, self._facts, secret, self._id)
         keeping_up = self._loop.create_task(self._peers.keep_up())
-        self._turnstile = Turnstile(self.make_app(router, pool))
+        self._app = self.make_app(router, pool)
+        self._turnstile = Turnstile(self._app)
         inside = Told(self._turnstile, pool, secret)
         self._servers = (
             _Server(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
@@ -130,6 +131,7 @@ class Ingress:
         router.close()
 
     async def _drain(self) -> None:
+        self._app.stop()
         if not await self._turnstile.drain(self._config.shutdown_timeout):
             log.warning("streams were cut off after %s s", self._config.shutdown_timeout)
         await self._peers.leave()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..engine.errors import ShoalError
+from ..engine.errors import EngineLost, ShoalError
 from ..engine.request import FinishReason, Request, Update
 from ..engine.request import Load as Load
 
@@ -38,12 +38,27 @@ class ModelCard:
     cache: dict[str, str] = field(default_factory=dict)
 
 
+class LinkLost(EngineLost):
+    """A replica is out of reach, with all that ran there.
+
+    `died`: its engine is dead, perhaps of what it ran; otherwise it was stopped, cut off or silent.
+    """
+
+    def __init__(self, message: str, died: bool = False) -> None:
+        ShoalError.__init__(self, message, died)
+        self.died = died
+
+
 class Link(Protocol):
-    """A replica within reach; `index` is its number among those of its model."""
+    """A replica within reach; `index` is its number among those of its model.
+
+    `leaving`: it finishes what it has and takes nothing new.
+    """
 
     replica: str
     index: int
     card: ModelCard
+    leaving: bool
 
     @property
     def load(self) -> Load:
@@ -52,10 +67,10 @@ class Link(Protocol):
 
     def submit(self, request: Request, on_update: Callable[[Update | ShoalError], None]) -> None:
         """Send a request. `on_update` gets each of its updates in order, or one ShoalError and
-        nothing after it.
+        nothing after it; it is not called before this returns.
 
         Never raises for the request's sake: a refusal (Overloaded, RequestError, EngineLost) comes
-        through `on_update`.
+        through `on_update`, and so does LinkLost.
         """
         ...
 
@@ -72,13 +87,22 @@ class Link(Protocol):
         ...
 
 
+Fit = Callable[[Link], bool]
+"""Whether a replica may be chosen."""
+
+
+def anywhere(link: Link) -> bool:
+    """Every replica will do."""
+    return True
+
+
 class Router(Protocol):
     """Chooses replicas."""
 
-    def choose(self, model: str, request: Request) -> Link:
-        """The replica of `model`, one of its served names, to send `request` to.
+    def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
+        """The replica of `model`, one of its served names, to send `request` to, of those that fit.
 
-        Raises UnknownModel, or EngineLost while none is alive.
+        Raises UnknownModel, or EngineLost while none that fits is alive.
         """
         ...
 

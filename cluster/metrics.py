@@ -29,6 +29,14 @@ class Metrics:
             self._meters[key] = Meter(self.figures, *key)
         return self._meters[key]
 
+    def lost(self, model: str, cause: str) -> None:
+        """Count a replica that was lost (`died`, `silent`, `left`) while it had streams."""
+        cell(self.figures, catalog.LOST, model, cause)[0] += 1
+
+    def moved(self, model: str, cause: str, num: int) -> None:
+        """Count sequences that go on elsewhere: their replica was lost, or needed for a suspect."""
+        cell(self.figures, catalog.MOVED, model, cause)[0] += num
+
     def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
         """Count an HTTP request that has been answered."""
         cell(self.figures, catalog.HTTP, handler, method, str(status))[0] += 1
@@ -53,7 +61,7 @@ class Meter:
 
     def began(self, generation: Generation) -> None:
         """Count a generation whose first tokens have come."""
-        num_prompt, num_cached = len(generation.request.prompt), generation.num_cached
+        num_prompt, num_cached = len(generation.request.prompt), generation.state.num_cached or 0
         self._add(catalog.PROMPT, num_prompt)
         self._add(catalog.CACHED, num_cached)
         self._add(catalog.SOURCE, num_prompt - num_cached, "local_compute")
@@ -81,7 +89,7 @@ class Meter:
         num_prompt = len(generation.request.prompt)
         self._enter(catalog.LONGEST, longest)
         self._enter(catalog.PROMPT_LENGTH, num_prompt)
-        self._enter(catalog.COMPUTED_LENGTH, num_prompt - generation.num_cached)
+        self._enter(catalog.COMPUTED_LENGTH, num_prompt - (generation.state.num_cached or 0))
         waits = generation.waits or Waits(0.0, generation.first_token - generation.began)
         decode_s = generation.last_token - generation.first_token
         self._enter(catalog.QUEUE, waits.queued_s)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from ..engine.checkpoint import check_tokenizer
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
 from ..engine.worker.machine import num_cores
 from . import logs
@@ -55,7 +56,7 @@ class Replica:
     def make_engine(self, model: ModelConfig) -> AsyncEngine:
         """The engine, not started yet."""
         from ..engine.engine import AsyncEngine
-        from ..engine.executor import executor_for
+        from ..engine.executors import executor_for
 
         loading = Loading(self._facts, self._id)
         return AsyncEngine(model.engine, executor_for(model.engine, loading))
@@ -84,6 +85,7 @@ class Replica:
     def _start(self) -> None:
         name = self._model.name
         self._facts.put("replica", self._id, {"model": name, "phase": "load the model"})
+        check_tokenizer(self._model.engine)
         self._engine = self.make_engine(self._model)
         capacity = self._engine.start()
         card = model_card(self._model, capacity)

@@ -17,6 +17,7 @@ from ..engine.errors import InvalidRequest, ShoalError, UnknownModel
 from ..engine.text import Tokenizer
 from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
+from .failover import Failover
 from .link import ModelCard, Router
 from .pool import Pool
 from .protocol import RequestBody, parse
@@ -38,6 +39,13 @@ class Serving:
         self.router = router
         self.pool = pool
         self.metrics = pool.metrics
+        self.failover = Failover(
+            router,
+            self.metrics,
+            timeout_s=0 if config.local else config.failover_timeout,
+            grace_s=config.drain_grace,
+            max_failovers=config.max_failovers,
+        )
         self._loader = ThreadPoolExecutor(1, "shoal-tokenizer")
         self._tokenizers: dict[str, Future[Tokenizer]] = {}
         for model in config.models:
@@ -98,10 +106,11 @@ class Serving:
 
     def _load(self, model: ModelConfig) -> Future[Tokenizer]:
         engine = model.engine
+        path, revision = engine.tokenizer_place
         loading = self._loader.submit(
             Tokenizer.load,
-            engine.tokenizer or engine.model,
-            revision=engine.revision if engine.tokenizer is None else None,
+            path,
+            revision=revision,
             download_dir=engine.download_dir,
             chat_template=engine.chat_template,
             confined=True,

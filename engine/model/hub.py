@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ SWITCHES = ("SHOAL_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _found: dict[tuple[str, str | None, str], Path] = {}
 """What this process was told before, so that its tokenizer, facts and weights are of one commit."""
+
+_asking = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +134,14 @@ def find_model(
     weights = weights and load_format != "dummy"
     repository = _repository(model, revision, download_dir)
     key = (model, revision, str(repository.place))
-    known = _found.get(key)
-    if known is not None and known.is_dir() and (not weights or is_complete(known, load_format)):
-        return known
-    if known is not None:
-        repository = _repository(model, _commit(known) or revision, download_dir)
-    _found[key] = _obtain(repository, model, load_format, weights, on_progress)
-    return _found[key]
+    with _asking:
+        known = _found.get(key)
+        if known and known.is_dir() and (not weights or is_complete(known, load_format)):
+            return known
+        if known:
+            repository = _repository(model, _commit(known) or revision, download_dir)
+        _found[key] = _obtain(repository, model, load_format, weights, on_progress)
+        return _found[key]
 
 
 def cached_models(download_dir: str | None = None) -> list[CachedModel]:

@@ -108,9 +108,10 @@ def _refusal(at: HuggingFaceRepository, chain: list[BaseException]) -> str | Non
     answers = [response for e in chain if (response := getattr(e, "response", None)) is not None]
     said = {answer.status_code for answer in answers}
     if _any(chain, errors.GatedRepoError):
+        then = "as the owner of your token" if huggingface_hub.get_token() else f"then {TOKEN}"
         return (
             f"the hub model {model!r} is gated: accept its terms at "
-            f"{constants.ENDPOINT}/{model}, then {TOKEN}"
+            f"{constants.ENDPOINT}/{model}, {then}"
         )
     if _any(chain, errors.RevisionNotFoundError):
         return (

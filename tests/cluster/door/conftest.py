@@ -17,6 +17,7 @@ from shoal.cluster.gateway import Gateway, build_gateway
 from shoal.cluster.link import Load, ModelCard
 from shoal.cluster.local import LocalRouter, MemoryLink
 from shoal.cluster.settings import serve_config
+from shoal.cluster.web import web_config
 from shoal.engine.engine import AsyncEngine
 from shoal.engine.errors import EngineLost, UnknownModel
 from shoal.engine.request import FinishReason, TokenLogprobs, Update
@@ -221,7 +222,10 @@ def opened(app):
     """`app` under a real uvicorn on a loopback port; its port and event loop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    config = web_config(
+        serve_config({"uvicorn_log_level": "warning"}, environ={}), app, lifespan="off"
+    )
+    server = uvicorn.Server(config)
     begun = threading.Event()
     loops = []
 

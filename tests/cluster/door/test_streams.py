@@ -145,6 +145,7 @@ def test_a_slow_reader_gets_everything_as_long_as_it_fits(door):
     until(lambda: door.link.seen)
     until(lambda: not door.link.live)
     text = connection.getresponse().read().decode()
+    connection.close()
     assert events(text)[-1] == "[DONE]"
     assert sum('"finish_reason":"length"' in event for event in events(text)) == 20
 
