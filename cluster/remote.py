@@ -165,7 +165,9 @@ class RemoteLink:
         siblings = range(message.sibling, message.sibling + message.n)
         keys = [(message.id, sibling) for sibling in siblings]
         refused = [
-            key for key in keys if key in self._streams and self._streams[key].epoch == message.epoch
+            key
+            for key in keys
+            if key in self._streams and self._streams[key].epoch == message.epoch
         ]
         streams = [self._streams.pop(key) for key in refused]
         if streams:
