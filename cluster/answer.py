@@ -15,13 +15,12 @@ from typing import Any
 from starlette.responses import Response
 
 from ..engine.errors import EngineLost, ShoalError
-from ..engine.request import Request
 from .errors import Failure, failure
+from .failover import Failover
 from .formats import DONE, Format, merged
-from .link import Link
-from .metrics import Metrics
 from .sender import Send, Sender
-from .stream import Choice, Delta, Generation
+from .state import Choice
+from .stream import Delta, Generation
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -46,19 +45,18 @@ class Answer(Response):
         self,
         format: Format,
         *,
-        choose: Callable[[Request], Link],
-        metrics: Metrics,
+        failover: Failover,
         stream: bool,
         include_usage: bool,
     ) -> None:
         self.generations: Sequence[Generation] = ()
         self.background = None
         self._format = format
-        self._choose = choose
-        self._metrics = metrics
+        self._failover = failover
         self._stream = stream
         self._include_usage = include_usage
         self._deltas: dict[Choice, list[Delta]] = {}
+        self._begun: set[Generation] = set()
         self._counted: set[Generation] = set()
         self._num_open = 0
         self._failed = False
@@ -89,7 +87,7 @@ class Answer(Response):
         if choice not in self._deltas:
             self._deltas[choice] = []
             if choice is generation.choices[0]:
-                self._metrics.first_token(self._format.heading.model, generation)
+                self._count_begin(generation)
         if generation.ended:
             self._count_end(generation, "error")
         if self._stream:
@@ -116,7 +114,8 @@ class Answer(Response):
     def _begin(self) -> None:
         for generation in self.generations:
             try:
-                generation.begin(self._choose(generation.request))
+                self._failover.begin(generation)
+                self._begun.add(generation)
             except ShoalError as error:
                 self.on_error(error)
             if self._failed:
@@ -149,14 +148,19 @@ class Answer(Response):
 
     def _abort(self, reason: str) -> None:
         for generation in self.generations:
-            generation.abort()
-            if generation.link is not None:
+            self._failover.drop(generation)
+            if generation in self._begun:
                 self._count_end(generation, reason)
+
+    def _count_begin(self, generation: Generation) -> None:
+        if generation.meter is not None:
+            generation.meter.began(generation)
 
     def _count_end(self, generation: Generation, unfinished: str) -> None:
         if generation not in self._counted:
             self._counted.add(generation)
-            self._metrics.ended(self._format.heading.model, generation, unfinished)
+            if generation.meter is not None:
+                generation.meter.ended(generation, unfinished)
 
     def _give_up(self, reason: str) -> None:
         log.warning("%s was given up: %s", self._format.heading.id, reason)

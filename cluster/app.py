@@ -26,7 +26,8 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from ..engine.checkpoint import checkpoint_facts
+from ..engine.checkpoint import check_tokenizer, checkpoint_facts
+from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
 from ..engine.seat import num_ranks
 from . import logs, placement
@@ -39,7 +40,7 @@ from .launch import joined_ray, private_ray
 from .link import ModelCard
 from .ports import check_port
 from .replica import Replica
-from .settings import serve_config
+from .settings import remarks, serve_config
 from .shares import Share, shared, shares
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
@@ -49,12 +50,18 @@ SAME_SIGNAL_S = 0.5
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+log = logging.getLogger(__name__)
+
+
 def build(args: dict[str, Any]) -> Application:
     """The application for `serve run shoal.cluster.app:build KEY=VALUE ...` and for Serve's YAML.
 
     The keys are those of `shoal serve`. Raises ConfigError.
     """
-    return application(serve_config(args))
+    config = serve_config(args)
+    for remark in remarks(args):
+        log.warning(remark)
+    return application(config)
 
 
 def application(
@@ -127,7 +134,7 @@ def run(
     if _address(config) is None:
         with progress.phase("find the model"):
             for model in config.models:
-                _find(model, named=len(config.models) > 1)
+                _find(model, progress, named=len(config.models) > 1)
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -149,10 +156,11 @@ def run(
         _drain(config)
 
 
-def _find(model: ModelConfig, *, named: bool) -> None:
+def _find(model: ModelConfig, progress: Progress, *, named: bool) -> None:
     """Look at the checkpoint, which is fetched once for all replicas here. Raises LoadError."""
     try:
-        checkpoint_facts(model.engine)
+        checkpoint_facts(model.engine, progress.advance)
+        check_tokenizer(model.engine)
     except (ConfigError, LoadError) as error:
         raise type(error)(f"{model.name}: {error.message}") if named else error from None
 
@@ -166,6 +174,8 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
 
     def found(model: ModelConfig) -> ModelConfig:
         paths = absolute(model.engine, "model", "tokenizer", "chat_template", "download_dir")
+        if model.engine.generation_config not in GENERATION:
+            paths |= absolute(model.engine, "generation_config")
         engine = dataclasses.replace(model.engine, **paths)  # type: ignore[arg-type]
         return model.model_copy(update={"engine": engine})
 

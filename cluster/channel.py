@@ -29,6 +29,7 @@ from .link import Load, ModelCard
 
 MAX_BACKLOG = 64 << 20
 MAX_GREETINGS = 32
+QUIET_S = 0.2  # without a live sequence, before a drain counts as done
 GATEWAYS = Roles(comer="gateway", host="replica")
 _CHUNK = 1 << 20
 
@@ -42,8 +43,13 @@ class Engine(Protocol):
         """Take a request; `sink` gets its updates, once a step. Raises ShoalError."""
         ...
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
-        """Drop a request or one sibling."""
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
+        """Drop a request or one sibling; it counts as ended for `reason`."""
         ...
 
     def load(self) -> Load:
@@ -55,10 +61,18 @@ class Channel:
     """Listens on `host` for gateways that hold `secret` and feeds their requests to `engine`."""
 
     def __init__(
-        self, engine: Engine, *, replica: str, card: ModelCard, secret: bytes, host: str
+        self,
+        engine: Engine,
+        *,
+        replica: str,
+        card: ModelCard,
+        secret: bytes,
+        host: str,
+        index: int = 0,
     ) -> None:
         self.engine = engine
         self.replica = replica
+        self.index = index
         self.card = card
         self.secret = secret
         self.leaving = False
@@ -80,11 +94,17 @@ class Channel:
         return sum(len(peer.live) for peer in self._peers)
 
     def drain(self, timeout_s: float) -> bool:
-        """Take nothing more and wait for what runs; whether it all ended in time."""
+        """Take nothing new and wait for what runs; whether it all ended in time.
+
+        What was begun elsewhere is still taken: it comes here only where it has no other place.
+        """
         self.leaving = True
         self._tell(wire.Leaving())
         until = time.monotonic() + timeout_s
-        while self.num_live and time.monotonic() < until:
+        quiet_since = time.monotonic()
+        while time.monotonic() < min(until, quiet_since + QUIET_S):
+            if self.num_live:
+                quiet_since = time.monotonic()
             self._closed.wait(0.02)
         return not self.num_live
 
@@ -139,7 +159,7 @@ class Channel:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         gateway = greet(connection, self.secret, GATEWAYS)
         if gateway is not None:
-            welcome = wire.Welcome(self.replica, self.card, self.engine.load())
+            welcome = wire.Welcome(self.replica, self.index, self.card, self.engine.load())
             connection.sendall(wire.frame(welcome))
             if self.leaving:
                 connection.sendall(wire.frame(wire.Leaving()))
@@ -216,13 +236,15 @@ class Peer:
             request = wire.request_of(message)
         except ShoalError as error:
             plain = SamplingParams(n=min(max(sent.params.n, 1), MAX_N))
-            refused = Request(id=sent.id, prompt=(), params=plain, sibling=sent.sibling)
+            refused = Request(
+                id=sent.id, prompt=(), params=plain, sibling=sent.sibling, epoch=sent.epoch
+            )
             self.send(wire.frame(wire.refused_of(refused, error)))
             return
         keys = [(request.id, request.sibling + i) for i in range(request.params.n)]
         self.live.update(dict.fromkeys(keys, request.epoch))
         try:
-            if self._channel.leaving:
+            if self._channel.leaving and not request.epoch:
                 raise EngineLost(f"replica {self._channel.replica} is being stopped")
             self._channel.engine.submit(request, self.sink)
         except ShoalError as error:
@@ -231,7 +253,7 @@ class Peer:
             self.send(wire.frame(wire.refused_of(request, error)))
 
     def _abort(self, message: wire.Abort) -> None:
-        self._channel.engine.abort(message.id, message.sibling)
+        self._channel.engine.abort(message.id, message.sibling, message.reason)
         for key in tuple(self.live):
             if key[0] == message.id and message.sibling in (None, key[1]):
                 self.live.pop(key, None)

@@ -10,6 +10,10 @@ from .protocol import json_kind
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+MAX_MESSAGES = 16_384
+"""Of a conversation, and parts of one message: far more than any has, so that reading them is never
+long."""
+
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _OTHER_PARTS = {
     "image": "images",
@@ -29,6 +33,7 @@ def plain_messages(messages: object) -> list[Message]:
     """
     if not isinstance(messages, list):
         raise InvalidRequest(f"messages must be a list, got {json_kind(messages)}", "messages")
+    _check_count(messages, "messages")
     if not messages:
         raise InvalidRequest("messages must hold at least one message", "messages")
     return [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -51,6 +56,13 @@ def _plain(message: object, where: str) -> Message:
     return kept
 
 
+def _check_count(entries: list[object], where: str) -> None:
+    if len(entries) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"{where} takes at most {MAX_MESSAGES} entries, got {len(entries)}", where
+        )
+
+
 def content_text(message: Message) -> str:
     """All text of a message from `plain_messages`."""
     content = message["content"]
@@ -66,6 +78,7 @@ def _content(content: object, where: str) -> str | list[Message]:
         raise InvalidRequest(
             f"{where} must be a string or a list of parts, got {json_kind(content)}", where
         )
+    _check_count(content, where)
     return [{"type": "text", "text": _part(p, f"{where}[{i}]")} for i, p in enumerate(content)]
 
 

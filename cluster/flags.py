@@ -7,18 +7,17 @@ word (`--flag false`); a flag of several texts takes them in a row, repeated, or
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin
 
 import typer
 
 from ..engine.errors import ConfigError
-from .config import Key, ServeConfig, keys
-from .names import CHANGES_NOTHING, NOT_BUILT
-from .settings import MODELS, converted, nearest, path_of, plain, serve_config, target
+from .config import Key, keys
+from .names import IDLE, NOT_BUILT, SHORT
+from .settings import converted, nearest, plain, stem, target
 from .values import optional, several
-from .yaml_file import Entry, quote, read
 
 
 class CommandLine(NamedTuple):
@@ -28,59 +27,9 @@ class CommandLine(NamedTuple):
     file: str | None
 
 
-def configure(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> ServeConfig:
-    """The configuration of a command line: its flags, then its YAML file, then `environ`.
-
-    Raises ConfigError, which quotes the line of the file where that is to blame.
-    """
-    line = parse(args)
-    entries = read(line.file) if line.file else {}
-    flagged = {target(raw) for raw in line.settings}
-    entries = {key: entry for key, entry in entries.items() if target(key) not in flagged}
-    settings = {key: entry.value for key, entry in entries.items()}
-    places = entries | _places_of_items(entries.get(MODELS))
-    try:
-        for raw in line.settings:
-            _refuse_override(raw, entries.get(MODELS))
-        return serve_config({**settings, **line.settings}, environ)
-    except ConfigError as error:
-        entry = places.get(error.key or "")
-        if entry is None or error.key is None:
-            raise
-        raw = error.key.rpartition(".")[2] if error.key not in entries else error.key
-        near = None if raw.startswith(MODELS) or _known(raw) else nearest(raw)
-        instead = near and entry.text.replace(raw, near, 1)
-        quoted = quote(str(line.file), entry.line, entry.text, instead)
-        raise ConfigError(error.message + quoted, error.key) from None
-
-
-def _places_of_items(models: Entry | None) -> dict[str, Entry]:
-    """Where the items of `models` and their keys stand, by what errors call them."""
-    found = {}
-    for i, item in enumerate(models.items if models else ()):
-        found[f"{MODELS}[{i}]"] = Entry(None, item.line, item.text)
-        found |= {path_of(i, key): entry for key, entry in item.entries.items()}
-    return found
-
-
-def _refuse_override(raw: str, models: Entry | None) -> None:
-    """Raise ConfigError where an item of `models` has its own word on what a flag sets.
-
-    The command line wins over a file, but which models it was meant for cannot be known.
-    """
-    for i, item in enumerate(models.items if models else ()):
-        for key in item.entries:
-            if target(key) == target(raw) and target(key) not in ("model", "served_model_name"):
-                raise ConfigError(
-                    f"{raw} is set by item {i + 1} of `models` itself; change it there, or remove "
-                    "it there to have the flag's",
-                    path_of(i, key),
-                )
-
-
 def parse(args: Sequence[str]) -> CommandLine:
     """Read a command line. Raises ConfigError naming the flag."""
-    words = list(args)
+    words = [part for arg in args for part in _long(arg)]
     settings: dict[str, object] = {}
     file: str | None = None
     has_model = any(plain(word.split("=")[0]) == "model" for word in words if word[:2] == "--")
@@ -93,11 +42,31 @@ def parse(args: Sequence[str]) -> CommandLine:
             has_model = True
             continue
         flag, equals, value = word.partition("=")
-        if flag in ("--config", "-c"):
-            file = str(value if equals else _next(flag, words))
+        if flag == "--config":
+            if file is not None:
+                raise ConfigError("--config is given twice; keep one file", "--config")
+            file = _file(value if equals else _next(flag, words))
         else:
             _take(settings, flag, value if equals else None, words, greedy=has_model)
     return CommandLine(settings, file)
+
+
+def _long(word: str) -> list[str]:
+    """The word with a short flag written out; -O may have its level, or a path, attached."""
+    if word.startswith("--") or not word.startswith("-"):
+        return [word]
+    if level := re.fullmatch(r"-O=?(\w+)", word):
+        return [SHORT["-O"], level[1]]
+    if word.startswith("-O."):
+        return ["--compilation-config" + word[2:]]
+    flag, equals, value = word.partition("=")
+    return [SHORT.get(flag.replace("_", "-"), flag) + equals + value]
+
+
+def _file(name: str) -> str:
+    if not name:
+        raise ConfigError("--config needs the name of a YAML file", "--config")
+    return name
 
 
 def _take_model(settings: dict[str, object], word: str) -> None:
@@ -122,41 +91,41 @@ def _take(
         if value is None and words and words[0].lower() in ("true", "false"):
             value = words.pop(0)
         settings[flag] = converted(flag, True if value is None else value, bool)
-    elif several(kind):
+    elif kind is list or several(kind):
         given = [value if value is not None else _next(flag, words)]
         while greedy and words and not words[0].startswith("-"):
             given.append(words.pop(0))
         before = cast(tuple[str, ...], settings.get(flag, ()))
-        settings[flag] = before + sum((_texts(flag, word) for word in given), ())
+        texts = given if kind is list else sum((_texts(flag, word) for word in given), ())
+        settings[flag] = (*before, *texts)
     else:
         settings[flag] = value if value is not None else _next(flag, words)
 
 
 def _resolve(flag: str) -> tuple[str, Any]:
-    """The flag with dashes, without a JSON path (`--x.y`), and the annotation of its value."""
-    dashed = "--" + plain(flag).replace("_", "-")
-    name = plain(flag)
-    if name.split(".")[0] in NOT_BUILT:
-        name = name.split(".")[0]
-        return "--" + name.replace("_", "-"), type(NOT_BUILT[name][0])
-    if name in CHANGES_NOTHING or (name.startswith("no_") and _is_truth(name[3:])):
+    """The flag with dashes, a path into its JSON as it is, and the annotation of its value."""
+    name, dot, path = flag.partition(".")
+    dashed = "--" + plain(name).replace("_", "-") + dot + path
+    known = plain(name)
+    if known in IDLE or known in NOT_BUILT:
+        return dashed, str if path else {**NOT_BUILT, **IDLE}[known].kind
+    if known.startswith("no_") and _is_truth(known[3:]) and not path:
         return dashed, bool
-    if not flag.startswith("--") or not _known(name):
+    if not flag.startswith("--") or path or not _known(known):
         near = nearest("--" + flag.lstrip("-"))
         hint = f"did you mean {near}?" if near else "`shoal serve --help-all` lists all"
         raise ConfigError(f"unknown flag {flag}: {hint}", flag)
-    return dashed, keys()[target(name)].kind
+    return dashed, keys()[target(known)].kind
 
 
 def _known(raw: str) -> bool:
-    name = plain(raw)
-    return target(name) in keys() or name in CHANGES_NOTHING or name in NOT_BUILT
+    return target(raw) in keys() or stem(raw) in IDLE or stem(raw) in NOT_BUILT
 
 
 def _is_truth(name: str) -> bool:
-    if name in NOT_BUILT:
-        return isinstance(NOT_BUILT[name][0], bool)
-    return name in CHANGES_NOTHING or (target(name) in keys() and keys()[target(name)].kind is bool)
+    if name in IDLE or name in NOT_BUILT:
+        return {**NOT_BUILT, **IDLE}[name].kind is bool
+    return target(name) in keys() and keys()[target(name)].kind is bool
 
 
 def _next(flag: str, words: list[str]) -> str:

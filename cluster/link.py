@@ -7,12 +7,12 @@ only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..engine.errors import ShoalError
+from ..engine.errors import EngineLost, ShoalError
+from ..engine.request import FinishReason, Request, Update
 from ..engine.request import Load as Load
-from ..engine.request import Request, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class ModelCard:
 
     `names` are the served names, the first one is answered with. `model` and `tokenizer` are
     folders or hub ids that the gateway can open too. `sampling_defaults` comes from
-    generation_config.json. `digest` names the weights.
+    generation_config.json. `digest` names the weights. `cache`: how the KV cache is made, in words.
     """
 
     names: tuple[str, ...]
@@ -35,13 +35,30 @@ class ModelCard:
     sampling_defaults: dict[str, float]
     digest: str
     created: int
+    cache: dict[str, str] = field(default_factory=dict)
+
+
+class LinkLost(EngineLost):
+    """A replica is out of reach, with all that ran there.
+
+    `died`: its engine is dead, perhaps of what it ran; otherwise it was stopped, cut off or silent.
+    """
+
+    def __init__(self, message: str, died: bool = False) -> None:
+        ShoalError.__init__(self, message, died)
+        self.died = died
 
 
 class Link(Protocol):
-    """A replica within reach."""
+    """A replica within reach; `index` is its number among those of its model.
+
+    `leaving`: it finishes what it has and takes nothing new.
+    """
 
     replica: str
+    index: int
     card: ModelCard
+    leaving: bool
 
     @property
     def load(self) -> Load:
@@ -50,28 +67,42 @@ class Link(Protocol):
 
     def submit(self, request: Request, on_update: Callable[[Update | ShoalError], None]) -> None:
         """Send a request. `on_update` gets each of its updates in order, or one ShoalError and
-        nothing after it.
+        nothing after it; it is not called before this returns.
 
         Never raises for the request's sake: a refusal (Overloaded, RequestError, EngineLost) comes
-        through `on_update`.
+        through `on_update`, and so does LinkLost.
         """
         ...
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
         """Free what the request, or one of its siblings, holds; no update of it follows.
 
-        Unknown ids are ignored.
+        The engine counts it as ended for `reason`. Unknown ids are ignored.
         """
         ...
+
+
+Fit = Callable[[Link], bool]
+"""Whether a replica may be chosen."""
+
+
+def anywhere(link: Link) -> bool:
+    """Every replica will do."""
+    return True
 
 
 class Router(Protocol):
     """Chooses replicas."""
 
-    def choose(self, model: str, request: Request) -> Link:
-        """The replica of `model`, one of its served names, to send `request` to.
+    def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
+        """The replica of `model`, one of its served names, to send `request` to, of those that fit.
 
-        Raises UnknownModel, or EngineLost while none is alive.
+        Raises UnknownModel, or EngineLost while none that fits is alive.
         """
         ...
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
+from ..engine.checkpoint import check_tokenizer, checkpoint_facts
 from ..engine.engine import AsyncEngine
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
@@ -21,7 +22,7 @@ from .banner import Loaded, Progress
 from .card import model_card
 from .config import ModelConfig, ServeConfig
 from .gateway import build_gateway
-from .link import Link, Load, ModelCard
+from .link import Fit, Link, LinkLost, Load, ModelCard, anywhere
 from .ports import check_port
 from .shares import shared
 from .turnstile import Turnstile
@@ -35,12 +36,14 @@ log = logging.getLogger(__name__)
 class MemoryLink:
     """A Link to an engine in this process; made on the event loop that it is used on."""
 
-    def __init__(self, replica: str, engine: AsyncEngine, card: ModelCard) -> None:
-        self.replica = replica
+    def __init__(self, index: int, engine: AsyncEngine, card: ModelCard) -> None:
+        self.replica = f"{card.names[0]}-{index}"
+        self.index = index
         self.card = card
+        self.leaving = False
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._streams: dict[tuple[str, int], OnUpdate] = {}
+        self._streams: dict[tuple[str, int], tuple[OnUpdate, int]] = {}
         self._sink: Callable[[list[Update]], None] = self._hand_over
 
     @property
@@ -69,19 +72,24 @@ class MemoryLink:
         """See Link."""
         siblings = range(request.sibling, request.sibling + request.params.n)
         for sibling in siblings:
-            self._streams[request.id, sibling] = on_update
+            self._streams[request.id, sibling] = (on_update, request.epoch)
         try:
             self._engine.submit(request, self._sink)
         except ShoalError as error:
             for sibling in siblings:
                 del self._streams[request.id, sibling]
-            on_update(error)
+            self._loop.call_soon(on_update, error)
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
         """See Link."""
         for key in [k for k in self._streams if k[0] == request_id and sibling in (None, k[1])]:
             del self._streams[key]
-        self._engine.abort(request_id, sibling)
+        self._engine.abort(request_id, sibling, reason)
 
     def _hand_over(self, updates: list[Update]) -> None:
         """Called by the engine's thread, once a step."""
@@ -90,14 +98,17 @@ class MemoryLink:
 
     def _deliver(self, updates: list[Update]) -> None:
         lost = updates[0].finish is FinishReason.ERROR and not self.alive
+        if lost:
+            log.warning("%s is lost; %d streams go on elsewhere", self.replica, len(self._streams))
         for update in updates:
             key = update.id, update.sibling
-            on_update = self._streams.get(key)
-            if on_update is None:
+            on_update, epoch = self._streams.get(key, (None, -1))
+            if on_update is None or update.epoch != epoch:
                 continue
             if update.finish is not None:
                 del self._streams[key]
-            on_update(EngineLost(update.error or "the engine died") if lost else update)
+            reason = update.error or "the engine died"
+            on_update(LinkLost(f"{self.replica}: {reason}", died=True) if lost else update)
 
 
 class LocalRouter:
@@ -111,12 +122,12 @@ class LocalRouter:
         """Take a loaded engine into service."""
         self._links.append(link)
 
-    def choose(self, model: str, request: Request) -> Link:
+    def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
         """The engine with the fewest sequences. Raises UnknownModel, EngineLost."""
         if not any(model in known.served_model_name for known in self._models):
             raise UnknownModel(f"The model `{model}` does not exist.", "model")
         links = [link for link in self._links if model in link.card.names]
-        alive = [link for link in links if link.alive]
+        alive = [link for link in links if link.alive and fit(link)]
         if not alive:
             raise EngineLost(f"no engine of {model} is alive" if links else "it is still loading")
         return min(alive, key=lambda link: link.pressure)
@@ -126,8 +137,8 @@ class LocalRouter:
         return list({link.card.names: link.card for link in self._links}.values())
 
     def links(self) -> list[Link]:
-        """Every engine."""
-        return list(self._links)
+        """Every engine that is alive."""
+        return [link for link in self._links if link.alive]
 
     def status(self) -> str:
         """See Router."""
@@ -198,6 +209,8 @@ class _Local:
         engines = self._engines[model.name]
         try:
             with self._progress.phase(f"load {model.name}" if several else "load the model"):
+                checkpoint_facts(model.engine, self._progress.advance)
+                check_tokenizer(model.engine)
                 capacities = [engine.start() for engine in engines]
         except (ConfigError, LoadError) as error:
             raise type(error)(f"{model.name}: {error.message}") if several else error from None
@@ -206,8 +219,8 @@ class _Local:
         return Loaded(card, capacities[0].table, capacities[0].phases)
 
     async def _open(self, card: ModelCard, engines: Sequence[AsyncEngine]) -> None:
-        for engine in engines:
-            self._router.add(MemoryLink(f"local-{len(self._router.links())}", engine, card))
+        for i, engine in enumerate(engines):
+            self._router.add(MemoryLink(i, engine, card))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -228,6 +241,7 @@ class _Local:
 
     async def _stop(self) -> None:
         patience = self._config.shutdown_timeout
+        self._gateway.stop()
         self._progress.note(f"stopping; running answers get {patience:g} s to end")
         if not await self._door.drain(patience):
             log.warning("answers were cut off after %g s", patience)

@@ -55,7 +55,14 @@ _END: Mapping[str, Schema] = {
     "finish_reason": {"enum": ["stop", "length"]},
     "stop_reason": _nullable({"type": ["string", "integer"]}),
 }
-_MESSAGE = _object({"role": _TEXT, "content": _TEXT})
+_RUNNING: Mapping[str, Schema] = {
+    "index": _WHOLE,
+    "logprobs": _nullable({"type": "object"}),
+    "finish_reason": _nullable({"enum": ["stop", "length"]}),
+}
+_SAID: Mapping[str, Schema] = {"role": _TEXT, "content": _TEXT}
+_MESSAGE = _object(_SAID)
+_USAGE: Schema = {"$ref": "#/components/schemas/Usage"}
 _HEAD: Mapping[str, Schema] = {
     "id": _TEXT,
     "object": _TEXT,
@@ -77,22 +84,30 @@ ANSWERS: Mapping[str, Schema] = {
             "prompt_tokens": _WHOLE,
             "completion_tokens": _WHOLE,
             "total_tokens": _WHOLE,
-            "prompt_tokens_details": _object({"cached_tokens": _WHOLE}),
-        }
+        },
+        prompt_tokens_details=_object({"cached_tokens": _WHOLE}),
     ),
     "Completion": _object(
         {
             **_HEAD,
             "choices": _list(_object({"text": _TEXT, **_END})),
-            "usage": {"$ref": "#/components/schemas/Usage"},
+            "usage": _USAGE,
         }
     ),
     "ChatCompletion": _object(
         {
             **_HEAD,
             "choices": _list(_object({"message": _MESSAGE, **_END})),
-            "usage": {"$ref": "#/components/schemas/Usage"},
+            "usage": _USAGE,
         }
+    ),
+    "CompletionChunk": _object(
+        {**_HEAD, "choices": _list(_object({"text": _TEXT, **_RUNNING}))},
+        usage=_USAGE,
+    ),
+    "ChatCompletionChunk": _object(
+        {**_HEAD, "choices": _list(_object({"delta": _object({}, **_SAID), **_RUNNING}))},
+        usage=_USAGE,
     ),
     "Tokens": _object(
         {
@@ -157,13 +172,20 @@ def answers_of(answer: str, streams: bool = False) -> dict[int | str, dict[str, 
     if answer == "text":
         content = {"text/plain": {"schema": _TEXT}}
     if streams:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": _event(f"{answer}Chunk")}
     error = {"application/json": {"schema": named("Error")}}
     return {
         200: {"description": "The answer.", "content": content},
         "4XX": {"description": "Refused.", "content": error},
         "5XX": {"description": "Not possible now.", "content": error},
     }
+
+
+def _event(chunk: str) -> Schema:
+    """One event of a stream: a chunk, an error, or the end."""
+    told = {"anyOf": [named(chunk), named("Error")]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": told}
+    return _object({"data": {"anyOf": [{"const": "[DONE]"}, data]}})
 
 
 def describe(generated: Schema, version: str) -> Schema:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from ..engine.errors import InvalidRequest
+from ..engine.request import MAX_BAD_WORDS, MAX_N, MAX_STOPS
 from .unbuilt import refuse_unbuilt
 
 log = logging.getLogger(__name__)
@@ -31,31 +32,67 @@ def _whole(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(_whole)]
 """An integer; 5.0 is one too, as some languages write it."""
 
-_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-_TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_ID: dict[str, Any] = {"type": "integer", "minimum": 0}
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 
-Prompt = Annotated[
-    Any,
-    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, {"type": "array", "items": _IDS}]}),
-]
+
+def _listed(items: dict[str, Any], **bounds: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": 1, **bounds}
+
+
+_IDS = _listed(_ID)
+Prompt = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, _listed(_TEXT), _IDS, _listed(_IDS)]})]
 EarlyStopping = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "never"}]})]
+
+
+def _part(key: str, *types: str) -> dict[str, Any]:
+    fields = {"type": {"enum": list(types)}, key: {"type": "string"}}
+    return {"type": "object", "properties": fields, "required": ["type", key]}
+
+
+_PARTS = [
+    {"type": "string"},
+    _part("text", "text", "input_text", "output_text"),
+    _part("refusal", "refusal"),
+]
+_CONTENT: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": "array", "items": {"anyOf": _PARTS}},
+]
+
+
+def _message(roles: list[str], required: list[str], *content: dict[str, Any]) -> dict[str, Any]:
+    fields = {"role": {"enum": roles}, "content": {"anyOf": [*_CONTENT, *content]}}
+    return {"type": "object", "properties": fields, "required": ["role", *required]}
+
+
 Messages = Annotated[
     Any,
     WithJsonSchema(
-        {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "properties": {
-                    "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-                    "content": {"anyOf": [{"type": "string"}, {"type": "array"}]},
-                },
-                "required": ["role"],
-            },
-        }
+        _listed(
+            {
+                "anyOf": [
+                    _message(["system", "developer", "user", "tool", "function"], ["content"]),
+                    _message(["assistant"], [], {"type": "null"}),
+                ]
+            }
+        )
     ),
 ]
+
+
+def told(default: Any, description: str, **bounds: Any) -> Any:
+    """A field as callers read of it.
+
+    `bounds` are JSON schema's words for what is checked where the field is used.
+    """
+    if default is list or default is dict:
+        return Field(default_factory=default, description=description, json_schema_extra=bounds)
+    return Field(default, description=description, json_schema_extra=bounds)
+
+
+IDLE = "Taken, and changes nothing."
+_TOKENS: dict[str, Any] = {"items": {"type": "integer", "minimum": 0}}
 
 
 class StreamOptions(BaseModel):
@@ -63,9 +100,9 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    include_usage: bool | None = Field(None, description="Send the usage in a last chunk.")
-    continuous_usage_stats: bool | None = Field(None, description="Send it in every chunk.")
-    include_obfuscation: bool | None = Field(None, description="Taken and ignored.")
+    include_usage: bool | None = told(None, "Send the usage in a last chunk.")
+    continuous_usage_stats: bool | None = told(None, "Send it in every chunk; with include_usage.")
+    include_obfuscation: bool | None = told(None, IDLE)
 
 
 class Sampling(BaseModel):
@@ -73,60 +110,79 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    model: str | None = Field(None, description="A served name; the first one by default.")
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Whole = Field(1, description="Answers to each prompt.")
-    best_of: Whole | None = Field(
-        None, description="Candidates, of which the n most probable are answered; beams."
+    model: str | None = told(None, "A served name; the first one by default.")
+    stream: bool = told(False, "Answer in server-sent events, token by token.")
+    stream_options: StreamOptions | None = told(
+        None, "include_usage: the usage in a last chunk; continuous_usage_stats: in every chunk."
     )
-    seed: Whole | None = Field(None, description="Equal seeds draw equal tokens.")
-    stop: str | list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, description="Token id to added logit.")
-    min_tokens: Whole = 0
-    stop_token_ids: list[Whole] = Field(default_factory=list)
-    bad_words: list[str] = Field(default_factory=list)
-    allowed_token_ids: list[Whole] | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    prompt_logprobs: Whole | None = None
-    truncate_prompt_tokens: Whole | None = Field(
-        None, description="Keep this many tokens of the prompt; -1: as many as fit."
+    n: Whole = told(1, "Answers to each prompt.", minimum=1, maximum=MAX_N)
+    best_of: Whole | None = told(
+        None,
+        "Candidates, of which the n most probable are answered; beams.",
+        minimum=1,
+        maximum=MAX_N,
     )
-    truncation_side: Literal["left", "right"] = "left"
-    return_tokens_as_token_ids: bool = False
-    return_token_ids: bool = False
+    seed: Whole | None = told(None, "Equal seeds draw equal tokens.")
+    stop: str | list[str] | None = told(None, "Texts that end an answer.", maxItems=MAX_STOPS)
+    temperature: float | None = told(None, "0 takes the most probable token.", minimum=0)
+    top_p: float | None = told(
+        None, "Draw among the most probable, up to this sum.", exclusiveMinimum=0, maximum=1
+    )
+    top_k: Whole | None = told(None, "Draw among so many; 0 or -1: all.", minimum=-1)
+    min_p: float | None = told(
+        None, "Least probability, as a share of the greatest.", minimum=0, maximum=1
+    )
+    presence_penalty: float | None = told(
+        None, "Off the logits of tokens that the answer has.", minimum=-2, maximum=2
+    )
+    frequency_penalty: float | None = told(
+        None, "The same, for each time that it has them.", minimum=-2, maximum=2
+    )
+    repetition_penalty: float | None = told(
+        None, "Divides the logits of tokens of prompt and answer.", minimum=1e-6, maximum=1e6
+    )
+    logit_bias: dict[str, float] | None = told(
+        None, "Token id to added logit.", propertyNames={"pattern": "^[0-9]+$"}
+    )
+    min_tokens: Whole = told(0, "Tokens before anything may end the answer.", minimum=0)
+    stop_token_ids: list[Whole] = told(list, "Tokens that end an answer.", **_TOKENS)
+    bad_words: list[str] = told(list, "Texts that no answer holds.", maxItems=MAX_BAD_WORDS)
+    allowed_token_ids: list[Whole] | None = told(None, "No other tokens are drawn.", **_TOKENS)
+    include_stop_str_in_output: bool = told(False, "Keep the stop string or token in the text.")
+    ignore_eos: bool = told(False, "Go on after the end-of-sequence token.")
+    skip_special_tokens: bool = told(True, "Leave special tokens out of the text.")
+    spaces_between_special_tokens: bool = told(True, "Part special tokens that are shown.")
+    prompt_logprobs: Whole | None = told(
+        None, "Alternatives beside each prompt token; not in streams.", minimum=0
+    )
+    truncate_prompt_tokens: Whole | None = told(
+        None, "Keep this many tokens of the prompt; -1: as many as fit.", minimum=-1
+    )
+    truncation_side: Literal["left", "right"] = told("left", "Where it is cut.")
+    return_tokens_as_token_ids: bool = told(False, "Call tokens of logprobs `token_id:5`.")
+    return_token_ids: bool = told(False, "Add the ids of prompt and answer.")
     cache_salt: str = Field("", description="Parts the prefix cache.", max_length=1024)
-    priority: Whole = 0
-    echo: bool = False
-    use_beam_search: bool = Field(False, description="Search with best_of, or n, beams.")
-    length_penalty: float = Field(
-        1.0, description="Beams are compared by log probability / length ** length_penalty."
+    priority: Whole = told(0, "Lower goes first; needs --scheduling-policy priority.")
+    echo: bool = told(False, "Begin the answer with the prompt; in chats the message continued.")
+    use_beam_search: bool = told(False, "Search with best_of, or n, beams.")
+    length_penalty: float = told(
+        1.0, "Beams are compared by log probability / length ** length_penalty."
     )
-    early_stopping: EarlyStopping = Field(
-        False, description="When a search ends: as `early_stopping` of transformers."
+    early_stopping: EarlyStopping = told(
+        False, "When a search ends: as `early_stopping` of transformers."
     )
-    stream_interval: Whole | None = Field(None, description="Taken and ignored.", ge=1)
-    request_id: str | None = Field(None, description="Named in the answer's id.")
-    user: Any = Field(None, description="Taken and ignored.")
+    stream_interval: Whole | None = Field(None, description=IDLE, ge=1)
+    request_id: str | None = told(None, "Named in the answer's id.")
+    user: Any = told(None, IDLE)
 
 
 class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
-    prompt: Prompt
-    max_tokens: Whole = 16
-    logprobs: Whole | None = Field(None, description="Alternatives beside each chosen token.")
-    add_special_tokens: bool = True
+    prompt: Prompt = Field(description="A text, token ids, or a list of either.")
+    max_tokens: Whole = told(16, "Most tokens of an answer; 0 with echo scores a text.", minimum=0)
+    logprobs: Whole | None = told(None, "Alternatives beside each token.", minimum=0)
+    add_special_tokens: bool = told(True, "Let the tokenizer put its own around a text.")
 
     @property
     def max_tokens_given(self) -> bool:
@@ -139,35 +195,39 @@ class ChatTemplateFields(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    messages: Messages
-    add_generation_prompt: bool | None = Field(
-        None, description="Open an answer; true, unless the final message is continued."
+    messages: Messages = Field(description="The conversation; content is text, or parts of text.")
+    add_generation_prompt: bool | None = told(
+        None, "Open an answer; true, unless the final message is continued."
     )
-    continue_final_message: bool = Field(
-        False, description="Leave the final message open, so that the answer continues it."
+    continue_final_message: bool = told(
+        False, "Leave the final message open, so that the answer continues it."
     )
-    add_special_tokens: bool = False
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    documents: list[dict[str, Any]] | None = None
-    reasoning_effort: str | None = Field(None, description="Passed to the template.")
+    add_special_tokens: bool = told(False, "The template has put them already.")
+    chat_template_kwargs: dict[str, Any] = told(dict, "Variables for the template.")
+    documents: list[dict[str, Any]] | None = told(None, "Passed to the template.")
+    reasoning_effort: str | None = told(None, "Passed to the template.")
 
 
 class ChatRequest(Sampling, ChatTemplateFields):
     """POST /v1/chat/completions."""
 
-    max_tokens: Whole | None = None
-    max_completion_tokens: Whole | None = None
-    logprobs: bool = False
-    top_logprobs: Whole = 0
-    parallel_tool_calls: bool = Field(True, description="Taken and ignored.")
-    store: Any = Field(None, description="Taken and ignored.")
-    metadata: Any = Field(None, description="Taken and ignored.")
-    service_tier: Any = Field(None, description="Taken and ignored.")
-    prompt_cache_key: Any = Field(None, description="Taken and ignored.")
-    safety_identifier: Any = Field(None, description="Taken and ignored.")
-    verbosity: Any = Field(None, description="Taken and ignored.")
-    prediction: Any = Field(None, description="Taken and ignored.")
-    include_reasoning: Any = Field(None, description="Taken and ignored.")
+    max_tokens: Whole | None = told(None, "Older name of max_completion_tokens.", minimum=0)
+    max_completion_tokens: Whole | None = Field(
+        None, description="Most tokens of an answer; else all that fit.", ge=0
+    )
+    logprobs: bool = told(False, "Log probabilities of the answer's tokens.")
+    top_logprobs: Whole = told(0, "Alternatives beside each token; with logprobs.", minimum=0)
+    parallel_tool_calls: bool = told(True, IDLE)
+    store: Any = told(None, IDLE)
+    metadata: Any = told(None, IDLE)
+    service_tier: Any = told(None, IDLE)
+    prompt_cache_key: Any = told(None, IDLE)
+    prompt_cache_options: Any = told(None, IDLE)
+    prompt_cache_retention: Any = told(None, IDLE)
+    safety_identifier: Any = told(None, IDLE)
+    verbosity: Any = told(None, IDLE)
+    prediction: Any = told(None, IDLE)
+    include_reasoning: Any = told(None, IDLE)
 
 
 class TokenizeTextRequest(BaseModel):
@@ -194,7 +254,7 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     model: str | None = None
-    tokens: list[Whole]
+    tokens: list[Whole] = Field(json_schema_extra=_TOKENS)
 
 
 RequestBody = TypeVar("RequestBody", bound=BaseModel)

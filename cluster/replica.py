@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from ..engine.checkpoint import check_tokenizer
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
 from ..engine.worker.machine import num_cores
 from . import logs
@@ -42,8 +43,9 @@ class Replica:
         self._facts = Facts(config.name)
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
+        self._index = context.rank.rank
         self._stopped = threading.Event()
-        logs.start(config, f"replica-{context.rank.rank}")
+        logs.start(config, f"replica-{self._index}")
         _set_threads(self._model)
         try:
             self._start()
@@ -54,7 +56,7 @@ class Replica:
     def make_engine(self, model: ModelConfig) -> AsyncEngine:
         """The engine, not started yet."""
         from ..engine.engine import AsyncEngine
-        from ..engine.executor import executor_for
+        from ..engine.executors import executor_for
 
         loading = Loading(self._facts, self._id)
         return AsyncEngine(model.engine, executor_for(model.engine, loading))
@@ -83,12 +85,14 @@ class Replica:
     def _start(self) -> None:
         name = self._model.name
         self._facts.put("replica", self._id, {"model": name, "phase": "load the model"})
+        check_tokenizer(self._model.engine)
         self._engine = self.make_engine(self._model)
         capacity = self._engine.start()
         card = model_card(self._model, capacity)
         self._channel = Channel(
             self._engine,
             replica=self._id,
+            index=self._index,
             card=card,
             secret=self._facts.secret(),
             host=node_address(),

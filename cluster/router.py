@@ -9,17 +9,18 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..engine.errors import EngineLost, UnknownModel
 from ..engine.request import Request
 from . import health
-from .link import Link, ModelCard
+from .link import Fit, Link, ModelCard, anywhere
 from .membership import Member, Membership
 from .remote import RemoteLink, connect
 
 RETRY_S = 0.1
 MAX_RETRY_S = 2.0
+GONE = "it was taken away"
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class FleetRouter:
     """The Router over links to remote replicas. Used on one event loop, but for `watch`.
 
     `wanted`: how many replicas were asked for, by the served names of their model. While Serve is
-    out of reach the last snapshot holds.
+    out of reach the last snapshot holds. `on_gone`, if set, is given every link that has ended.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class FleetRouter:
         self._links: dict[str, RemoteLink] = {}
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._cards: dict[str, ModelCard] = {}
+        self.on_gone: Callable[[Link], None] | None = None
         self._turn = itertools.count(1)
         self._last_turn: dict[str, int] = {}
 
@@ -54,12 +56,12 @@ class FleetRouter:
 
         members.watch(follow)
 
-    def choose(self, model: str, request: Request) -> Link:
+    def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
         """See Router: the replica with the fewest sequences, the longest unused one of equals."""
         names = next((names for names in self._wanted if model in names), None)
         if names is None:
             raise UnknownModel(f"The model `{model}` does not exist.", "model")
-        able = self._able(names[0])
+        able = [link for link in self._able(names[0]) if fit(link)]
         if not able:
             state = self.statuses()[names[0]]
             raise EngineLost(f"no replica of {model} can take requests: it is {state}")
@@ -120,7 +122,7 @@ class FleetRouter:
         if link.num_live:
             asyncio.get_running_loop().call_later(RETRY_S, self._release, replica)
         else:
-            link.close()
+            link.close(GONE)
 
     def _reach(self, member: Member) -> None:
         if member.replica not in self._links and member.replica not in self._connecting:
@@ -155,6 +157,15 @@ class FleetRouter:
         if self._links.get(link.replica) is link:
             del self._links[link.replica]
             self._last_turn.pop(link.replica, None)
-            log.warning("replica %s is lost: %s", link.replica, link.lost)
+            if self.on_gone is not None:
+                self.on_gone(link)
+            log.log(
+                logging.INFO if link.lost == GONE else logging.WARNING,
+                "replica %s of %s is lost: %s; %d streams go on elsewhere",
+                link.replica,
+                link.card.names[0],
+                link.lost,
+                link.num_lost,
+            )
             if member := self._members.get(link.replica):
                 self._reach(member)

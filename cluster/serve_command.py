@@ -12,12 +12,16 @@ from .banner import Progress
 from .commands.completion import complete_model
 from .config import ServeConfig
 from .detach import detach, screen_of_launcher
-from .flags import configure, parameters
+from .flags import parameters
 from .open_files import lift_limit
 from .ports import check_port
+from .print_config import printed
+from .resolve import resolve
 from .running import registered
 
 DETACH = "--detach"
+PRINT = "--print-config"
+DEBUG = "--debug"
 
 
 class ServeCommand(typer.core.TyperCommand):
@@ -25,12 +29,26 @@ class ServeCommand(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Leave the arguments in `ctx.obj`, unless help or completions are asked for."""
-        wanted = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
+        wanted = [arg for arg in args if arg in ("-h", "--help", "--help-all", "--help=all")]
+        about = [arg.removeprefix("--help=") for arg in args if arg.startswith("--help=")]
+        if "--help=all" in wanted:
+            wanted = ["--help-all"]
+        elif about:
+            self._show_only(about[0])
+            wanted = ["--help"]
         if wanted or ctx.resilient_parsing:
             return super().parse_args(ctx, wanted or args)
-        ctx.obj = [arg for arg in args if arg not in ("--debug", DETACH)]
-        ctx.meta[DETACH] = DETACH in args
+        switches = {arg.replace("_", "-") for arg in args} & {DETACH, PRINT}
+        ctx.meta.update(dict.fromkeys((DETACH, PRINT), False) | dict.fromkeys(switches, True))
+        ctx.obj = [arg for arg in args if arg.replace("_", "-") not in (DEBUG, DETACH, PRINT)]
         return super().parse_args(ctx, [])
+
+    def _show_only(self, word: str) -> None:
+        """Let help show the flags with this word in their name or group."""
+        for parameter in self.params:
+            group = getattr(parameter, "rich_help_panel", None) or ""
+            names = " ".join([*parameter.opts, group]).lower()
+            parameter.hidden = word.replace("_", "-").lower() not in names  # type: ignore[attr-defined]
 
 
 def _help_all(ctx: typer.Context, wanted: bool) -> None:
@@ -43,12 +61,20 @@ def _help_all(ctx: typer.Context, wanted: bool) -> None:
 
 def _serve(ctx: typer.Context, **_: object) -> None:
     """Serve a model over the OpenAI API."""
-    config = configure(ctx.obj)
+    resolved = resolve(ctx.obj)
+    config = resolved.config
+    if ctx.meta[PRINT]:
+        for remark in resolved.remarks:
+            typer.echo(f"  {remark}", err=True)
+        typer.echo(printed(resolved), nl=False)
+        return
     if ctx.meta[DETACH]:
         raise typer.Exit(_detach(ctx.obj, config))
     screen = screen_of_launcher()
     with registered(config) as registration:
         progress = Progress(screen=screen, detached=screen is not None, on_ready=registration.ready)
+        for remark in resolved.remarks:
+            progress.note(remark)
         _run(config, progress)
 
 
@@ -82,14 +108,22 @@ def add_to(app: typer.Typer) -> None:
     every = typer.Option(
         "--help-all", help="Show every flag.", metavar="", callback=_help_all, is_eager=True
     )
+    shown = typer.Option(
+        PRINT,
+        help="Print the configuration as YAML, with where each value comes from, and end.",
+        metavar="",
+    )
     detached = typer.Option(DETACH, help="Serve in the background, once it is ready.", metavar="")
-    debug = typer.Option("--debug", help="Show tracebacks.", metavar="", hidden=True)
+    debug = typer.Option(DEBUG, help="Show tracebacks.", metavar="", hidden=True)
     _serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter("ctx", kind, annotation=typer.Context),
             inspect.Parameter("model", kind, default=None, annotation=Annotated[str | None, model]),
             inspect.Parameter("config", kind, default=None, annotation=Annotated[str | None, file]),
             inspect.Parameter("help_all", kind, default=False, annotation=Annotated[bool, every]),
+            inspect.Parameter(
+                "print_config", kind, default=False, annotation=Annotated[bool, shown]
+            ),
             inspect.Parameter("detach", kind, default=False, annotation=Annotated[bool, detached]),
             inspect.Parameter("debug", kind, default=False, annotation=Annotated[bool, debug]),
             *parameters(),

@@ -17,8 +17,9 @@ from ..engine.errors import InvalidRequest, ShoalError, UnknownModel
 from ..engine.text import Tokenizer
 from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
+from .failover import Failover
 from .link import ModelCard, Router
-from .metrics import Metrics
+from .pool import Pool
 from .protocol import RequestBody, parse
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,18 @@ LEFT = 499
 class Serving:
     """The state of one gateway."""
 
-    def __init__(self, config: ServeConfig, router: Router) -> None:
+    def __init__(self, config: ServeConfig, router: Router, pool: Pool) -> None:
         self.config = config
         self.router = router
-        self.metrics = Metrics(router)
+        self.pool = pool
+        self.metrics = pool.metrics
+        self.failover = Failover(
+            router,
+            self.metrics,
+            timeout_s=0 if config.local else config.failover_timeout,
+            grace_s=config.drain_grace,
+            max_failovers=config.max_failovers,
+        )
         self._loader = ThreadPoolExecutor(1, "shoal-tokenizer")
         self._tokenizers: dict[str, Future[Tokenizer]] = {}
         for model in config.models:
@@ -97,10 +106,11 @@ class Serving:
 
     def _load(self, model: ModelConfig) -> Future[Tokenizer]:
         engine = model.engine
+        path, revision = engine.tokenizer_place
         loading = self._loader.submit(
             Tokenizer.load,
-            engine.tokenizer or engine.model,
-            revision=engine.revision if engine.tokenizer is None else None,
+            path,
+            revision=revision,
             download_dir=engine.download_dir,
             chat_template=engine.chat_template,
             confined=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,17 +18,11 @@ from ..engine import config as engine_config
 from ..engine.config import EngineConfig
 from ..engine.errors import ConfigError
 from .config import BUNDLED, ModelConfig, ServeConfig, bundled_model, keys, model_keys, validated
-from .names import CHANGES_NOTHING, NOT_BUILT, RENAMED
-from .values import convert
+from .environment import from_environment
+from .names import IDLE, NOT_BUILT, RENAMED
+from .values import convert, shown
 
 MODELS = "models"
-
-ENVIRONMENT = {
-    "api_key": ("SHOAL_API_KEY", "VLLM_API_KEY"),
-    "log_dir": ("SHOAL_LOG_DIR",),
-}
-"""Keys that the environment may set, by variables of which the first one set counts; several API
-keys are parted by commas."""
 
 
 class _Given(NamedTuple):
@@ -46,8 +41,10 @@ def serve_config(
     as it was given, or `models[0].KEY` for one of an item.
     """
     given = _read({raw: value for raw, value in settings.items() if plain(raw) != MODELS})
-    for name, value in _from_environment(environ).items():
-        given.values.setdefault(name, value)
+    for name, (value, variable) in from_environment(environ).items():
+        if name not in given.values:
+            given.values[name] = converted(variable, value, keys()[name].kind)
+            given.written[name] = variable
     listed = [value for raw, value in settings.items() if plain(raw) == MODELS]
     with _as_written(given.written):
         _check(given.values)
@@ -80,6 +77,11 @@ def plain(raw: str) -> str:
     return raw.lstrip("-").replace("-", "_")
 
 
+def stem(raw: str) -> str:
+    """A key without dashes, and without the path into its JSON (`--compilation-config.mode`)."""
+    return plain(raw).partition(".")[0]
+
+
 def target(raw: str) -> str:
     """The key that `raw` sets; itself where it is no other name of one."""
     return RENAMED.get(plain(raw), plain(raw)).lstrip("!")
@@ -87,15 +89,13 @@ def target(raw: str) -> str:
 
 def _held(raw: str, name: str, value: object) -> object:
     """The value that `raw` gives to `name`."""
-    if plain(raw) in CHANGES_NOTHING:
-        return converted(raw, value, bool)
-    if plain(raw) in NOT_BUILT:
+    if stem(raw) in IDLE:
+        return converted(raw, value, bool | None) if IDLE[stem(raw)].kind is bool else None
+    if stem(raw) in NOT_BUILT:
         refuse_unbuilt(raw, value)
         return None
     if name not in keys():
-        near = nearest(raw)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise ConfigError(f"unknown setting {raw!r}{hint}", raw)
+        raise ConfigError(f"unknown setting {raw!r}{_hint(raw, value)}", raw)
     if name == "max_model_len" and value in ("auto", -1, "-1"):
         raise ConfigError(
             f"{raw}={value} cannot be kept: choosing the longest that fits is not built yet. "
@@ -107,9 +107,20 @@ def _held(raw: str, name: str, value: object) -> object:
     return converted(raw, value, keys()[name].kind)
 
 
+def _hint(raw: str, value: object) -> str:
+    if plain(raw) in ("applications", "proxy_location", "http_options"):
+        return ": a file that holds it is for `serve deploy`"
+    if isinstance(value, Mapping):
+        return ": settings stand at the left edge, not in a block"
+    if isinstance(value, list | tuple):
+        return ": settings stand at the left edge, each with its value"
+    near = nearest(raw)
+    return f"; did you mean {near!r}?" if near else ""
+
+
 def nearest(raw: str) -> str | None:
     """The known key most like `raw`, in its style of dashes."""
-    known = [*keys(), *RENAMED, *CHANGES_NOTHING, *NOT_BUILT]
+    known = [*keys(), *RENAMED, *IDLE, *NOT_BUILT]
     near = difflib.get_close_matches(plain(raw), known, n=1, cutoff=0.6)
     if not near:
         return None
@@ -119,10 +130,35 @@ def nearest(raw: str) -> str | None:
 
 def refuse_unbuilt(raw: str, value: object) -> None:
     """Raise ConfigError unless `value`, which may be text, leaves the unbuilt feature off."""
-    off, reason = NOT_BUILT[plain(raw)]
-    if value is not None and str(value).lower() not in ("none", str(off).lower()):
-        shown = "" if value is True else f" {value}" if raw.startswith("--") else f": {value}"
-        raise ConfigError(f"`{raw}{shown}` cannot be kept: {reason}. Remove it to go on", raw)
+    unbuilt = NOT_BUILT[stem(raw)]
+    if unbuilt.kind is bool:
+        value = converted(raw, value, bool | None)
+    if unbuilt.asks(value):
+        said = setting(raw, value)
+        raise ConfigError(f"`{said}` cannot be kept: {unbuilt.why}. Remove it to go on", raw)
+
+
+def setting(raw: str, value: object) -> str:
+    """A key and its value as they are written, on a command line or in YAML."""
+    if not raw.startswith("-"):
+        return f"{raw}: {shown(value)}"
+    if isinstance(value, bool):
+        return raw if value else f"--no-{raw.lstrip('-')}"
+    return f"{raw} {shown(value)}"
+
+
+def remarks(settings: Mapping[str, object]) -> Iterator[str]:
+    """A line for each key that changes nothing, or that has another name here."""
+    for raw, value in settings.items():
+        if plain(raw) == MODELS and isinstance(value, list | tuple):
+            for item in value:
+                yield from remarks(item if isinstance(item, Mapping) else {})
+        elif stem(raw) in IDLE:
+            yield f"{setting(raw, value)}: {IDLE[stem(raw)].why}"
+        elif plain(raw) in RENAMED and target(raw) != "model":
+            here = target(raw).replace("_", "-")
+            here = f"--{here}" if raw.startswith("-") else here
+            yield f"{setting(raw, value)} is `{setting(here, _held(raw, target(raw), value))}` here"
 
 
 def converted(raw: str, value: object, kind: Any) -> object:
@@ -130,16 +166,8 @@ def converted(raw: str, value: object, kind: Any) -> object:
     try:
         return convert(value, kind)
     except ValueError as error:
-        raise ConfigError(f"{raw} is {value!r}; expected {error}", raw) from None
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, variables in ENVIRONMENT.items():
-        value = next((environ[v] for v in variables if environ.get(v)), None)
-        if value is not None:
-            found[name] = tuple(filter(None, value.split(","))) if name == "api_key" else value
-    return found
+        given = repr(shown(value)) if isinstance(value, str) else shown(value)
+        raise ConfigError(f"{raw} is {given}; expected {error}", raw) from None
 
 
 def _listed(items: object, common: _Given) -> tuple[ModelConfig, ...]:
@@ -198,6 +226,11 @@ def _model(given: Mapping[str, object]) -> ModelConfig:
         values["model"] = str(bundled_model())
         values["served_model_name"] = values.get("served_model_name") or (BUNDLED,)
     values["served_model_name"] = values.get("served_model_name") or (values["model"],)
+    if values.get("chat_template"):
+        from ..engine.template import template_text  # jinja2 is not for every command
+
+        # Its text goes along: a gateway on another node has not the file.
+        values["chat_template"] = template_text(str(values["chat_template"]))
     names = engine_config.engine_keys()
     engine = EngineConfig(**{k: v for k, v in values.items() if k in names})  # type: ignore[arg-type]
     rest = {k: v for k, v in values.items() if k not in names}
@@ -211,7 +244,10 @@ def _as_written(written: Mapping[str, str], where: str = "") -> Iterator[None]:
         yield
     except ConfigError as error:
         key = written.get(error.key or "", error.key)
-        raise ConfigError(where + error.message, key) from None
+        said = error.message
+        if key and re.match(rf"{re.escape(error.key or '')}[ =]", said):
+            said = key.rpartition(".")[2] + said.removeprefix(error.key or "")
+        raise ConfigError(where + said, key) from None
 
 
 def _check(given: Mapping[str, object]) -> None:

@@ -38,6 +38,7 @@ UNBUILT: Mapping[str, Unbuilt] = {
     "suffix": Unbuilt("completing text before a suffix is not built yet"),
     "prompt_embeds": Unbuilt("prompts as embeddings are not built yet"),
     "modalities": Unbuilt("answers other than text are not built yet", (["text"],)),
+    "moderation": Unbuilt("moderation is not built"),
     "audio": Unbuilt("spoken answers are not built yet"),
     "web_search_options": Unbuilt("searching the web is not built yet"),
     "logits_processors": Unbuilt("code from requests is never run"),

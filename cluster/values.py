@@ -32,6 +32,24 @@ def convert(value: object, kind: Any) -> object:
     return {bool: _truth, int: _whole, float: _number, str: _text}[kind](value)
 
 
+def shown(value: object) -> str:
+    """The value as it is written, shortened."""
+    if isinstance(value, bool) or value is None:
+        text = {True: "true", False: "false", None: "null"}[value]
+    else:
+        text = value if isinstance(value, str) else _written(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _written(value: object) -> str:
+    if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+        return " ".join(value)
+    try:
+        return json.dumps(value, default=str)
+    except (ValueError, RecursionError):
+        return type(value).__name__
+
+
 def optional(kind: Any) -> bool:
     """Whether the annotation admits None."""
     return types.NoneType in get_args(kind)
@@ -86,12 +104,13 @@ def _number(value: object) -> float:
 def _text(value: object) -> str:
     if isinstance(value, str):
         return value
-    raise ValueError(f'text; put it in quotes: "{value}"' if _is_scalar(value) else "text")
+    raise ValueError("text, in quotes" if isinstance(value, (bool, int, float)) else "text")
 
 
 def _word(value: object, words: tuple[str, ...]) -> str:
-    if isinstance(value, str) and value in words:
-        return value
+    for word in words:
+        if isinstance(value, str) and value.lower() == word.lower():
+            return word
     raise ValueError(f"one of {', '.join(words)}")
 
 
@@ -109,7 +128,3 @@ def _texts(value: object) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)):
         return tuple(_text(item) for item in value)
     raise ValueError("text or a list of texts")
-
-
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, (bool, int, float))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import uvicorn
 
 from .config import ServeConfig
+from .connection import Connection
 
 KEEP_ALIVE_S = 75
 """Longer than the pools of clients keep an idle connection, so that they part with it first."""
@@ -28,6 +29,8 @@ def web_config(
         log_level=config.uvicorn_log_level,
         log_config=None,
         access_log=False,
+        http=Connection,
+        ws="none",
         lifespan=lifespan,
         root_path=config.root_path,
         ssl_keyfile=config.ssl_keyfile if tls else None,

@@ -1,7 +1,7 @@
 """A YAML configuration file: its keys, each with the line it stands on.
 
 A file that cannot be read is answered with its line and, where one change to that line mends the
-file, with the mended line.
+file, with the mended line. Nothing in a file is executed, and what it may hold is bounded.
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ from yaml.reader import ReaderError
 
 from ..engine.errors import ConfigError
 
+MAX_BYTES = 64 * 2**10
+MAX_VALUES = 10_000  # with every alias written out
+SHOWN = 160  # characters of a line that are quoted
+
+_TAG = "tag:yaml.org,2002:"
+_KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
+_TAGS = {_TAG + kind for kind in _KINDS}
+
 
 class Entry(NamedTuple):
     """A value and the number of its line, from 1, with the line's text.
 
-    Of a list, `items` are the places of its items and, where these are mappings, of their keys.
+    `source` is the value as it was written. Of a list, `items` are the places of its items and,
+    where these are mappings, of their keys.
     """
 
     value: object
     line: int
     text: str
+    source: str = ""
     items: tuple[Item, ...] = ()
 
 
@@ -37,16 +47,16 @@ class Item(NamedTuple):
     entries: dict[str, Entry]
 
 
-class _Fault(NamedTuple):
+class _Fault(Exception):
     """Why a text is refused, and the line, from 0, where that was noticed.
 
     `begun` is the line of what it was in the middle of; None where the text is YAML, but no
     configuration.
     """
 
-    line: int
-    reason: str
-    begun: int | None = None
+    def __init__(self, line: int, reason: str, begun: int | None = None) -> None:
+        super().__init__(line, reason, begun)
+        self.line, self.reason, self.begun = line, reason, begun
 
 
 def read(path: str | Path) -> dict[str, Entry]:
@@ -54,80 +64,163 @@ def read(path: str | Path) -> dict[str, Entry]:
 
     Raises ConfigError with file, line, the line itself and, if it can be guessed, the right one.
     """
+    text = _text_of(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}", "config") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text", "config") from None
-    found = _parse(text)
-    if isinstance(found, _Fault):
-        raise ConfigError(_explain(str(path), text, found), "config")
-    return found
+        return _parse(text)
+    except _Fault as fault:
+        raise ConfigError(_explain(str(path), text, fault), "config") from None
 
 
 def quote(path: str, line: int, text: str, instead: str | None = None) -> str:
-    """Where something stands, the line itself, and the line that should be there.
+    """Where something stands, the line itself, and the lines that should be there.
 
     What begins a line is shown where it alone is wrong, a tab as `\\t`.
     """
     begins_wrong = instead is not None and instead.strip() == text.strip()
     there = text.rstrip().replace("\t", "\\t") if begins_wrong else text.strip()
-    shown = f"\n  {path}, line {line}:\n    {there}"
-    return shown + (f"\n  should read:\n    {instead.strip()}" if instead else "")
+    shown = f"\n  {path}, line {line}:\n    {shortened(there)}"
+    if not instead:
+        return shown
+    lines = (f"\n    {shortened(new)}" for new in instead.strip().split("\n"))
+    return shown + "\n  should read:" + "".join(lines)
 
 
-def _parse(text: str) -> dict[str, Entry] | _Fault:
+def shortened(text: str) -> str:
+    """The text, or its beginning where it is too long to be shown."""
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _text_of(path: str | Path) -> str:
     try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None or node.tag == "tag:yaml.org,2002:null":
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}", "config") from None
+    except ValueError as error:
+        raise ConfigError(f"cannot read {path!r}: {error}", "config") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(
+            f"{path} is longer than {MAX_BYTES:,} bytes: that is no configuration", "config"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text", "config") from None
+
+
+def _parse(text: str) -> dict[str, Entry]:
+    """Raises _Fault."""
+    try:
+        node = yaml.SafeLoader(text).get_single_node()
+        if node is None or node.tag == _TAG + "null":
             return {}
+        _bound(node)
         if not isinstance(node, yaml.MappingNode):
             at = node.start_mark.line
-            return _Fault(at, "a file is a list of `key: value` lines", at)
-        return _entries(loader, node, text.splitlines())
+            raise _Fault(at, "a file is a list of `key: value` lines", at)
+        return _Document(text).entries(node)
     except yaml.MarkedYAMLError as error:
         begun, noticed = error.context_mark, error.problem_mark or error.context_mark
         at = noticed.line if noticed else 0
         if begun and error.context == "while scanning a simple key":
             at = begun.line
-        return _Fault(at, error.problem or "not YAML", begun.line if begun else at)
+        raise _Fault(at, error.problem or "not YAML", begun.line if begun else at) from None
     except ReaderError as error:
         at = text.count("\n", 0, error.position)
-        return _Fault(at, "a character that YAML does not allow", at)
+        raise _Fault(at, "a character that YAML does not allow", at) from None
+    except RecursionError:
+        raise _Fault(0, "it is nested too deeply") from None
 
 
-def _entries(
-    loader: yaml.SafeLoader, node: yaml.MappingNode, lines: list[str]
-) -> dict[str, Entry] | _Fault:
-    found: dict[str, Entry] = {}
-    for key_node, value_node in node.value:
-        at = key_node.start_mark.line
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            return _Fault(at, f"a key is a word, not {key!r}")
-        if key in found:
-            return _Fault(at, f"{key!r} was set before, on line {found[key].line}")
-        value = loader.construct_object(value_node, deep=True)
-        items = _items(loader, value_node, lines)
-        if isinstance(items, _Fault):
-            return items
-        found[key] = Entry(value, at + 1, lines[at], items)
-    return found
+def _bound(root: yaml.Node) -> None:
+    """Raise _Fault where aliases make the document endless or far larger than its text."""
+    sizes: dict[int, int | None] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            known = sizes[id(node)]
+            if known is None:
+                raise _Fault(node.start_mark.line, "it contains itself, by an alias")
+            return known
+        sizes[id(node)] = None
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        total = 1 + sum(map(size, children))
+        if total > MAX_VALUES:
+            raise _Fault(node.start_mark.line, f"it holds more than {MAX_VALUES:,} values")
+        sizes[id(node)] = total
+        return total
+
+    size(root)
 
 
-def _items(loader: yaml.SafeLoader, node: yaml.Node, lines: list[str]) -> tuple[Item, ...] | _Fault:
-    found = []
-    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-        entries: dict[str, Entry] | _Fault = {}
-        if isinstance(item, yaml.MappingNode):
-            entries = _entries(loader, item, lines)
-        if isinstance(entries, _Fault):
-            return entries
-        at = item.start_mark.line
-        found.append(Item(at + 1, lines[at], entries))
-    return tuple(found)
+class _Document:
+    """Nodes of one text, made into values and places."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._lines = text.splitlines()
+        self._loader = yaml.SafeLoader("")
+
+    def entries(self, node: yaml.MappingNode) -> dict[str, Entry]:
+        """The keys of a mapping. Raises _Fault for a key that is given twice or is no word."""
+        found: dict[str, Entry] = {}
+        for key_node, value_node in node.value:
+            at = key_node.start_mark.line
+            key = self._value(key_node)
+            if key == "<<":
+                raise _Fault(at, "keys are not merged; write each where it belongs")
+            if not isinstance(key, str):
+                raise _Fault(at, f"a key is a word, not {key!r}")
+            if key in found:
+                raise _Fault(at, f"{key!r} was set before, on line {found[key].line}; keep one")
+            value, source = self._value(value_node), self._source(value_node)
+            found[key] = Entry(value, at + 1, self._lines[at], source, self._items(value_node))
+        return found
+
+    def _items(self, node: yaml.Node) -> tuple[Item, ...]:
+        found = []
+        for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+            at = item.start_mark.line
+            entries = self.entries(item) if isinstance(item, yaml.MappingNode) else {}
+            found.append(Item(at + 1, self._lines[at], entries))
+        return tuple(found)
+
+    def _value(self, node: yaml.Node) -> object:
+        if node.tag not in _TAGS:
+            raise _Fault(node.start_mark.line, f"tags such as {node.tag} are not read")
+        if isinstance(node, yaml.MappingNode):
+            return {key: entry.value for key, entry in self.entries(node).items()}
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item) for item in node.value]
+        assert isinstance(node, yaml.ScalarNode)
+        return self._scalar(node)
+
+    def _scalar(self, node: yaml.ScalarNode) -> object:
+        """A text, number, truth or nothing.
+
+        Dates and what YAML 1.1 takes for numbers to base 60 or 8 stay the text that they are.
+        """
+        kind = node.tag.removeprefix(_TAG)
+        written = str(node.value)
+        is_odd = ":" in written or re.fullmatch(r"[+-]?0[0-9_]+", written)
+        if kind in ("str", "timestamp", "merge", "value") or (kind in ("int", "float") and is_odd):
+            return written
+        try:
+            return self._loader.construct_object(node)
+        except (ValueError, KeyError):
+            raise _Fault(node.start_mark.line, f"{written[:40]!r} is no {kind}") from None
+
+    def _source(self, node: yaml.Node) -> str:
+        start = node.start_mark.index - (node.start_mark.column if _is_block(node) else 0)
+        return self._text[start : node.end_mark.index].rstrip()
+
+
+def _is_block(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.CollectionNode) and not node.flow_style
 
 
 def _explain(path: str, text: str, fault: _Fault) -> str:
@@ -143,8 +236,11 @@ def _explain(path: str, text: str, fault: _Fault) -> str:
 
 def _mends(lines: list[str], noticed: int) -> bool:
     """Whether the text is right beyond the line where it was found wrong."""
-    found = _parse("\n".join(lines))
-    return isinstance(found, dict) or found.line > noticed
+    try:
+        _parse("\n".join(lines))
+    except _Fault as fault:
+        return fault.line > noticed
+    return True
 
 
 def _guesses(line: str) -> Iterator[str]:

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from . import tokenizer_files
 from .config import EngineConfig
 from .model.config import ModelFacts, model_facts
 from .model.hub import find_model
+from .model.repository import Progress
 
 
-def checkpoint_facts(config: EngineConfig) -> ModelFacts:
+def checkpoint_facts(config: EngineConfig, on_progress: Progress | None = None) -> ModelFacts:
     """Facts of the model of `config`, which is fetched where it is neither here nor in the cache.
 
-    Raises LoadError.
+    `on_progress` is told (bytes fetched, bytes to fetch). Raises LoadError.
     """
     folder = find_model(
         config.model,
         revision=config.revision,
         download_dir=config.download_dir,
         load_format=config.load_format,
+        on_progress=on_progress,
     )
-    return model_facts(folder, generation_config=config.generation_config == "auto")
+    named = {"auto": True, "vllm": False, "shoal": False}
+    chosen = named.get(config.generation_config, Path(config.generation_config))
+    return model_facts(folder, generation_config=chosen)
+
+
+def check_tokenizer(config: EngineConfig) -> None:
+    """Read the tokenizer of `config`, so that what is wrong with it is known before weights load.
+
+    Raises LoadError, and ConfigError for the chat template.
+    """
+    path, revision = config.tokenizer_place
+    tokenizer_files.read(path, revision, config.download_dir, config.chat_template)

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError
+from .names import IDLE
+from .unbuilt import NOT_BUILT
 
 DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
 MODEL_IMPLS = ("auto", "shoal", "transformers")
 LOAD_FORMATS = ("auto", "safetensors", "pt", "dummy")
+GENERATION = ("auto", "vllm", "shoal")
 POLICIES = ("fcfs", "priority")
+
+log = logging.getLogger(__name__)
 
 
 def setting(default: Any, help: str, *, group: str, first: bool = False) -> Any:
@@ -43,6 +49,9 @@ class EngineConfig:
         None, "Tokenizer folder or hub id, where it is not the model's.", group="Model"
     )
     revision: str | None = setting(None, "Branch, tag or commit of a hub model.", group="Model")
+    tokenizer_revision: str | None = setting(
+        None, "Branch, tag or commit of the tokenizer (default: the model's).", group="Model"
+    )
     download_dir: str | None = setting(
         None, "Where hub models are kept (default: the hub's own cache).", group="Model"
     )
@@ -74,7 +83,7 @@ class EngineConfig:
     generation_config: str = setting(
         "auto",
         "auto: the model's generation_config.json gives default sampling parameters; "
-        "vllm or shoal: it does not.",
+        "vllm or shoal: it does not; a folder: that one's does.",
         group="Model",
     )
     chat_template: str | None = setting(
@@ -168,6 +177,13 @@ class EngineConfig:
         _check(self)
 
     @property
+    def tokenizer_place(self) -> tuple[str, str | None]:
+        """Folder or hub id of the tokenizer, and its revision."""
+        own = self.tokenizer in (None, self.model)
+        revision = self.tokenizer_revision or (self.revision if own else None)
+        return self.tokenizer or self.model, revision
+
+    @property
     def sharers(self) -> int:
         """How many engines share the memory, this one included."""
         return self.memory_sharers or 1
@@ -178,98 +194,6 @@ class EngineConfig:
         return self.max_num_batched_tokens or max(2048, self.max_num_seqs)
 
 
-NOT_BUILT: Mapping[str, tuple[object, str]] = {
-    "quantization": (None, "quantized weights are not built yet"),
-    "kv_cache_dtype": ("auto", "a quantized KV cache is not built yet"),
-    "trust_remote_code": (False, "code from a model's repository is never run"),
-    "speculative_config": (None, "speculative decoding is not built yet"),
-    "enable_lora": (False, "LoRA adapters are not built yet"),
-    "lora_modules": (None, "LoRA adapters are not built yet"),
-    "enable_expert_parallel": (False, "experts are not spread over ranks yet"),
-    "data_parallel_size": (1, "several copies of a model are made with --replicas N"),
-    "enable_auto_tool_choice": (False, "tool calls are not built yet"),
-    "tool_call_parser": (None, "tool calls are not built yet"),
-    "reasoning_parser": (None, "reasoning parsers are not built yet"),
-    "rope_scaling": (None, "overriding the checkpoint's rope is not built yet"),
-    "hf_overrides": (None, "overriding the checkpoint's configuration is not built yet"),
-    "kv_transfer_config": (None, "moving KV between engines is not built yet"),
-    "cpu_offload_gb": (0, "offloading weights is not built yet"),
-    "swap_space": (None, "preempted requests are recomputed, not swapped"),
-    "limit_mm_per_prompt": (None, "images, audio and video are not built yet"),
-    "mm_processor_kwargs": (None, "images, audio and video are not built yet"),
-    "mm_processor_cache_gb": (None, "images, audio and video are not built yet"),
-    "media_io_kwargs": (None, "images, audio and video are not built yet"),
-    "language_model_only": (False, "images, audio and video are not built yet"),
-    "allowed_local_media_path": ("", "images, audio and video are not built yet"),
-    "quantization_config": (None, "quantized weights are not built yet"),
-    "calculate_kv_scales": (False, "a quantized KV cache is not built yet"),
-    "max_loras": (1, "LoRA adapters are not built yet"),
-    "max_lora_rank": (16, "LoRA adapters are not built yet"),
-    "max_cpu_loras": (None, "LoRA adapters are not built yet"),
-    "fully_sharded_loras": (False, "LoRA adapters are not built yet"),
-    "lora_dtype": ("auto", "LoRA adapters are not built yet"),
-    "data_parallel_size_local": (None, "several copies of a model are made with --replicas N"),
-    "data_parallel_rank": (None, "several copies of a model are made with --replicas N"),
-    "data_parallel_address": (None, "several copies of a model are made with --replicas N"),
-    "data_parallel_backend": ("ray", "several copies of a model are made with --replicas N"),
-    "distributed_executor_backend": ("ray", "ranks are placed by Ray; --local does without it"),
-    "decode_context_parallel_size": (1, "context parallelism is not built yet"),
-    "prefill_context_parallel_size": (1, "context parallelism is not built yet"),
-    "nnodes": (1, "nodes join through Ray: `ray start --address=...`"),
-    "node_rank": (0, "nodes join through Ray: `ray start --address=...`"),
-    "master_addr": (None, "nodes join through Ray: `ray start --address=...`"),
-    "master_port": (None, "nodes join through Ray: `ray start --address=...`"),
-    "enable_eplb": (False, "experts are not spread over ranks yet"),
-    "all2all_backend": (None, "experts are not spread over ranks yet"),
-    "kv_offloading_size": (None, "offloading the KV cache is not built yet"),
-    "kv_events_config": (None, "events of the KV cache are not built yet"),
-    "structured_outputs_config": (None, "structured output is not built yet"),
-    "guided_decoding_backend": (None, "structured output is not built yet"),
-    "reasoning_parser_plugin": (None, "reasoning parsers are not built yet"),
-    "override_generation_config": (None, "overriding sampling defaults is not built yet"),
-    "logits_processors": (None, "logits processors of a server are not built yet"),
-    "logprobs_mode": ("raw_logprobs", "only raw log probabilities are built"),
-    "rope_theta": (None, "overriding the checkpoint's rope is not built yet"),
-    "disable_sliding_window": (False, "windows are kept as the checkpoint has them"),
-    "runner": ("generate", "only generating models are built"),
-    "task": ("generate", "only generating models are built"),
-    "convert": ("none", "only generating models are built"),
-    "pooler_config": (None, "only generating models are built"),
-    "tokenizer_mode": ("auto", "the tokenizer's own files decide"),
-    "skip_tokenizer_init": (False, "serving without a tokenizer is not built yet"),
-    "config_format": ("auto", "only checkpoints in Hugging Face layout are read"),
-    "hf_config_path": (None, "the configuration is read from the model's folder"),
-    "hf_token": (None, "the hub's token is read from HF_TOKEN"),
-    "code_revision": (None, "code from a model's repository is never run"),
-    "tokenizer_revision": (None, "the tokenizer is read at --revision"),
-    "ignore_patterns": (None, "only safetensors and the tokenizer's files are read"),
-    "model_loader_extra_config": (None, "weights are read in one way only"),
-    "max_parallel_loading_workers": (None, "weights are read in one way only"),
-    "compilation_config": (None, "compiling a model is not built yet"),
-    "optimization_level": (None, "compiling a model is not built yet"),
-    "cudagraph_capture_sizes": (None, "recording steps is not built yet"),
-    "max_seq_len_to_capture": (None, "recording steps is not built yet"),
-    "attention_backend": (None, "the kernels choose by device"),
-    "worker_cls": ("auto", "workers cannot be replaced"),
-    "worker_extension_cls": ("", "workers cannot be replaced"),
-    "scheduler_cls": (None, "the scheduler cannot be replaced"),
-    "stream_interval": (1, "tokens are streamed as they come"),
-    "max_num_partial_prefills": (1, "the token budget alone bounds a step"),
-    "max_long_partial_prefills": (1, "the token budget alone bounds a step"),
-    "long_prefill_token_threshold": (0, "the token budget alone bounds a step"),
-    "num_lookahead_slots": (0, "speculative decoding is not built yet"),
-    "enable_sleep_mode": (False, "sleeping engines are not built yet"),
-    "otlp_traces_endpoint": (None, "tracing is not built yet"),
-    "collect_detailed_traces": (None, "tracing is not built yet"),
-    "profiler_config": (None, "profiling is not built yet"),
-    "additional_config": (None, "there is no platform that reads it"),
-}
-"""Keys of vLLM that are known and refused.
-
-The value that changes nothing, and the reason in plain words.
-"""
-
-
 def engine_keys() -> tuple[str, ...]:
     """The names that EngineConfig takes."""
     return tuple(f.name for f in dataclasses.fields(EngineConfig))
@@ -278,13 +202,16 @@ def engine_keys() -> tuple[str, ...]:
 def from_keys(keys: Mapping[str, Any]) -> EngineConfig:
     """An EngineConfig from vLLM's keys by their underscore names.
 
-    None stands for the default. Raises ConfigError for an unknown key (with the nearest known one)
-    and for a feature that is not built.
+    None stands for the default; what a key that changes nothing means here is logged. Raises
+    ConfigError for an unknown key (with the nearest known one) and for a feature that is not built.
     """
     known = {}
     for key, value in keys.items():
         if key in NOT_BUILT:
             refuse_unbuilt(key, value)
+        elif key in IDLE:
+            if IDLE[key].asks(value):
+                log.warning("%s=%r changes nothing: %s", key, value, IDLE[key].why)
         elif key in engine_keys():
             if value is not None:
                 known[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -295,9 +222,9 @@ def from_keys(keys: Mapping[str, Any]) -> EngineConfig:
 
 def refuse_unbuilt(key: str, value: object) -> None:
     """Raise ConfigError unless `value` leaves the unbuilt feature off."""
-    off, reason = NOT_BUILT[key]
-    if value is not None and value != off:
-        raise ConfigError(f"{key}={value!r} cannot be kept: {reason}. Remove it to go on.", key)
+    if NOT_BUILT[key].asks(value):
+        why = NOT_BUILT[key].why
+        raise ConfigError(f"{key}={value!r} cannot be kept: {why}. Remove it to go on.", key)
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -317,7 +244,8 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
 def _check(config: EngineConfig) -> None:
     for field in dataclasses.fields(config):
         _of_kind(config, field.name, str(field.type))
-    _one_of(config, "generation_config", ("auto", "vllm", "shoal"))
+    if not os.path.isdir(config.generation_config):
+        _one_of(config, "generation_config", (*GENERATION, "a folder"))
     _one_of(config, "dtype", DTYPES)
     _one_of(config, "model_impl", MODEL_IMPLS)
     _one_of(config, "load_format", LOAD_FORMATS)

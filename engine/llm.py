@@ -18,12 +18,13 @@ from .config import from_keys
 from .engine import AsyncEngine
 from .errors import InvalidRequest, Overloaded
 from .executor import Executor
+from .model.hub import find_model
 from .outputs import Answer
 from .outputs import CompletionOutput as CompletionOutput
 from .outputs import Logprob as Logprob
 from .outputs import RequestOutput as RequestOutput
 from .progress import Progress
-from .request import Request, SamplingParams, Update, candidates_of
+from .request import FinishReason, Request, SamplingParams, Update, candidates_of
 from .text import Tokenizer, with_bad_words
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
@@ -50,9 +51,10 @@ class LLM:
     def __init__(self, model: str, *, executor: Executor | None = None, **keys: Any) -> None:
         config = from_keys({"model": model, **keys})
         self.config = config
+        path, revision = config.tokenizer_place
         self.tokenizer = Tokenizer.load(
-            config.tokenizer or config.model,
-            revision=config.revision if config.tokenizer is None else None,
+            path,
+            revision=revision,
             download_dir=config.download_dir,
             chat_template=config.chat_template,
         )
@@ -150,11 +152,11 @@ class LLM:
             from transformers import AutoTokenizer
 
             config = self.config
-            self._transformers = AutoTokenizer.from_pretrained(
-                config.tokenizer or config.model,
-                revision=config.revision if config.tokenizer is None else None,
-                cache_dir=config.download_dir,
+            path, revision = config.tokenizer_place
+            folder = find_model(
+                path, revision=revision, download_dir=config.download_dir, weights=False
             )
+            self._transformers = AutoTokenizer.from_pretrained(str(folder))
             if config.chat_template is not None:
                 self._transformers.chat_template = self.tokenizer.chat_templates["default"]
         return self._transformers
@@ -315,7 +317,7 @@ def _drive(
                 for update in batch:
                     answer = answers[update.id]
                     if answer.take(update):
-                        engine.abort(update.id, update.sibling)
+                        engine.abort(update.id, update.sibling, FinishReason.STOP)
                     if answer.output.finished and update.id in live:
                         live.discard(update.id)
                         progress.add(answer.output)

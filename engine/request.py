@@ -13,6 +13,9 @@ from .errors import InvalidRequest
 
 MAX_N = 128
 MAX_STOPS = 64
+MAX_BAD_WORDS = 1024
+MAX_WORD_LENGTH = 4096
+"""Characters of one stop string or bad word."""
 
 
 class FinishReason(StrEnum):
@@ -147,7 +150,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "n": (1, MAX_N),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
-    "repetition_penalty": (0.0, _LARGEST),
+    "repetition_penalty": (1e-6, 1e6),  # logits that are divided by less leave float32
     "temperature": (0.0, _LARGEST),
     "top_p": (0.0, 1.0),
     "top_k": (0, math.inf),
@@ -176,8 +179,7 @@ def _check(params: SamplingParams) -> None:
         if not low <= value <= high:
             bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise InvalidRequest(f"{name} must be {bound}, got {value}", name)
-    for name in ("top_p", "repetition_penalty"):
-        _refuse(getattr(params, name) == 0, f"{name} must be above 0, got 0", name)
+    _refuse(params.top_p == 0, "top_p must be above 0, got 0", "top_p")
     for name, low in _OPTIONAL.items():
         value = getattr(params, name)
         more = ", or -1 for the whole vocabulary" if low == -1 else ""
@@ -268,6 +270,18 @@ def _check_lists(params: SamplingParams) -> None:
         "stop",
     )
     _refuse(
+        len(params.bad_words or ()) > MAX_BAD_WORDS,
+        f"bad_words takes at most {MAX_BAD_WORDS} strings, got {len(params.bad_words or ())}",
+        "bad_words",
+    )
+    for name, words in (("stop", params.stops), ("bad_words", params.bad_words or ())):
+        longest = max(map(len, words), default=0)
+        _refuse(
+            longest > MAX_WORD_LENGTH,
+            f"a string of {name} may have {MAX_WORD_LENGTH} characters, got {longest}",
+            name,
+        )
+    _refuse(
         bool(params.stops) and not params.detokenize,
         "stop strings need detokenize=True; use stop_token_ids instead",
         "stop",
@@ -335,11 +349,20 @@ class TokenLogprobs(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Waits(NamedTuple):
+    """Seconds of a sequence: from its arrival to its first plan, and from there to its first
+    token.
+    """
+
+    queued_s: float
+    prefill_s: float
+
+
 class Update(NamedTuple):
     """What one step brought one sequence. `finish` is set once, on its last update.
 
-    `num_cached` (prompt tokens found in the prefix cache) and `prompt_logprobs` (one entry a prompt
-    token, the first None) come with a sequence's first update and are None on the others.
+    `num_cached` (prompt tokens found in the prefix cache), `waits` and `prompt_logprobs` (one entry
+    a prompt token, the first None) come with a sequence's first update and are None on the others.
     `stop_reason` is the stop token's id, or None for the end-of-sequence token. `error` says why
     when finish is ERROR.
     """
@@ -354,15 +377,22 @@ class Update(NamedTuple):
     stop_reason: int | None = None
     error: str | None = None
     epoch: int = 0
+    waits: Waits | None = None
+
+
+STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
+"""Bounds by which an engine counts its steps: `step_tokens_N` of `Load.counters` are those that
+computed up to N tokens and more than the bound before, `step_tokens_0` those above the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How busy an engine is: sequences that run and wait, KV blocks held (0 to 1), and what has
-    happened since its start, by name.
+    """How busy an engine is: sequences that run and wait (`deferred` of them for a sibling, not for
+    room), KV blocks held (0 to 1), and what has happened since its start, by name.
     """
 
     running: int = 0
     waiting: int = 0
+    deferred: int = 0
     kv_usage: float = 0.0
     counters: dict[str, float] | None = None

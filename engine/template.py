@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -16,7 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from .errors import InvalidRequest
+from .errors import ConfigError, InvalidRequest
 
 _RESUME = "|>resume-here<|"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -110,9 +111,32 @@ class _Compiled:
             ) from error
 
 
-def check_source(source: str) -> None:
-    """Raise jinja2.TemplateSyntaxError unless `source` parses."""
-    _environment().parse(source)
+def template_text(given: str) -> str:
+    """The text of a template that was given as a file or as itself; itself again, given that text.
+
+    Raises ConfigError where there is no such file, or it does not parse.
+    """
+    path = Path(given).expanduser()
+    inline = _is_template(given)
+    if not inline and not path.is_file():
+        raise ConfigError(
+            f"chat_template: there is no file {given!r}, and it is no template either: that has "
+            "{{ or {% in it",
+            "chat_template",
+        )
+    try:
+        text = given if inline else path.read_text(encoding="utf-8")
+        _environment().parse(text)
+    except Exception as error:
+        raise ConfigError(
+            f"chat_template: {'the template' if inline else path} does not parse: {error}",
+            "chat_template",
+        ) from error
+    return text if _is_template(text) else f"{text}\n"
+
+
+def _is_template(given: str) -> bool:
+    return any(mark in given for mark in ("{{", "{%", "{#", "\n"))
 
 
 @lru_cache(maxsize=64)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 import tokenizers
 
-from .errors import ConfigError, LoadError
+from .errors import LoadError
 from .model.hub import find_model
+from .template import template_text
 
 NAMED_TOKENS = (
     "bos_token",
@@ -96,7 +97,7 @@ def read(
         backend, config = _slow(folder, config)
     templates = _templates(folder, config)
     if chat_template is not None:
-        templates = {"default": _override(chat_template)}
+        templates = {"default": template_text(chat_template)}
     special = {n: _content(config[n]) for n in NAMED_TOKENS if config.get(n) is not None}
     settings = _settings(config, backend, templates)
     return TokenizerFiles(
@@ -205,28 +206,6 @@ def _texts(value: Any) -> Any:
     return value
 
 
-def _override(chat_template: str) -> str:
-    from .template import check_source
-
-    path = Path(chat_template).expanduser()
-    inline = any(mark in chat_template for mark in ("{{", "{%", "{#", "\n"))
-    if not inline and not path.is_file():
-        raise ConfigError(
-            f"chat_template: there is no file {chat_template!r}, and it is no template either: "
-            "that has {{ or {% in it",
-            "chat_template",
-        )
-    source = chat_template if inline else path.read_text(encoding="utf-8")
-    try:
-        check_source(source)
-    except Exception as error:
-        raise ConfigError(
-            f"chat_template: {'the template' if inline else path} does not parse: {error}",
-            "chat_template",
-        ) from error
-    return source
-
-
 def _slow(folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
     """A tokenizer that only transformers can read; most turn into a fast one there."""
     if not any(f.is_file() and f.name != "config.json" for p in _PATTERNS for f in folder.glob(p)):
@@ -239,10 +218,32 @@ def _slow(folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]
     try:
         found: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
-        raise LoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        _refuse_code(folder, config, error)
+        raise LoadError(f"the tokenizer in {folder} cannot be read: {_first(error)}") from error
     config = {**config, **found.special_tokens_map}
     backend = getattr(found, "backend_tokenizer", None)
     return (backend if backend is not None else _SlowBackend(found)), config
+
+
+def _refuse_code(folder: Path, config: dict[str, Any], error: Exception) -> None:
+    """Raise LoadError naming the file that would have to run."""
+    classes = (config.get("auto_map") or {}).get("AutoTokenizer")
+    named = next((n for n in (classes if isinstance(classes, list) else [classes]) if n), None)
+    if named is None:
+        return
+    repository, _, dotted = str(named).rpartition("--")
+    file = dotted.rpartition(".")[0].replace(".", "/") + ".py"
+    raise LoadError(
+        f"the tokenizer in {folder} is known only to code of its repository: {file}"
+        f"{f' of {repository}' if repository else ''} would have to run, and trust_remote_code is "
+        f"off: code from a model's repository is never run; take a repository with a "
+        f"tokenizer.json, and name it with --tokenizer"
+    ) from error
+
+
+def _first(error: Exception) -> str:
+    """The line of an error that says what is wrong."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Ids(NamedTuple):

@@ -8,9 +8,12 @@ import re
 from pathlib import Path
 
 from pydantic import BaseModel
-from shoal.cluster.config import Key, keys
+from shoal.cluster import connection, conversation, open_files, prompts, sender, web
+from shoal.cluster.config import Key, keys, model_keys
 from shoal.cluster.protocol import ChatRequest, CompletionRequest
+from shoal.cluster.resolve import resolve
 from shoal.cluster.unbuilt import UNBUILT
+from shoal.engine import confined, request
 from shoal.engine.request import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +56,30 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert found[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
 
 
+def schema_of_models() -> str:
+    """What an item of `models` may hold: whole groups, then single keys of others."""
+    own = model_keys().values()
+    groups = {key.group for key in own} - {k.group for k in keys().values() if k not in own}
+    named = ", ".join(group for group in dict.fromkeys(k.group for k in own) if group in groups)
+    single = ", ".join(f"`{k.name.replace('_', '-')}`" for k in own if k.group not in groups)
+    return f"An item may hold the keys of the groups {named} below, and {single}."
+
+
+def test_the_schema_of_models_is_that_of_the_code() -> None:
+    assert schema_of_models() in README.splitlines(), (
+        f"put this into README.md:\n{schema_of_models()}"
+    )
+
+
+def test_its_configurations_are_read(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        file = tmp_path / "serve.yaml"
+        file.write_text(block)
+        assert resolve(["--config", str(file)], {}).config.port == 9000
+
+
 def test_the_table_of_request_fields_has_every_field() -> None:
     models: tuple[type[BaseModel], ...] = (CompletionRequest, ChatRequest)
     fields = {name for model in models for name in model.model_fields} | UNBUILT.keys()
@@ -77,7 +104,37 @@ def test_the_table_of_errors_has_every_code() -> None:
     assert shown == codes
 
 
+def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
+    found = re.search(r"<!-- bounds.*?-->\n(.*?)<!-- /bounds -->", README, re.DOTALL)
+    assert found
+    settings = keys()
+    bounds = {
+        "requests that wait": settings["max_waiting"].default,
+        "a request's body": settings["max_body_bytes"].default,
+        "its line and headers": connection.MAX_HEAD_BYTES,
+        "prompts in a request": prompts.MAX_PROMPTS,
+        "messages of": conversation.MAX_MESSAGES,
+        "`n`, `best_of`": request.MAX_N,
+        "`logprobs`": settings["max_logprobs"].default,
+        "`stop`": request.MAX_STOPS,
+        "`bad_words`": request.MAX_BAD_WORDS,
+        "rendering": confined.CPU_S,
+        "what waits": sender.MAX_WAITING_BYTES,
+        "an idle": web.KEEP_ALIVE_S,
+        "the end": int(str(settings["shutdown_timeout"].default).removesuffix(".0")),
+        "connections": open_files.FEW,
+    }
+    rows = [row.removeprefix("| ") for row in found[1].splitlines()]
+    for beginning, number in bounds.items():
+        (row,) = (row for row in rows if row.startswith(beginning))
+        assert f"{number:,}" in row, beginning
+    words = [row for row in rows if f"{request.MAX_WORD_LENGTH:,} characters" in row]
+    assert len(words) == 2
+    assert f"{confined.MEMORY_BYTES >> 30} GiB" in found[1]
+
+
 def test_every_file_it_points_to_is_there() -> None:
-    for name in ("README.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "configs/FLAGS.md"):
+        folder = (ROOT / name).parent
         links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
-        assert [link for link in links if not (ROOT / link).exists()] == [], name
+        assert [link for link in links if not (folder / link).exists()] == [], name

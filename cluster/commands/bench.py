@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..exits import FAILED
-from .options import HERE, Model, Secret, Url, client
+from .options import Model, Secret, Url, client
 
 app = typer.Typer(help="Measure a running server.", no_args_is_help=True)
 
@@ -23,7 +23,7 @@ Rate = Annotated[
 
 @app.command("serve")
 def bench_serve(
-    url: Url = HERE,
+    url: Url = None,
     model: Model = None,
     endpoint: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
     max_concurrency: Streams = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import HERE, Heat, MaxTokens, Model, Secret, Url, client, sampling
+from .options import Heat, MaxTokens, Model, Secret, Url, client, sampling
 
 System = Annotated[
     str | None,
@@ -21,7 +21,7 @@ Plain = Annotated[bool, typer.Option("--plain", help="Show Markdown as it is wri
 
 
 def chat(
-    url: Url = HERE,
+    url: Url = None,
     model: Model = None,
     system: System = None,
     quick: Quick = None,

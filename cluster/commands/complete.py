@@ -10,7 +10,7 @@ import typer
 
 from ...engine.errors import ConfigError
 from ..escapes import clean
-from .options import HERE, Heat, MaxTokens, Model, Secret, Url, client, sampling
+from .options import Heat, MaxTokens, Model, Secret, Url, client, sampling
 
 Text = Annotated[
     str | None, typer.Argument(metavar="TEXT", help="Text to go on from; - reads it from stdin.")
@@ -23,7 +23,7 @@ Quick = Annotated[
 def complete(
     prompt: Text = None,
     quick: Quick = None,
-    url: Url = HERE,
+    url: Url = None,
     model: Model = None,
     max_tokens: MaxTokens = None,
     temperature: Heat = None,

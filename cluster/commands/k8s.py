@@ -10,7 +10,7 @@ import typer
 
 from ...engine.errors import ConfigError
 from ..config import ServeConfig
-from ..flags import configure
+from ..resolve import configure
 from ..settings import serve_config
 from ..yaml_file import read
 

@@ -160,15 +160,19 @@ def read_config(folder: Path) -> ModelConfig:
     return ModelConfig(path, text, canonical(_parse(path, text)))
 
 
-def model_facts(folder: Path, *, generation_config: bool = True) -> ModelFacts:
-    """Facts of a checkpoint folder; `generation_config` False leaves its sampling defaults out.
+def model_facts(folder: Path, *, generation_config: Path | bool = True) -> ModelFacts:
+    """Facts of a checkpoint folder.
 
+    `generation_config` False leaves its sampling defaults out; another folder's are taken instead.
     Raises LoadError.
     """
     config = read_config(folder)
-    path = folder / "generation_config.json"
-    generation = _parse(path, path.read_text(encoding="utf-8")) if path.is_file() else {}
+    generation = _generation(folder)
     defaults = generation if generation_config else {}
+    if isinstance(generation_config, Path):
+        defaults = _generation(generation_config)
+        if not defaults:
+            raise LoadError(f"{generation_config} has no generation_config.json")
     return ModelFacts(
         architecture=config.architecture,
         max_model_len=config.max_length,
@@ -181,6 +185,11 @@ def model_facts(folder: Path, *, generation_config: bool = True) -> ModelFacts:
         },
         dtype=config.dtype,
     )
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return _parse(path, path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _ids(value: int | list[int] | None) -> frozenset[int]:

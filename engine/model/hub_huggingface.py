@@ -16,7 +16,7 @@ from huggingface_hub import constants, errors
 from tqdm import tqdm
 
 from .formats import is_complete
-from .hub import DESCRIPTION, UNWANTED, CachedModel, Progress, causes, is_full
+from .repository import DESCRIPTION, UNWANTED, CachedModel, Progress, causes, is_full
 
 ANCHORS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 """One of these tells where a snapshot lies in the cache."""
@@ -108,9 +108,10 @@ def _refusal(at: HuggingFaceRepository, chain: list[BaseException]) -> str | Non
     answers = [response for e in chain if (response := getattr(e, "response", None)) is not None]
     said = {answer.status_code for answer in answers}
     if _any(chain, errors.GatedRepoError):
+        then = "as the owner of your token" if huggingface_hub.get_token() else f"then {TOKEN}"
         return (
             f"the hub model {model!r} is gated: accept its terms at "
-            f"{constants.ENDPOINT}/{model}, then {TOKEN}"
+            f"{constants.ENDPOINT}/{model}, {then}"
         )
     if _any(chain, errors.RevisionNotFoundError):
         return (

@@ -1,6 +1,6 @@
 """A repository of ModelScope, fetched into its cache; needs the extra `modelscope`. No torch.
 
-MODELSCOPE_CACHE, MODELSCOPE_API_TOKEN and MODELSCOPE_ENDPOINT are read by modelscope itself;
+MODELSCOPE_CACHE, MODELSCOPE_API_TOKEN and MODELSCOPE_ENDPOINT are read by its client;
 HF_HUB_OFFLINE keeps it off the network as it does the other hub.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
 from ..errors import LoadError
 from .formats import is_complete
-from .hub import DESCRIPTION, UNWANTED, CachedModel, Progress, causes, is_full
+from .repository import DESCRIPTION, UNWANTED, CachedModel, Progress, causes, is_full
 
 TOKEN = "set MODELSCOPE_API_TOKEN to a token of https://modelscope.cn/my/myaccesstoken"
 
@@ -24,24 +24,19 @@ class Offline(Exception):
     """HF_HUB_OFFLINE is set."""
 
 
-class Client(NamedTuple):
-    """What is used of modelscope."""
+def client() -> Any:
+    """ModelScope's own client. Raises LoadError that names the extra.
 
-    snapshot_download: Callable[..., str]
-    get_model_files: Callable[..., list[dict[str, Any]]]
-
-
-def client() -> Client:
-    """modelscope's own functions. Raises LoadError that names the extra."""
+    It is the part of modelscope that imports no torch.
+    """
     try:
-        from modelscope.hub.api import HubApi  # type: ignore
-        from modelscope.hub.snapshot_download import snapshot_download  # type: ignore
+        from modelscope_hub import HubApi  # type: ignore
     except ImportError as error:
         raise LoadError(
             "SHOAL_USE_MODELSCOPE or VLLM_USE_MODELSCOPE is true, and modelscope is not installed: "
             "pip install 'shoal[modelscope]', or unset the variable to use the Hugging Face Hub"
         ) from error
-    return Client(snapshot_download, HubApi().get_model_files)
+    return HubApi()
 
 
 class ModelScopeRepository(NamedTuple):
@@ -69,12 +64,8 @@ class ModelScopeRepository(NamedTuple):
         """The repository's files and their bytes."""
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             raise Offline
-        files = client().get_model_files(self.model, revision=self.revision, recursive=True)
-        return {
-            file["Path"]: int(file.get("Size") or 0)
-            for file in files
-            if file.get("Type", "blob") != "tree"
-        }
+        files = client().list_repo_files(self.model, "model", revision=self.revision)
+        return {file.path: int(file.size or 0) for file in files}
 
     def describe(self) -> Path:
         """Fetch all but weights and code."""
@@ -90,8 +81,8 @@ class ModelScopeRepository(NamedTuple):
         self._snapshot(allow_patterns=[glob.escape(name) for name in names], **heard)
 
     def _snapshot(self, **options: Any) -> Path:
-        folder = client().snapshot_download(
-            self.model, revision=self.revision, cache_dir=self.download_dir, **options
+        folder = client().download_repo(
+            self.model, "model", revision=self.revision, cache_dir=self.download_dir, **options
         )
         return Path(folder)
 

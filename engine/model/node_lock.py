@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PATIENCE_S = 3.0
+"""Waiting that is worth no word: whoever only looks at a model holds its lock for moments."""
+
+POLL_S = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +39,12 @@ def alone_on_this_node(place: Path, name: str) -> Iterator[None]:
 
 
 def _take(file: int, name: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(POLL_S)
         log.warning("another process is fetching %s; waiting for it", name)
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:

@@ -81,9 +81,8 @@ def test_the_line_of_python_says_what_it_needs(
 
 
 def test_a_server_in_the_background_is_not_stopped_by_keys() -> None:
-    lines = "\n".join(
-        banner(serve_config({"port": 9000}, {}), [Loaded(CARD)], "now", detached=True)
-    )
+    config = serve_config({"served_model_name": NAME, "port": 9000}, {})
+    lines = "\n".join(banner(config, [Loaded(CARD)], "now", detached=True))
     assert "Ctrl-C" not in lines and "`shoal stop 9000`" in lines and str(os.getpid()) in lines
 
 

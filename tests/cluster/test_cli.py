@@ -33,6 +33,12 @@ def test_help_shows_a_dozen_flags_and_help_all_the_rest() -> None:
     assert "--help-all" in short.stdout
 
 
+def test_help_about_a_word_and_all_help_as_vllm_writes_it() -> None:
+    memory = shoal("serve", "--help=memory").stdout
+    assert "--block-size" in memory and "--port" not in memory
+    assert shoal("serve", "--help=all").stdout == shoal("serve", "--help-all").stdout
+
+
 def test_the_commands() -> None:
     listed = shoal("--help").stdout
     served = ("serve", "ps", "logs", "stop", "pull", "ls", "completion")
@@ -43,6 +49,23 @@ def test_a_wrong_flag_is_one_line_and_code_2() -> None:
     done = shoal("serve", "--max-model-ln", "1")
     assert done.returncode == 2
     assert done.stderr == "error: unknown flag --max-model-ln: did you mean --max-model-len?\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--port", "x"), "--port is 'x'; expected a whole number"),
+        (("-tp", "0"), "--tensor-parallel-size must be at least 1, got 0"),
+        (("--max-model-len=1x",), "--max-model-len is '1x'; expected a whole number"),
+        (("--gpu-memory-utilization", "9"), "at most 1, got 9"),
+        (("-q", "awq"), "`--quantization awq` cannot be kept"),
+    ],
+)
+def test_a_bad_value_is_one_line_and_code_2(args: tuple[str, ...], said: str) -> None:
+    done = shoal("serve", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
 
 
 @pytest.mark.parametrize("switch", ["flag", "environment"])

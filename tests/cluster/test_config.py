@@ -69,7 +69,7 @@ def test_a_value_is_held_in_its_own_type(key: str, value: object, held: object) 
         ("max_model_len", "auto", "not built yet"),
         ("max_model_len", -1, "not built yet"),
         ("dtype", "float8", "one of auto, float32"),
-        ("revision", 1.5, 'put it in quotes: "1.5"'),
+        ("revision", 1.5, "revision is 1.5; expected text, in quotes"),
         ("enforce_eager", "maybe", "expected true or false"),
         ("served_model_name", {"a": 1}, "expected text or a list of texts"),
         ("allowed_origins", "[a", 'such as ["a", "b"]'),
@@ -219,3 +219,17 @@ def test_one_model_and_several_exclude_each_other(key: str) -> None:
     with pytest.raises(ConfigError, match="leave one of the two out") as caught:
         serve_config({f"--{key}": "x", "models": TWO}, {})
     assert caught.value.key == f"--{key}"
+
+
+def test_a_chat_template_is_read_at_once(tmp_path):
+    """A gateway may run on a node that has not the file."""
+    file = tmp_path / "chat.jinja"
+    for text in ("{{ messages }}\n", "{{ messages }}", "plain { text"):
+        file.write_text(text)
+        held = serve_config({"chat-template": str(file)}, environ={}).models[0].engine.chat_template
+        assert held.rstrip("\n") == text.rstrip("\n")
+        again = serve_config({"chat-template": held}, environ={})
+        assert again.models[0].engine.chat_template == held
+    with pytest.raises(ConfigError, match="no file") as caught:
+        serve_config({"--chat-template": "nope.jinja"}, environ={})
+    assert caught.value.key == "--chat-template"

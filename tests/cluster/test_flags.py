@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shoal.cluster.config import ServeConfig, bundled_model, keys
-from shoal.cluster.flags import configure, parameters, parse
+from shoal.cluster.flags import parameters, parse
+from shoal.cluster.names import IDLE, NOT_BUILT, RENAMED
+from shoal.cluster.resolve import configure
 from shoal.engine.errors import ConfigError
+
+EVERY = sorted({*keys(), *IDLE, *NOT_BUILT, *RENAMED})
 
 
 def config(line: str, environ: dict[str, str] | None = None) -> ServeConfig:
@@ -35,6 +41,31 @@ def config(line: str, environ: dict[str, str] | None = None) -> ServeConfig:
         ("--api-key a M", {"--api-key": ("a",), "model": "M"}),
         ("--model M --api-key a b", {"--model": "M", "--api-key": ("a", "b")}),
         ('M --allowed-origins ["x","y"]', {"model": "M", "--allowed-origins": ("x", "y")}),
+        ("M -tp 8", {"model": "M", "--tensor-parallel-size": "8"}),
+        (
+            "-tp=8 -pp 2 M",
+            {"--tensor-parallel-size": "8", "--pipeline-parallel-size": "2", "model": "M"},
+        ),
+        ("-dp 4", {"--data-parallel-size": "4"}),
+        ("-q awq", {"--quantization": "awq"}),
+        ("-ep M", {"--enable-expert-parallel": True, "model": "M"}),
+        ("-O3 M", {"--optimization-level": "3", "model": "M"}),
+        ("-O=2", {"--optimization-level": "2"}),
+        ("-O 0 M", {"--optimization-level": "0", "model": "M"}),
+        ("-O.mode=3", {"--compilation-config.mode": "3"}),
+        ("--compilation_config.mode 3 M", {"--compilation-config.mode": "3", "model": "M"}),
+        ("--eplb-config.window_size 7", {"--eplb-config.window_size": "7"}),
+        ('--hf-overrides {"a":-1}', {"--hf-overrides": '{"a":-1}'}),
+        ("--enforce-eager True --port 1", {"--enforce-eager": True, "--port": "1"}),
+        ("--disable-log-stats false", {"--disable-log-stats": False}),
+        ("--no-use-tqdm-on-load", {"--use-tqdm-on-load": False}),
+        ("M --swap-space 4 --port 1", {"model": "M", "--swap-space": "4", "--port": "1"}),
+        ("M --lora-modules a=1 b=2", {"model": "M", "--lora-modules": ("a=1", "b=2")}),
+        (
+            "M --cudagraph-capture-sizes 1 2",
+            {"model": "M", "--cudagraph-capture-sizes": ("1", "2")},
+        ),
+        ("M --served_model_name a b", {"model": "M", "--served-model-name": ("a", "b")}),
     ],
 )
 def test_a_line_is_read(line: str, settings: dict[str, object]) -> None:
@@ -56,11 +87,28 @@ def test_a_line_is_read(line: str, settings: dict[str, object]) -> None:
         ("--enable-lora M", "`--enable-lora` cannot be kept: LoRA"),
         ("--speculative-config.method ngram", "speculative decoding is not built"),
         ("--trust-remote-code", "is never run"),
-        ("--tensor-parallel-size 2", "not built yet"),
         ("M N", "unexpected argument 'N': the model is 'M' already"),
         ("M --model N", "set the same thing"),
         ("--allowed-origins [x", "expected a list"),
         ("--config /nowhere.yaml", "cannot read /nowhere.yaml"),
+        ("--config= M", "--config needs the name of a YAML file"),
+        ("-c a --config b", "--config is given twice"),
+        ("-q awq", "`--quantization awq` cannot be kept: quantized weights are not built yet"),
+        ("-O3", "`--optimization-level 3` cannot be kept: compiling a model"),
+        ("-O.mode 3", "`--compilation-config.mode 3` cannot be kept: compiling a model"),
+        ("--compilation-config.mode=3", "`--compilation-config.mode 3` cannot be kept"),
+        ('--compilation-config {"mode":3}', "cannot be kept: compiling a model"),
+        ("--kv-cache-dtype fp8", "`--kv-cache-dtype fp8` cannot be kept"),
+        ("--max-model-len auto", "choosing the longest that fits is not built yet"),
+        ("--max-model-len -5", "--max-model-len must be at least 1, got -5"),
+        ("--device tpu", "--device must be one of auto, cpu, cuda; got 'tpu'"),
+        ("--gpu_memory_utilization 2", "--gpu-memory-utilization must be above 0 and at most 1"),
+        ("--port 0", "--port should be greater than or equal to 1, got 0"),
+        ("-dp 0", "--data-parallel-size should be greater than or equal to 1, got 0"),
+        ("-tp", "--tensor-parallel-size needs a value"),
+        ("--host.name x", "unknown flag --host.name"),
+        ("-x", "unknown flag -x"),
+        (f"--revision= --hf-overrides {'x' * 200}", "xxx...` cannot be kept"),
     ],
 )
 def test_a_line_is_refused(line: str, said: str) -> None:
@@ -72,6 +120,44 @@ def test_a_line_is_refused(line: str, said: str) -> None:
 def test_what_changes_nothing_is_taken() -> None:
     assert config("--disable-log-stats --no-enable-lora --kv-cache-dtype auto") == config("")
     assert config("").models[0].engine.model == str(bundled_model())
+
+
+def test_data_parallel_size_means_replicas() -> None:
+    assert config("-dp 3").models[0].replicas == 3
+    assert config("--data_parallel_size=3 M") == config("--replicas 3 M")
+
+
+def test_values_that_vllm_gives_itself_are_taken() -> None:
+    line = (
+        "--kv-cache-dtype auto -O2 --quantization none --task generate --tokenizer-mode auto "
+        "--distributed-executor-backend mp --mm-processor-cache-gb 4.0 --load-format auto "
+        "--hf-overrides {} --max-lora-rank 16 --trust-remote-code false --no-enable-lora"
+    )
+    assert config(line) == config("")
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([f"--{name.replace('_', '-')}" for name in EVERY]),
+            st.sampled_from(
+                ["-tp", "-O3", "-O.x", "--", "-", "--=", "--no-", "-c=", "=", "--x.y=z"]
+            ),
+            st.sampled_from(
+                ["1", "-1", "32k", "auto", "true", "none", "{}", "[", '["a"]', "1e999"]
+            ),
+            st.text(max_size=8),
+        ),
+        max_size=6,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_any_words_give_a_configuration_or_one_line(words: list[str]) -> None:
+    try:
+        configure(words, {})
+    except ConfigError as error:
+        assert error.message
+        assert "\n" not in error.message or any("\n" in word for word in words)
 
 
 def test_the_command_line_wins_then_the_file_then_the_environment(tmp_path: Path) -> None:
@@ -97,7 +183,10 @@ def test_the_command_line_wins_then_the_file_then_the_environment(tmp_path: Path
         ("zzzzz: 1\n", "unknown setting 'zzzzz'\n  {file}, line 1:\n    zzzzz: 1"),
         ("port: http\n", "expected a whole number (32k stands for 32,000 and 32K for 32,768)\n"),
         ("port: http\n", "{file}, line 1:\n    port: http"),
-        ("seed: 1\nrevision: 1.0\n", '"1.0"\n  {file}, line 2:'),
+        (
+            "seed: 1\nrevision: 1.0\n",
+            'in quotes\n  {file}, line 2:\n    revision: 1.0\n  should read:\n    revision: "1.0"',
+        ),
         ("quantization: awq\n", "`quantization: awq` cannot be kept"),
         ("max-num-seqs: 0\n", "{file}, line 1:\n    max-num-seqs: 0"),
         ("port: 1\nuse_cuda_graph true\n", "should read:\n    use_cuda_graph: true"),

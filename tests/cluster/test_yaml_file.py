@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from shoal.cluster.yaml_file import read
 from shoal.engine.errors import ConfigError
+
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghij")
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -76,6 +81,15 @@ def test_a_line_that_does_not_parse_is_shown_and_corrected(
         ("a: &x [*x]\nb: }{\n", "line 2"),
         ("a: \x07\n", "line 1"),
         ("a: 1\n---\nb: 2\n", "line 2"),
+        ("models:\n  - model: a\n    model: b\n", "'model' was set before, on line 2"),
+        ("<<: {a: 1}\n", "keys are not merged"),
+        ("a: &a [*a]\n", "contains itself"),
+        ("a: !!python/object/apply:os.system [ls]\n", "python/object/apply:os.system are not read"),
+        ("a: !!int abc\n", "'abc' is no int"),
+        ("a: !!binary aGk=\n", "binary are not read"),
+        ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
+        ("a: " + "9" * 5000 + "\n", "is no int"),
+        (BOMB, "more than 10,000 values"),
     ],
 )
 def test_a_line_that_cannot_be_guessed_is_shown(tmp_path: Path, text: str, said: str) -> None:
@@ -90,6 +104,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="directory"):
         read(tmp_path)
+    with pytest.raises(ConfigError, match="longer than 65,536 bytes"):
+        read(write(tmp_path, "#" * 70_000))
+    with pytest.raises(ConfigError, match="null byte"):
+        read("a\0b")
     (tmp_path / "latin").write_bytes(b"a: \xff")
     with pytest.raises(ConfigError, match="not UTF-8"):
         read(tmp_path / "latin")
@@ -103,6 +121,25 @@ def test_what_is_wrong_with_the_beginning_of_a_line_is_seen(tmp_path: Path) -> N
         with pytest.raises(ConfigError) as caught:
             read(write(tmp_path, text))
         assert caught.value.message.splitlines()[2:] == [shown, "  should read:", "    port: 8000"]
+
+
+def test_dates_and_odd_numbers_stay_text(tmp_path: Path) -> None:
+    text = "\ufeffa: 2024-01-31\nb: 2024-99-99\nc: 012\nd: 1:30\ne: 0x10\nf: =\n"
+    found = {key: entry.value for key, entry in read(write(tmp_path, text)).items()}
+    assert found == {
+        "a": "2024-01-31",
+        "b": "2024-99-99",
+        "c": "012",
+        "d": "1:30",
+        "e": 16,
+        "f": "=",
+    }
+
+
+def test_a_long_line_is_shown_in_part(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(write(tmp_path, "a: 1\na: " + "x" * 5000))
+    assert max(map(len, caught.value.message.splitlines())) < 300
 
 
 def test_a_second_document_is_not_taken_for_a_flag(tmp_path: Path) -> None:

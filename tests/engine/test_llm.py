@@ -129,13 +129,17 @@ def test_an_answer_ends_where_the_context_does(llm: LLM) -> None:
     assert (len(made.token_ids), made.finish_reason) == (8, "length")
 
 
-def test_default_sampling_params(llm: LLM, folder: str) -> None:
+def test_default_sampling_params(llm: LLM, folder: str, tmp_path: Path) -> None:
     params = llm.get_default_sampling_params()
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.7, 0.8, 20, 9)
     made = llm.generate("Hello", use_tqdm=False)[0].outputs[0]
     assert len(made.token_ids) <= 9
-    with LLM(folder, **KEYS, generation_config="vllm") as plain:
-        assert plain.get_default_sampling_params() == SamplingParams()
+    for off in ("vllm", "shoal"):
+        with LLM(folder, **KEYS, generation_config=off) as plain:
+            assert plain.get_default_sampling_params() == SamplingParams()
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.25}')
+    with LLM(folder, **KEYS, generation_config=str(tmp_path)) as other:
+        assert other.get_default_sampling_params() == SamplingParams(temperature=0.25)
 
 
 @pytest.mark.parametrize(

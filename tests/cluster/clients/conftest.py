@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -50,28 +53,45 @@ def is_here(needs: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def shoal_url(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the bundled model in a process of its own."""
-    port = free_port()
-    command = [sys.executable, "-m", "shoal", "serve", str(tiny_model), "--local"]
-    command += ["--port", str(port), "--threads", "1", "--num-gpu-blocks-override", "2048"]
-    command += ["--log-dir", str(tmp_path_factory.mktemp("logs"))]
-    for name in NAMES:
-        command += ["--served-model-name", name]
-    said = tmp_path_factory.mktemp("server") / "said"
-    with said.open("wb") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + START_S
-        while not ready(url):
-            assert server.poll() is None, said.read_text()
-            assert time.monotonic() < deadline, said.read_text()
-            time.sleep(0.05)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(60)
+def serve(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., str]]:
+    """Serves the bundled model in a process of its own, with further flags; gives its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*flags: str) -> str:
+            port = free_port()
+            command = [sys.executable, "-m", "shoal", "serve", str(tiny_model), "--local"]
+            command += ["--port", str(port), "--threads", "1", "--num-gpu-blocks-override", "2048"]
+            command += ["--log-dir", str(tmp_path_factory.mktemp("logs")), *flags]
+            said = tmp_path_factory.mktemp("server") / "said"
+            with said.open("wb") as out:
+                server = subprocess.Popen(
+                    command, stdout=out, stderr=out, preexec_fn=end_with_parent
+                )
+            stack.callback(server.wait, 60)
+            stack.callback(server.terminate)
+            url = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + START_S
+            while not ready(url):
+                assert server.poll() is None, said.read_text()
+                assert time.monotonic() < deadline, said.read_text()
+                time.sleep(0.05)
+            return url
+
+        yield start
+
+
+def end_with_parent() -> None:
+    """Have Linux end this process when the test run is killed; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+@pytest.fixture(scope="session")
+def shoal_url(serve: Callable[..., str]) -> str:
+    """A server of the bundled model, under each of `NAMES`."""
+    return serve(*(word for name in NAMES for word in ("--served-model-name", name)))
 
 
 def ready(url: str) -> bool:
@@ -90,13 +110,20 @@ Run = Callable[..., str]
 def run_client(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     """Runs a command of a client's environment beside a running shoal; gives what it printed.
 
-    `URL` in the command stands for the server's address, `HERE` for the folder of the scripts,
-    `ENV` and `PYTHON` for the client's. A test whose client is not here is skipped.
+    `URL` in the command stands for the server's address (`url`, else that of `shoal_url`), `HERE`
+    for the folder of the scripts, `ENV` and `PYTHON` for the client's. A test whose client is not
+    here is skipped.
     """
 
-    def run(name: str, *command: str, folder: Path | str = tmp_path, **variables: str) -> str:
+    def run(
+        name: str,
+        *command: str,
+        url: str | None = None,
+        folder: Path | str = tmp_path,
+        **variables: str,
+    ) -> str:
         known = places(name) | {"HERE": str(HERE)}
-        known["URL"] = request.getfixturevalue("shoal_url")
+        known["URL"] = url or request.getfixturevalue("shoal_url")
 
         def placed(word: str) -> str:
             return re.sub("|".join(known), lambda found: known[found[0]], word)

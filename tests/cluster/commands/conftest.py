@@ -22,7 +22,7 @@ class Home:
         runtime = folder / "runtime"
         runtime.mkdir(mode=0o700)
         self.environ = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("SHOAL_API", "HF_H"))},
+            **{k: v for k, v in os.environ.items() if not k.startswith(("SHOAL_API", "HF_"))},
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "200",
             "XDG_CACHE_HOME": str(folder / "cache"),
@@ -31,8 +31,12 @@ class Home:
 
     def shoal(self, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
+        return self.run(sys.executable, "-m", "shoal", *args, **options)
+
+    def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "shoal", *args],
+            command,
             capture_output=True,
             text=True,
             env=self.environ | options.pop("environ", {}),

@@ -28,7 +28,7 @@ def test_from_start_to_end(home: Home, port: str) -> None:
     assert os.getsid(one["pid"]) == one["pid"]  # no terminal can end it
     assert port in home.shoal("ps").stdout
 
-    said = home.shoal("chat", "-q", "What is shoal?", "--url", f":{port}")
+    said = home.shoal("chat", "-q", "What is shoal?")  # the one that runs here
     assert said.returncode == 0 and said.stdout.strip()
     logged = home.shoal("logs", port, "-n", "1000")
     assert logged.returncode == 0 and "Uvicorn running" in logged.stdout

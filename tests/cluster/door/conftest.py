@@ -17,6 +17,7 @@ from shoal.cluster.gateway import Gateway, build_gateway
 from shoal.cluster.link import Load, ModelCard
 from shoal.cluster.local import LocalRouter, MemoryLink
 from shoal.cluster.settings import serve_config
+from shoal.cluster.web import web_config
 from shoal.engine.engine import AsyncEngine
 from shoal.engine.errors import EngineLost, UnknownModel
 from shoal.engine.request import FinishReason, TokenLogprobs, Update
@@ -70,6 +71,7 @@ class ScriptedLink:
     tokenizer: Tokenizer
     card: ModelCard
     replica: str = "scripted-0"
+    index: int = 0
     load: Load = field(
         default_factory=lambda: Load(
             running=2,
@@ -104,7 +106,7 @@ class ScriptedLink:
             self.live[request.id, sibling] = (request, on_update, ids, [0])
         self._wake()
 
-    def abort(self, request_id, sibling=None):
+    def abort(self, request_id, sibling=None, reason=FinishReason.ABORT):
         self.aborted.append((request_id, sibling))
         for key in list(self.live):
             if key[0] == request_id and sibling in (None, key[1]):
@@ -220,7 +222,10 @@ def opened(app):
     """`app` under a real uvicorn on a loopback port; its port and event loop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    config = web_config(
+        serve_config({"uvicorn_log_level": "warning"}, environ={}), app, lifespan="off"
+    )
+    server = uvicorn.Server(config)
     begun = threading.Event()
     loops = []
 
@@ -364,7 +369,7 @@ def served(model_folder, serve_app):
         capacity = engine.start()
 
         async def open_():
-            router.add(MemoryLink("local-0", engine, model_card(model, capacity)))
+            router.add(MemoryLink(0, engine, model_card(model, capacity)))
 
         asyncio.run_coroutine_threadsafe(open_(), loop).result(10)
         yield Served(engine, router, port)

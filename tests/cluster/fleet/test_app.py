@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from shoal.cluster.launch import import_path
 from shoal.cluster.ports import free_port
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 
 
 def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> object:
@@ -42,6 +44,7 @@ class Served:
         model.mkdir()
         facts = {"architectures": ["Counter"], "vocab_size": 9, "max_position_embeddings": 9}
         model.joinpath("config.json").write_text(json.dumps(facts))
+        shutil.copy(ROOT / "configs" / "tiny" / "tokenizer.json", model)
         words = {"model": model, "log_dir": self.log_dir} | keys
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), import_path()])}
         env.pop("RAY_ADDRESS", None)
@@ -343,3 +346,13 @@ def test_nothing_outlives_a_killed_driver(served: Served) -> None:
     served.process.kill()
     served.process.wait()
     wait(lambda: gone(served.pids))
+
+
+def test_what_serve_is_given_and_changes_nothing_is_said(caplog):
+    from shoal.cluster.app import build
+
+    build({"swap-space": 4, "data_parallel_size": 2})
+    assert caplog.messages == [
+        "swap-space: 4: preempted requests are recomputed, never swapped",
+        "data_parallel_size: 2 is `replicas: 2` here",
+    ]

@@ -15,6 +15,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 GOOD_TOKEN = "hf_good"
+MEMBER_TOKEN = "hf_member"
+"""Of somebody who accepted the terms of gated models."""
+
 INVALID = "Invalid credentials in Authorization header"
 
 
@@ -87,12 +90,12 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token:
             self.played.tokens.add(token)
-        if token not in ("", GOOD_TOKEN):
+        if token not in ("", GOOD_TOKEN, MEMBER_TOKEN):
             return self.refuse(401, None, INVALID)
         api = path.startswith("/api/models/")
         parts = path.removeprefix("/api/models").strip("/").split("/")
         repo = self.played.repos.get("/".join(parts[:2]))
-        if repo is None or (repo.private and token != GOOD_TOKEN):
+        if repo is None or (repo.private and not token):
             return self.refuse(404 if token else 401, "RepoNotFound", "Repository not found")
         time.sleep(repo.stall_s)
         kind, revision = (parts[2:4] or ("revision", "main")) if len(parts) > 3 else (None, "main")
@@ -100,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if api:
             return self.describe(repo, "/".join(parts[:2]), kind)
-        if repo.gated and token != GOOD_TOKEN:
+        if repo.gated and token != MEMBER_TOKEN:
             return self.refuse(403, "GatedRepo", "Access to this model is restricted")
         return self.file(repo, "/".join(parts[4:]))
 

@@ -18,7 +18,7 @@ from shoal.engine.errors import LoadError
 from shoal.engine.model import hub as hub_module
 from shoal.engine.model.hub import cached_models, fetch, find_model
 
-from .fake_hub import GOOD_TOKEN, FakeHub, Repo, fake_hub
+from .fake_hub import GOOD_TOKEN, MEMBER_TOKEN, FakeHub, Repo, fake_hub
 
 CONFIG = b'{"architectures": ["LlamaForCausalLM"]}'
 SHARDS = {f"model-{i}-of-3.safetensors": bytes([i]) * 300_000 for i in range(1, 4)}
@@ -198,9 +198,12 @@ def test_tokens(hub: FakeHub, monkeypatch: Any) -> None:
     with pytest.raises(LoadError, match="refused the token for 'shoal/open': it is wrong or has"):
         find_model("shoal/open")
     monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
-    for model in ("shoal/private", "shoal/gated"):
-        assert (fetch(model) / "model.safetensors").is_file()
-    assert hub.tokens == {"hf_stale", GOOD_TOKEN}
+    assert (fetch("shoal/private") / "model.safetensors").is_file()
+    with pytest.raises(LoadError, match=r"gated: accept its terms .* as the owner of your token"):
+        find_model("shoal/gated")
+    monkeypatch.setenv("HF_TOKEN", MEMBER_TOKEN)
+    assert (fetch("shoal/gated") / "model.safetensors").is_file()
+    assert hub.tokens == {"hf_stale", GOOD_TOKEN, MEMBER_TOKEN}
 
 
 def test_no_network(monkeypatch: Any) -> None:
