@@ -104,7 +104,7 @@ def test_what_the_two_nodes_serve_is_a_configuration() -> None:
 
 @pytest.mark.parametrize("name", ["one-node", "nginx"])
 def test_serve_takes_the_flags(name: str) -> None:
-    from shoal.cluster.flags import configure
+    from shoal.cluster.resolve import configure
 
     command = shoals(FOLDER / f"{name}.yaml")["shoal"]["command"]
     configure([re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in command], {})

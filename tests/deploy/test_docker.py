@@ -152,7 +152,7 @@ def test_arguments_are_those_of_serve(container: Container) -> None:
 
 
 def test_serve_takes_them_and_what_is_given_wins(container: Container) -> None:
-    from shoal.cluster.flags import configure
+    from shoal.cluster.resolve import configure
 
     words = shlex.split(container("--model", "a/b", "--port", "9000").stdout)
     assert words[:2] == ["shoal", "serve"]

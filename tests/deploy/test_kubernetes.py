@@ -8,7 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from shoal.cluster.flags import configure
+from shoal.cluster.resolve import configure
 
 from .judges import DEPLOY, check_kubernetes
 
