@@ -33,6 +33,13 @@ from ..engine.seat import num_ranks
 from . import logs, placement
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
+from .deployments import (
+    bounded,
+    gateway_options,
+    gateway_settings,
+    replica_options,
+    replica_settings,
+)
 from .exits import INTERRUPTED
 from .facts import Facts, weights_read
 from .ingress import Ingress
@@ -41,7 +48,7 @@ from .link import ModelCard
 from .ports import check_port
 from .replica import Replica
 from .settings import remarks, serve_config
-from .shares import Share, shared, shares
+from .shares import shared, shares
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
@@ -68,7 +75,7 @@ def application(
     config: ServeConfig, *, replica: type[Replica] = Replica, ingress: type[Ingress] = Ingress
 ) -> Application:
     """The deployments of `config`: one a model, and the gateways."""
-    config = _anywhere(config)
+    config = bounded(_anywhere(config))
     shape = serve.deployment(
         max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=1.0,
@@ -80,26 +87,20 @@ def application(
     replicas = shape(replica).options(
         request_router_config={"request_router_class": "shoal.cluster.serve_router:MemberRouter"},
     )
-    gpus, nodes = _resources_there().get("GPU", 0), _num_nodes()
+    nodes = _num_nodes()
     models = []
     for model, name, share in zip(
         config.models,
         deployment_names(config.models),
-        shares(config.models, num_gpus=gpus, num_nodes=nodes),
+        shares(config.models, num_gpus=_resources_there().get("GPU", 0), num_nodes=nodes),
         strict=True,
     ):
         model = shared(model, share.sharers)
-        deployment = replicas.options(
-            name=name, num_replicas=model.replicas, **_places(model, share)
-        )
-        models.append(deployment.bind(config.of(model).model_dump(mode="json")))
-    gateways = shape(ingress).options(
-        name="Gateway",
-        num_replicas=config.gateways,
-        max_replicas_per_node=1 if 1 < config.gateways <= nodes else None,  # type: ignore[arg-type]
-        ray_actor_options={"num_cpus": 0},
-    )
-    app: Application = gateways.bind(config.model_dump(mode="json"), *models)
+        options = replica_options(config, model, name, share)
+        deployment = replicas.options(**options, _internal=True)
+        models.append(deployment.bind(replica_settings(config, model)))
+    gateways = shape(ingress).options(**gateway_options(config, nodes), _internal=True)
+    app: Application = gateways.bind(gateway_settings(config), *models)
     return app
 
 
@@ -181,21 +182,6 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
 
     server = absolute(config, "ssl_keyfile", "ssl_certfile", "log_dir")
     return config.model_copy(update={"models": tuple(map(found, config.models)), **server})
-
-
-def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
-    """What Serve sets aside for a replica: its own place, and one a stage where it has ranks."""
-    if num_ranks(model.engine) > 1:
-        ranks = placement.bundles(model.engine, bool(share.num_gpus))
-        return {
-            "ray_actor_options": {"num_cpus": placement.CONTROL["CPU"]},
-            "placement_group_bundles": [placement.CONTROL, *ranks],
-            "placement_group_strategy": model.placement_strategy,
-        }
-    options: dict[str, Any] = {"num_cpus": share.num_cpus}
-    if share.num_gpus:
-        options["num_gpus"] = share.num_gpus
-    return {"ray_actor_options": options}
 
 
 def _resources_there() -> dict[str, float]:

@@ -106,6 +106,13 @@ class Router(Protocol):
         """
         ...
 
+    async def awake(self, name: str) -> None:
+        """Wait for a replica of a model, by its first name, if it may be without any and is.
+
+        Raises EngineLost where none came in time, Overloaded where too many wait.
+        """
+        ...
+
     def cards(self) -> list[ModelCard]:
         """The models that have been loaded."""
         ...

@@ -132,6 +132,9 @@ class LocalRouter:
             raise EngineLost(f"no engine of {model} is alive" if links else "it is still loading")
         return min(alive, key=lambda link: link.pressure)
 
+    async def awake(self, name: str) -> None:
+        """See Router; engines of this process never sleep."""
+
     def cards(self) -> list[ModelCard]:
         """The models that have been loaded."""
         return list({link.card.names: link.card for link in self._links}.values())

@@ -19,6 +19,7 @@ from .card import model_card
 from .channel import Channel
 from .config import ModelConfig, ServeConfig
 from .facts import Facts, Loading, node_address
+from .gauge import Gauge
 
 if TYPE_CHECKING:
     from ..engine.engine import AsyncEngine
@@ -70,6 +71,10 @@ class Replica:
         """Called by Serve every second. Raises EngineLost."""
         self._engine.load()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve twice a second where the model scales; see `Gauge`."""
+        return self._gauge.report()
+
     def pid(self) -> int:
         """The process that runs the engine."""
         return os.getpid()
@@ -89,8 +94,9 @@ class Replica:
         self._engine = self.make_engine(self._model)
         capacity = self._engine.start()
         card = model_card(self._model, capacity)
+        self._gauge = Gauge(self._engine)
         self._channel = Channel(
-            self._engine,
+            self._gauge,
             replica=self._id,
             index=self._index,
             card=card,
@@ -99,6 +105,7 @@ class Replica:
         )
         self._channel.start()
         threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()
+        self._facts.put("card", name, card)
         ready = {"card": card, "table": capacity.table, "phases": capacity.phases}
         self._facts.put("replica", self._id, {"model": name, "phase": "ready"} | ready)
 

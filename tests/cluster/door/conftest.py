@@ -182,6 +182,9 @@ class ScriptedRouter:
                 return link
         raise UnknownModel(model)
 
+    async def awake(self, name: str) -> None:
+        pass
+
     def statuses(self):
         return {NAMES[0]: self.state}
 

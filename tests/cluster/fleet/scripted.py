@@ -80,7 +80,11 @@ class ScriptedEngine:
     def load(self) -> Load:
         if self.dead:
             raise EngineLost("the script said so")
-        return Load(running=len(self.live), counters={"aborted": float(len(self.aborted))})
+        return Load(
+            running=len(self.live),
+            kv_usage=len(self.live) / 100,
+            counters={"aborted": float(len(self.aborted))},
+        )
 
     def die(self) -> None:
         """As an engine whose loop raised: its streams are told, and nothing runs any more."""
@@ -157,6 +161,7 @@ class Counter:
         )
         updates: asyncio.Queue[Update | ShoalError] = asyncio.Queue()
         try:
+            await self.router.awake(model)
             link = self.router.choose(model, request)
         except EngineLost as error:
             await answer(send, 503, error.message.encode())
