@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import select
 import socket
 import threading
@@ -88,6 +89,11 @@ class Channel:
             self._closed.wait(0.02)
         return not self.num_live
 
+    def give_up(self, reason: str) -> None:
+        """Tell everybody that the engine stands still: what they wait for will not come."""
+        self.leaving = True
+        self._tell(wire.Lost(reason, stalled=True))
+
     def close(self) -> None:
         """Hang up on everybody; harmless when repeated."""
         self._closed.set()
@@ -139,7 +145,9 @@ class Channel:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         gateway = greet(connection, self.secret, GATEWAYS)
         if gateway is not None:
-            welcome = wire.Welcome(self.replica, self.card, self.engine.load())
+            welcome = wire.Welcome(
+                self.replica, self.address[0], os.getpid(), self.card, self.engine.load()
+            )
             connection.sendall(wire.frame(welcome))
             if self.leaving:
                 connection.sendall(wire.frame(wire.Leaving()))
@@ -153,7 +161,7 @@ class Channel:
                 for peer in tuple(self._peers):
                     peer.send(wire.frame(wire.Beat(load, len(peer.live))))
 
-    def _tell(self, message: wire.Leaving) -> None:
+    def _tell(self, message: wire.Leaving | wire.Lost) -> None:
         for peer in tuple(self._peers):
             peer.send(wire.frame(message))
 

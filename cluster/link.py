@@ -38,10 +38,17 @@ class ModelCard:
 
 
 class Link(Protocol):
-    """A replica within reach."""
+    """A replica within reach, in the process `pid` on `node`."""
 
     replica: str
+    node: str
+    pid: int
     card: ModelCard
+
+    @property
+    def state(self) -> str:
+        """ready, draining (takes nothing new) or stalled (does not get on)."""
+        ...
 
     @property
     def load(self) -> Load:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
@@ -25,8 +27,12 @@ from .gateway import build_gateway
 from .link import Link, Load, ModelCard
 from .ports import check_port
 from .shares import shared
+from .stall import StallWatch, stacks
 from .turnstile import Turnstile
 from .web import loop_factory, web_config
+
+HERE = "127.0.0.1"
+WATCH_S = 0.5
 
 OnUpdate = Callable[[Update | ShoalError], None]
 
@@ -38,7 +44,10 @@ class MemoryLink:
 
     def __init__(self, replica: str, engine: AsyncEngine, card: ModelCard) -> None:
         self.replica = replica
+        self.node, self.pid = HERE, os.getpid()
         self.card = card
+        self.stalled: str | None = None
+        self._stall = StallWatch(engine.config.stall_timeout)
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._streams: dict[tuple[str, int], OnUpdate] = {}
@@ -53,8 +62,15 @@ class MemoryLink:
             return Load()
 
     @property
+    def state(self) -> str:
+        """See Link; dead where the engine is."""
+        return "stalled" if self.stalled else "ready" if self.alive else "dead"
+
+    @property
     def alive(self) -> bool:
-        """Whether the engine still takes requests."""
+        """Whether the engine takes requests."""
+        if self.stalled:
+            return False
         try:
             self._engine.load()
         except EngineLost:
@@ -83,6 +99,26 @@ class MemoryLink:
         for key in [k for k in self._streams if k[0] == request_id and sibling in (None, k[1])]:
             del self._streams[key]
         self._engine.abort(request_id, sibling)
+
+    def watch(self) -> None:
+        """Look whether the engine gets on, from any thread.
+
+        One that does not takes no requests, and those that it has are told, until it does again.
+        """
+        blame = self._stall.look(self.load)
+        if blame and not self.stalled:
+            log.error("%s", stacks())
+            log.critical("the engine of %s is stuck: %s", self.card.names[0], blame)
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._give_up, blame)
+        self.stalled = blame
+
+    def _give_up(self, blame: str) -> None:
+        streams, self._streams = self._streams, {}
+        for on_update in dict.fromkeys(streams.values()):
+            on_update(EngineLost(f"the engine is stuck: {blame}"))
+        for request_id in {request_id for request_id, _ in streams}:
+            self._engine.abort(request_id)
 
     def _hand_over(self, updates: list[Update]) -> None:
         """Called by the engine's thread, once a step."""
@@ -130,6 +166,10 @@ class LocalRouter:
         """Every engine."""
         return list(self._links)
 
+    def engines(self) -> list[MemoryLink]:
+        """Every engine, as this process has it."""
+        return list(self._links)
+
     def status(self) -> str:
         """See Router."""
         return health.of_all(self.statuses().values())
@@ -174,6 +214,7 @@ class _Local:
         self._loop = asyncio.get_running_loop()
         loading = threading.Thread(target=self._load, name="shoal-load", daemon=True)
         loading.start()
+        threading.Thread(target=self._watch, name="shoal-watch", daemon=True).start()
         with self._signals():
             await self._server.serve()
         self._gateway.close()
@@ -193,6 +234,13 @@ class _Local:
             self._failure = error
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._leave)
+
+    def _watch(self) -> None:
+        """Runs on a thread of its own."""
+        while not self._server.should_exit:
+            for link in self._router.engines():
+                link.watch()
+            time.sleep(WATCH_S)
 
     def _load_model(self, model: ModelConfig) -> Loaded:
         several = len(self._config.models) > 1

@@ -33,7 +33,7 @@ class RemoteLink:
     """A Link over an open connection; made by `connect`, used on its event loop alone.
 
     `leaving`: the replica takes nothing more. `lost`: why the connection ended, once it has; every
-    live request then has got EngineLost.
+    live request then has got EngineLost. `stalled`: it ended because the replica stands still.
     """
 
     def __init__(
@@ -44,10 +44,12 @@ class RemoteLink:
         on_lost: Callable[[RemoteLink], None],
     ) -> None:
         self.replica = welcome.replica
+        self.node, self.pid = welcome.node, welcome.pid
         self.card: ModelCard = welcome.card
         self.load: Load = welcome.load
         self.leaving = False
         self.lost: str | None = None
+        self.stalled = False
         self._reader = reader
         self._writer = writer
         self._on_lost = on_lost
@@ -57,6 +59,13 @@ class RemoteLink:
         self._heard = self._loop.time()
         self._reading = self._loop.create_task(self._read())
         self._ticking = self._loop.call_later(wire.BEAT_S, self._tick, self._loop.time())
+
+    @property
+    def state(self) -> str:
+        """See Link; dead once the connection has ended."""
+        if self.lost is None:
+            return "draining" if self.leaving else "ready"
+        return "stalled" if self.stalled else "dead"
 
     @property
     def num_live(self) -> int:
@@ -139,6 +148,7 @@ class RemoteLink:
         elif isinstance(message, wire.Leaving):
             self.leaving = True
         elif isinstance(message, wire.Lost):
+            self.stalled = message.stalled
             self.close(message.reason)
         else:
             raise wire.BadFrame(f"a {type(message).__name__} on an open link")
@@ -164,6 +174,7 @@ class RemoteLink:
         if now - due > 2 * wire.BEAT_S:
             self._heard = now  # this loop was held up itself: what came meanwhile is still unread
         if now - self._heard > wire.SILENCE_S:
+            self.stalled = True
             self.close(f"no sign of life for {now - self._heard:.1f} s")
             return
         self._writer.write(wire.frame(wire.Beat()))

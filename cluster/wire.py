@@ -77,9 +77,11 @@ class Proof(msgspec.Struct, tag="proof", frozen=True, array_like=True):
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True, array_like=True):
-    """The link is open."""
+    """The link is open, to the process `pid` on `node`."""
 
     replica: str
+    node: str
+    pid: int
     card: ModelCard
     load: Load
 
@@ -145,9 +147,10 @@ class Leaving(msgspec.Struct, tag="leaving", frozen=True, array_like=True):
 
 
 class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
-    """The engine died, and every request with it."""
+    """The engine died, or stands still, and every request with it."""
 
     reason: str
+    stalled: bool = False
 
 
 ToReplica = Hello | Proof | Submit | Abort | Beat

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .errors import ConfigError, WorkerLost
 from .plan import CacheSpec, Plan, Result
+from .request import RankState
 from .seat import num_ranks
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class Executor(Protocol):
         """Once started: have `on_lost` called, on any thread, when a rank is lost though nobody
         collects.
         """
+        ...
+
+    def ranks(self) -> list[RankState]:
+        """Who the ranks are and how far they have come, as far as is known; for any thread."""
         ...
 
     def submit(self, plan: Plan) -> None:

@@ -11,11 +11,12 @@ from .request import Request, Update
 
 
 class Loop:
-    """Keeps up to `executor.depth` plans under way."""
+    """Keeps up to `executor.depth` plans under way; `num_steps` have been done."""
 
     def __init__(self, scheduler: Scheduler, executor: Executor) -> None:
         self.scheduler = scheduler
         self.executor = executor
+        self.num_steps = 0
         self._under_way = 0
 
     @property
@@ -42,4 +43,6 @@ class Loop:
         if not self._under_way:
             return []
         self._under_way -= 1
-        return self.scheduler.commit(self.executor.collect())
+        result = self.executor.collect()
+        self.num_steps += 1
+        return self.scheduler.commit(result)

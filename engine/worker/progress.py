@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from torch import nn
 
 IDLE = "idle"
@@ -14,14 +16,16 @@ class Progress:
     operation  what of it: a layer, sampling, waiting for another rank; `idle` between plans
     ticks      grows with every word of progress
     finished   the last plan that is done
+    at_s       when that was, by the monotonic clock
     """
 
-    __slots__ = ("finished", "operation", "step", "ticks")
+    __slots__ = ("at_s", "finished", "operation", "step", "ticks")
 
     def __init__(self) -> None:
         self.step = self.finished = -1
         self.operation = IDLE
         self.ticks = 0
+        self.at_s: float | None = None
 
     def at(self, operation: str) -> None:
         """An operation begins."""
@@ -30,8 +34,13 @@ class Progress:
 
     def done(self, step: int) -> None:
         """A plan is done."""
-        self.finished = step
+        self.finished, self.at_s = step, time.monotonic()
         self.at(IDLE)
+
+    @property
+    def since_s(self) -> float | None:
+        """Seconds since a plan was done; None before the first."""
+        return None if self.at_s is None else time.monotonic() - self.at_s
 
     def watch(self, model: nn.Module) -> None:
         """Tell when each layer of a model begins: a long prompt in a large model is progress."""
