@@ -15,13 +15,13 @@ from typing import Any
 from starlette.responses import Response
 
 from ..engine.errors import EngineLost, ShoalError
-from ..engine.request import Request
 from .errors import Failure, failure
+from .failover import Failover
 from .formats import DONE, Format, merged
-from .link import Link
 from .metrics import Metrics
 from .sender import Send, Sender
-from .stream import Choice, Delta, Generation
+from .state import Choice
+from .stream import Delta, Generation
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -46,7 +46,7 @@ class Answer(Response):
         self,
         format: Format,
         *,
-        choose: Callable[[Request], Link],
+        failover: Failover,
         metrics: Metrics,
         stream: bool,
         include_usage: bool,
@@ -54,11 +54,12 @@ class Answer(Response):
         self.generations: Sequence[Generation] = ()
         self.background = None
         self._format = format
-        self._choose = choose
+        self._failover = failover
         self._metrics = metrics
         self._stream = stream
         self._include_usage = include_usage
         self._deltas: dict[Choice, list[Delta]] = {}
+        self._begun: set[Generation] = set()
         self._counted: set[Generation] = set()
         self._num_open = 0
         self._failed = False
@@ -116,7 +117,8 @@ class Answer(Response):
     def _begin(self) -> None:
         for generation in self.generations:
             try:
-                generation.begin(self._choose(generation.request))
+                self._failover.begin(generation)
+                self._begun.add(generation)
             except ShoalError as error:
                 self.on_error(error)
             if self._failed:
@@ -149,8 +151,8 @@ class Answer(Response):
 
     def _abort(self, reason: str) -> None:
         for generation in self.generations:
-            generation.abort()
-            if generation.link is not None:
+            self._failover.drop(generation)
+            if generation in self._begun:
                 self._count_end(generation, reason)
 
     def _count_end(self, generation: Generation, unfinished: str) -> None:

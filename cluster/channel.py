@@ -30,6 +30,7 @@ from .link import Load, ModelCard
 
 MAX_BACKLOG = 64 << 20
 MAX_GREETINGS = 32
+QUIET_S = 0.2  # without a live sequence, before a drain counts as done
 GATEWAYS = Roles(comer="gateway", host="replica")
 _CHUNK = 1 << 20
 
@@ -81,11 +82,17 @@ class Channel:
         return sum(len(peer.live) for peer in self._peers)
 
     def drain(self, timeout_s: float) -> bool:
-        """Take nothing more and wait for what runs; whether it all ended in time."""
+        """Take nothing new and wait for what runs; whether it all ended in time.
+
+        What was begun elsewhere is still taken: it comes here only where it has no other place.
+        """
         self.leaving = True
         self._tell(wire.Leaving())
         until = time.monotonic() + timeout_s
-        while self.num_live and time.monotonic() < until:
+        quiet_since = time.monotonic()
+        while time.monotonic() < min(until, quiet_since + QUIET_S):
+            if self.num_live:
+                quiet_since = time.monotonic()
             self._closed.wait(0.02)
         return not self.num_live
 
@@ -224,13 +231,15 @@ class Peer:
             request = wire.request_of(message)
         except ShoalError as error:
             plain = SamplingParams(n=min(max(sent.params.n, 1), MAX_N))
-            refused = Request(id=sent.id, prompt=(), params=plain, sibling=sent.sibling)
+            refused = Request(
+                id=sent.id, prompt=(), params=plain, sibling=sent.sibling, epoch=sent.epoch
+            )
             self.send(wire.frame(wire.refused_of(refused, error)))
             return
         keys = [(request.id, request.sibling + i) for i in range(request.params.n)]
         self.live.update(dict.fromkeys(keys, request.epoch))
         try:
-            if self._channel.leaving:
+            if self._channel.leaving and not request.epoch:
                 raise EngineLost(f"replica {self._channel.replica} is being stopped")
             self._channel.engine.submit(request, self.sink)
         except ShoalError as error:

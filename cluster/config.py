@@ -108,6 +108,21 @@ class ServeConfig(BaseModel):
         group="Cluster",
         gt=0,
     )
+    failover_timeout: float = option(
+        60.0,
+        "Seconds that a stream whose replica is lost may wait for another one.",
+        group="Cluster",
+        ge=0,
+    )
+    max_failovers: int = option(
+        8, "Deaths of engines that one stream may outlive.", group="Cluster", ge=0
+    )
+    drain_grace: float = option(
+        0.5,
+        "Seconds that streams stay on a replica that is being stopped before they move to others.",
+        group="Cluster",
+        ge=0,
+    )
     ray_address: str | None = option(
         None, "Ray cluster to join (default: RAY_ADDRESS, or an own one).", group="Cluster"
     )

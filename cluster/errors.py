@@ -7,6 +7,7 @@
 | UnknownModel | 404 | model_not_found |
 | Overloaded | 429, Retry-After | rate_limit_exceeded |
 | EngineLost, WorkerLost | 503, Retry-After | engine_unavailable |
+| FatalRequest | 500 | request_kills_engine |
 | HTTPFailure | its own | its own |
 | anything else | 500 | internal_error |
 """
@@ -21,6 +22,7 @@ import msgspec
 from ..engine.errors import (
     ContextTooLong,
     EngineLost,
+    FatalRequest,
     InvalidRequest,
     Overloaded,
     RequestError,
@@ -72,6 +74,7 @@ _KINDS: tuple[tuple[type[ShoalError], _Kind], ...] = (
     (RequestError, _Kind(400, "invalid_request_error", "invalid_request")),
     (Overloaded, _Kind(429, "rate_limit_error", "rate_limit_exceeded")),
     (EngineLost, _Kind(503, "server_error", "engine_unavailable")),
+    (FatalRequest, _Kind(500, "server_error", "request_kills_engine")),
 )
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 

@@ -13,7 +13,8 @@ import msgspec
 
 from ..engine.request import TokenLogprobs
 from .logprobs import LegacyLogprobs, TokenNames, chat_logprobs, prompt_logprobs
-from .stream import Choice, Delta, Generation
+from .state import Choice
+from .stream import Delta, Generation
 
 DONE = b"data: [DONE]\n\n"
 
@@ -65,7 +66,7 @@ def usage(generations: Sequence[Generation]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(g.num_cached for g in generations)},
+        "prompt_tokens_details": {"cached_tokens": sum(g.state.num_cached or 0 for g in generations)},
     }
 
 
@@ -199,7 +200,7 @@ class CompletionFormat:
 
 
 def _of_prompt(generation: Generation) -> tuple[TokenLogprobs | None, ...]:
-    return generation.prompt_logprobs or (None,) * len(generation.request.prompt)
+    return generation.state.prompt_logprobs or (None,) * len(generation.request.prompt)
 
 
 class ChatFormat:

@@ -84,6 +84,10 @@ class Gateway:
         """See ASGI."""
         await self._app(scope, receive, send)
 
+    def stop(self) -> None:
+        """Begin nothing on other replicas any more: the server ends with what runs."""
+        self._serving.failover.stop()
+
     def close(self) -> None:
         """End the processes of its own, once no request comes any more."""
         self._serving.close()

@@ -109,7 +109,8 @@ class Ingress:
         wanted = {model.served_model_name: model.replicas for model in config.models}
         router = FleetRouter(wanted=wanted, secret=self._facts.secret(), gateway=self._id)
         router.watch(membership.replicas)
-        self._turnstile = Turnstile(self.make_app(router))
+        self._app = self.make_app(router)
+        self._turnstile = Turnstile(self._app)
         self._servers = (
             _Server(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
             _Server(web_config(config, self._turnstile, lifespan="off", tls=False), lambda: None),
@@ -121,6 +122,7 @@ class Ingress:
         router.close()
 
     async def _drain(self) -> None:
+        self._app.stop()
         if not await self._turnstile.drain(self._config.shutdown_timeout):
             log.warning("streams were cut off after %s s", self._config.shutdown_timeout)
         for server in self._servers:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..engine.errors import ShoalError
+from ..engine.errors import EngineLost, ShoalError
 from ..engine.request import Load as Load
 from ..engine.request import Request, Update
 
@@ -37,13 +37,27 @@ class ModelCard:
     created: int
 
 
+class LinkLost(EngineLost):
+    """A replica is out of reach, with all that ran there.
+
+    `died`: its engine is dead, perhaps of what it ran; otherwise it was stopped, cut off or silent.
+    """
+
+    def __init__(self, message: str, died: bool = False) -> None:
+        ShoalError.__init__(self, message, died)
+        self.died = died
+
+
 class Link(Protocol):
-    """A replica within reach, in the process `pid` on `node`."""
+    """A replica within reach, in the process `pid` on `node`. `leaving`: it finishes what it has and
+    takes nothing new.
+    """
 
     replica: str
     node: str
     pid: int
     card: ModelCard
+    leaving: bool
 
     @property
     def state(self) -> str:
@@ -57,10 +71,10 @@ class Link(Protocol):
 
     def submit(self, request: Request, on_update: Callable[[Update | ShoalError], None]) -> None:
         """Send a request. `on_update` gets each of its updates in order, or one ShoalError and
-        nothing after it.
+        nothing after it; it is not called before this returns.
 
         Never raises for the request's sake: a refusal (Overloaded, RequestError, EngineLost) comes
-        through `on_update`.
+        through `on_update`, and so does LinkLost.
         """
         ...
 
@@ -72,13 +86,22 @@ class Link(Protocol):
         ...
 
 
+Fit = Callable[[Link], bool]
+"""Whether a replica may be chosen."""
+
+
+def anywhere(link: Link) -> bool:
+    """Every replica will do."""
+    return True
+
+
 class Router(Protocol):
     """Chooses replicas."""
 
-    def choose(self, model: str, request: Request) -> Link:
-        """The replica of `model`, one of its served names, to send `request` to.
+    def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
+        """The replica of `model`, one of its served names, to send `request` to, of those that fit.
 
-        Raises UnknownModel, or EngineLost while none is alive.
+        Raises UnknownModel, or EngineLost while none that fits is alive.
         """
         ...
 

@@ -24,7 +24,7 @@ from .banner import Loaded, Progress
 from .card import model_card
 from .config import ModelConfig, ServeConfig
 from .gateway import build_gateway
-from .link import Link, Load, ModelCard
+from .link import Fit, Link, LinkLost, Load, ModelCard, anywhere
 from .ports import check_port
 from .shares import shared
 from .stall import StallWatch, stacks
@@ -48,9 +48,10 @@ class MemoryLink:
         self.card = card
         self.stalled: str | None = None
         self._stall = StallWatch(engine.config.stall_timeout)
+        self.leaving = False
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._streams: dict[tuple[str, int], OnUpdate] = {}
+        self._streams: dict[tuple[str, int], tuple[OnUpdate, int]] = {}
         self._sink: Callable[[list[Update]], None] = self._hand_over
 
     @property
@@ -86,13 +87,13 @@ class MemoryLink:
         """See Link."""
         siblings = range(request.sibling, request.sibling + request.params.n)
         for sibling in siblings:
-            self._streams[request.id, sibling] = on_update
+            self._streams[request.id, sibling] = (on_update, request.epoch)
         try:
             self._engine.submit(request, self._sink)
         except ShoalError as error:
             for sibling in siblings:
                 del self._streams[request.id, sibling]
-            on_update(error)
+            self._loop.call_soon(on_update, error)
 
     def abort(self, request_id: str, sibling: int | None = None) -> None:
         """See Link."""
@@ -115,8 +116,8 @@ class MemoryLink:
 
     def _give_up(self, blame: str) -> None:
         streams, self._streams = self._streams, {}
-        for on_update in dict.fromkeys(streams.values()):
-            on_update(EngineLost(f"the engine is stuck: {blame}"))
+        for on_update in dict.fromkeys(on_update for on_update, _ in streams.values()):
+            on_update(LinkLost(f"the engine is stuck: {blame}"))
         for request_id in {request_id for request_id, _ in streams}:
             self._engine.abort(request_id)
 
@@ -127,14 +128,17 @@ class MemoryLink:
 
     def _deliver(self, updates: list[Update]) -> None:
         lost = updates[0].finish is FinishReason.ERROR and not self.alive
+        if lost:
+            log.warning("%s is lost; %d streams go on elsewhere", self.replica, len(self._streams))
         for update in updates:
             key = update.id, update.sibling
-            on_update = self._streams.get(key)
-            if on_update is None:
+            on_update, epoch = self._streams.get(key, (None, -1))
+            if on_update is None or update.epoch != epoch:
                 continue
             if update.finish is not None:
                 del self._streams[key]
-            on_update(EngineLost(update.error or "the engine died") if lost else update)
+            reason = update.error or "the engine died"
+            on_update(LinkLost(f"{self.replica}: {reason}", died=True) if lost else update)
 
 
 class LocalRouter:
@@ -148,12 +152,12 @@ class LocalRouter:
         """Take a loaded engine into service."""
         self._links.append(link)
 
-    def choose(self, model: str, request: Request) -> Link:
+    def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
         """The engine with the fewest sequences. Raises UnknownModel, EngineLost."""
         if not any(model in known.served_model_name for known in self._models):
             raise UnknownModel(f"The model `{model}` does not exist.", "model")
         links = [link for link in self._links if model in link.card.names]
-        alive = [link for link in links if link.alive]
+        alive = [link for link in links if link.alive and fit(link)]
         if not alive:
             raise EngineLost(f"no engine of {model} is alive" if links else "it is still loading")
         return min(alive, key=lambda link: link.pressure)
@@ -163,8 +167,8 @@ class LocalRouter:
         return list({link.card.names: link.card for link in self._links}.values())
 
     def links(self) -> list[Link]:
-        """Every engine."""
-        return list(self._links)
+        """Every engine that is alive."""
+        return [link for link in self._links if link.alive]
 
     def engines(self) -> list[MemoryLink]:
         """Every engine, as this process has it."""
@@ -279,6 +283,7 @@ class _Local:
 
     async def _stop(self) -> None:
         patience = self._config.shutdown_timeout
+        self._gateway.stop()
         self._progress.note(f"stopping; running answers get {patience:g} s to end")
         if not await self._door.drain(patience):
             log.warning("answers were cut off after %g s", patience)

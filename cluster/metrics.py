@@ -84,6 +84,21 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._lost = self._counter(
+            "failovers", "Replicas lost with streams under way, by cause.", "cause"
+        )
+        self._moved = self._counter(
+            "streams_moved", "Sequences that had to go on at another replica, by cause.", "cause"
+        )
+
+    def lost(self, model: str, cause: str) -> None:
+        """Count a replica that was lost (`died`, `silent`, `left`) while it had streams."""
+        self._lost.labels(model, cause).inc()
+
+    def moved(self, model: str, cause: str, num: int) -> None:
+        """Count sequences that go on elsewhere: their replica was lost, or needed for a suspect."""
+        self._moved.labels(model, cause).inc(num)
+
     def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
         """Count an HTTP request that has been answered."""
         self._http.labels(handler, method, str(status)).inc()

@@ -12,7 +12,7 @@ from .. import __version__
 from ..engine.errors import EngineLost, Overloaded, ShoalError
 from ..engine.request import Request, Update
 from . import wire
-from .link import Load, ModelCard
+from .link import LinkLost, Load, ModelCard
 
 MAX_UNSENT = 64 << 20
 
@@ -32,8 +32,9 @@ class _Stream:
 class RemoteLink:
     """A Link over an open connection; made by `connect`, used on its event loop alone.
 
-    `leaving`: the replica takes nothing more. `lost`: why the connection ended, once it has; every
-    live request then has got EngineLost. `stalled`: it ended because the replica stands still.
+    `leaving`: the replica takes nothing new. `lost`: why the connection ended, once it has; every
+    live request, `num_lost` sequences in all, then has got LinkLost. `stalled`: it
+    ended because the replica stands still.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RemoteLink:
         self.leaving = False
         self.lost: str | None = None
         self.stalled = False
+        self.num_lost = 0
         self._reader = reader
         self._writer = writer
         self._on_lost = on_lost
@@ -95,18 +97,20 @@ class RemoteLink:
         if keys and self.lost is None:
             self._writer.write(wire.frame(wire.Abort(request_id, sibling)))
 
-    def close(self, reason: str = "the gateway hung up") -> None:
-        """End the connection; live requests get EngineLost. Harmless when repeated."""
+    def close(self, reason: str = "the gateway hung up", died: bool = False) -> None:
+        """End the connection; live requests get LinkLost. Harmless when repeated."""
         if self.lost is not None:
             return
         self.lost = reason
+        self.num_lost = len(self._streams)
         self._ticking.cancel()
         self._reading.cancel()
         self._writer.close()
         streams = {id(stream): stream for stream in self._streams.values()}
         self._streams.clear()
         for stream in streams.values():
-            _deliver(stream, EngineLost(f"replica {self.replica} is lost: {reason}"))
+            error = LinkLost(f"replica {self.replica} is lost: {reason}", died and not self.leaving)
+            _deliver(stream, error)
         self._on_lost(self)
 
     def _send_request(self, request: Request) -> ShoalError | None:
@@ -122,7 +126,7 @@ class RemoteLink:
         return None
 
     async def _read(self) -> None:
-        reason = "its process ended"
+        reason, died = "its process ended", True
         try:
             while self.lost is None:
                 head = await self._reader.readexactly(4)
@@ -131,9 +135,11 @@ class RemoteLink:
                 self._take(wire.from_replica(body))
         except asyncio.IncompleteReadError:
             pass
+        except ConnectionResetError:
+            pass
         except (wire.BadFrame, OSError) as error:
-            reason = str(error)
-        self.close(reason)
+            reason, died = str(error), False
+        self.close(reason, died)
 
     def _take(self, message: wire.ToGateway) -> None:
         if isinstance(message, wire.Step):
@@ -149,14 +155,18 @@ class RemoteLink:
             self.leaving = True
         elif isinstance(message, wire.Lost):
             self.stalled = message.stalled
-            self.close(message.reason)
+            self.close(message.reason, died=not message.stalled)
         else:
             raise wire.BadFrame(f"a {type(message).__name__} on an open link")
 
     def _update(self, update: Update) -> None:
         key = (update.id, update.sibling)
         stream = self._streams.get(key)
-        if stream is None or stream.epoch != update.epoch:
+        if stream is None:
+            if update.finish is None:
+                self._writer.write(wire.frame(wire.Abort(*key)))
+            return
+        if stream.epoch != update.epoch:
             return
         if update.finish is not None:
             del self._streams[key]
@@ -164,9 +174,13 @@ class RemoteLink:
 
     def _refused(self, message: wire.Refused) -> None:
         siblings = range(message.sibling, message.sibling + message.n)
-        streams = [self._streams.pop((message.id, sibling), None) for sibling in siblings]
-        if stream := next(filter(None, streams), None):
-            _deliver(stream, wire.error_of(message))
+        keys = [(message.id, sibling) for sibling in siblings]
+        refused = [
+            key for key in keys if key in self._streams and self._streams[key].epoch == message.epoch
+        ]
+        streams = [self._streams.pop(key) for key in refused]
+        if streams:
+            _deliver(streams[0], wire.error_of(message))
 
     def _tick(self, due: float) -> None:
         """Send a sign of life and look for the replica's."""

@@ -61,7 +61,7 @@ class Replica:
     def make_engine(self, model: ModelConfig) -> AsyncEngine:
         """The engine, not started yet."""
         from ..engine.engine import AsyncEngine
-        from ..engine.executor import executor_for
+        from ..engine.executors import executor_for
 
         loading = Loading(self._facts, self._id)
         return AsyncEngine(model.engine, executor_for(model.engine, loading))

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from ..engine.errors import EngineLost, UnknownModel
 from ..engine.request import Request
 from . import health
-from .link import Link, ModelCard
+from .link import Fit, Link, ModelCard, anywhere
 from .membership import Member, Membership
 from .remote import RemoteLink, connect
 
 RETRY_S = 0.1
 MAX_RETRY_S = 2.0
+GONE = "it was taken away"
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +55,12 @@ class FleetRouter:
 
         members.watch(follow)
 
-    def choose(self, model: str, request: Request) -> Link:
+    def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
         """See Router: the replica with the fewest sequences, the longest unused one of equals."""
         names = next((names for names in self._wanted if model in names), None)
         if names is None:
             raise UnknownModel(f"The model `{model}` does not exist.", "model")
-        able = self._able(names[0])
+        able = [link for link in self._able(names[0]) if fit(link)]
         if not able:
             state = self.statuses()[names[0]]
             raise EngineLost(f"no replica of {model} can take requests: it is {state}")
@@ -120,7 +121,7 @@ class FleetRouter:
         if link.num_live:
             asyncio.get_running_loop().call_later(RETRY_S, self._release, replica)
         else:
-            link.close()
+            link.close(GONE)
 
     def _reach(self, member: Member) -> None:
         if member.replica not in self._links and member.replica not in self._connecting:
@@ -155,6 +156,13 @@ class FleetRouter:
         if self._links.get(link.replica) is link:
             del self._links[link.replica]
             self._last_turn.pop(link.replica, None)
-            log.warning("replica %s is lost: %s", link.replica, link.lost)
+            log.log(
+                logging.INFO if link.lost == GONE else logging.WARNING,
+                "replica %s of %s is lost: %s; %d streams go on elsewhere",
+                link.replica,
+                link.card.names[0],
+                link.lost,
+                link.num_lost,
+            )
             if member := self._members.get(link.replica):
                 self._reach(member)

@@ -22,6 +22,7 @@ from .prompts import chat_prompt, completion_prompts, output_room, truncated
 from .protocol import ChatRequest, CompletionRequest
 from .sampling import num_logprobs, sampling_params
 from .serving import Serving
+from .state import new_state
 from .stream import Generation
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def _answer(
         )
     answer = Answer(
         format,
-        choose=lambda wanted: serving.router.choose(card.names[0], wanted),
+        failover=serving.failover,
         metrics=serving.metrics,
         stream=request.stream,
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
@@ -143,17 +144,20 @@ def _answer(
     unique = uuid.uuid4().hex[:8]
     answer.generations = [
         Generation(
-            Request(
-                id=f"{format.heading.id}-{unique}-{i}",
-                prompt=ids,
-                params=params,
-                cache_salt=request.cache_salt,
-                priority=request.priority,
+            new_state(
+                Request(
+                    id=f"{format.heading.id}-{unique}-{i}",
+                    prompt=ids,
+                    params=params,
+                    cache_salt=request.cache_salt,
+                    priority=request.priority,
+                ),
+                card.names[0],
+                first_index=i * request.n,
+                num_answers=request.n,
+                silent=silent,
             ),
             tokenizer,
-            first_index=i * request.n,
-            num_answers=request.n,
-            silent=silent,
             on_delta=answer.on_delta,
             on_error=answer.on_error,
         )

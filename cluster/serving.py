@@ -17,6 +17,7 @@ from ..engine.errors import InvalidRequest, ShoalError, UnknownModel
 from ..engine.text import Tokenizer
 from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
+from .failover import Failover
 from .link import ModelCard, Router
 from .metrics import Metrics
 from .protocol import RequestBody, parse
@@ -37,6 +38,13 @@ class Serving:
         self.config = config
         self.router = router
         self.metrics = Metrics(router)
+        self.failover = Failover(
+            router,
+            self.metrics,
+            timeout_s=0 if config.local else config.failover_timeout,
+            grace_s=config.drain_grace,
+            max_failovers=config.max_failovers,
+        )
         self._loader = ThreadPoolExecutor(1, "shoal-tokenizer")
         self._tokenizers: dict[str, Future[Tokenizer]] = {}
         for model in config.models:

@@ -138,6 +138,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True, array_like=True):
     id: str
     sibling: int
     n: int
+    epoch: int
     error: str
     arguments: list[str | float | None]
 
@@ -235,7 +236,9 @@ def refused_of(request: Request, error: ShoalError) -> Refused:
     """The message that carries an engine's refusal."""
     arguments = [a if isinstance(a, str | float | None) else str(a) for a in error.args]
     name = type(error).__name__
-    return Refused(request.id, request.sibling, request.params.n, name, arguments)
+    return Refused(
+        request.id, request.sibling, request.params.n, request.epoch, name, arguments
+    )
 
 
 def error_of(message: Refused) -> ShoalError:

@@ -17,7 +17,8 @@ from . import admission
 from .config import EngineConfig
 from .core.scheduler import Scheduler
 from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost
-from .executor import Capacity, Executor, executor_for
+from .executor import Capacity, Executor
+from .executors import executor_for
 from .features.beams import search_of
 from .loop import Loop
 from .request import FinishReason, Load, Request, Update

@@ -8,6 +8,7 @@
     ├── Overloaded            come again later
     ├── EngineLost            an engine died under its requests
     │   └── WorkerLost        one of its ranks did
+    ├── FatalRequest          a request that kills the engines which compute it
     ├── ConfigError           flags, YAML or machine do not allow what was asked
     └── LoadError             a checkpoint cannot be had or read
 
@@ -64,6 +65,10 @@ class EngineLost(ShoalError):
 
 class WorkerLost(EngineLost):
     """A rank of the engine died or stopped answering."""
+
+
+class FatalRequest(ShoalError):
+    """Engines died of this request, one of them while it computed nothing else."""
 
 
 class ConfigError(ShoalError):

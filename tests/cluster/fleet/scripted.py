@@ -128,6 +128,9 @@ class Counter:
         self.router = router
         self.ids = iter(range(1 << 60))
 
+    def stop(self) -> None:
+        pass
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             raise RuntimeError("no lifespan")

@@ -1,0 +1,428 @@
+"""Where each stream of a gateway runs, and where it goes on when its replica dies, hangs or leaves.
+
+    begin ──> running on a replica ── last update ──> ended
+                 │         ^
+       lost, left, refused  │ paced, oldest first, same weights
+                 v         │
+               waiting ────┘── too long without a replica ──> EngineLost
+
+A choice starts anew with all that it has emitted, under an epoch of its own: what an earlier start
+still says is not heard. A choice under which engines die twice without a token in between is
+suspect: it then runs alone on a replica until its next token, and is refused if that one dies too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ..engine.errors import EngineLost, FatalRequest, Overloaded, ShoalError
+from ..engine.request import Request, Update
+from .link import Link, LinkLost, Router
+from .metrics import Metrics
+from .state import Choice
+from .stream import Generation
+
+RESUMED_TOKENS = 8192
+"""How many tokens a replica is given to compute anew at once, so that it does not die of them."""
+
+SUSPECT_DEATHS = 2
+TICK_S = 0.1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Life:
+    """One start of choices on a replica; `open` are those that still run there.
+
+    `anew` counts the tokens that are computed anew, until the first update. `since`: when it began
+    to wait for this start, in seconds of `time.monotonic`.
+    """
+
+    generation: Generation
+    open: list[Choice]
+    link: Link
+    since: float
+    anew: int = 0
+    alone: bool = False
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Waiting:
+    """Choices, one or all beams of a generation, that have no replica since `since`."""
+
+    generation: Generation
+    choices: Sequence[Choice]
+    since: float
+
+    @property
+    def num_tokens(self) -> int:
+        """What has to be computed anew."""
+        return len(self.generation.request.prompt) + len(self.choices[0].emitted)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what kills engines."""
+        return any(choice.deaths_here >= SUSPECT_DEATHS for choice in self.choices)
+
+
+class Failover:
+    """The streams of one gateway; used on its event loop alone.
+
+    `timeout_s`: how long a stream waits while no replica of its weights is there. `grace_s`: how
+    long a stream stays on a replica that is leaving, if it could go elsewhere.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        metrics: Metrics,
+        *,
+        timeout_s: float,
+        grace_s: float,
+        max_failovers: int,
+    ) -> None:
+        self._router = router
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._grace_s = grace_s
+        self._max_failovers = max_failovers
+        self._life_of: dict[Choice, _Life] = {}
+        self._lives: dict[Link, dict[_Life, None]] = {}
+        self._queue: list[_Waiting] = []
+        self._anew: dict[Link, int] = {}
+        self._reserved: dict[Link, _Life] = {}
+        self._leaving: dict[Link, float] = {}
+        self._last_lost: Link | None = None
+        self._stopping = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, generation: Generation) -> None:
+        """Send a request. What comes of it, a refusal too, comes to the generation's callbacks.
+
+        Raises UnknownModel, EngineLost where there is no replica for it.
+        """
+        state = generation.state
+        try:
+            link = self._router.choose(state.model, state.request, self._is_free)
+        except EngineLost:
+            if not any(state.model in link.card.names for link in self._reserved):
+                raise
+            self._wait(generation, generation.choices, time.monotonic())
+            return
+        self._start(generation, generation.choices, link, state.request, time.monotonic())
+
+    def drop(self, generation: Generation) -> None:
+        """Free what a generation holds; nothing is heard of it any more."""
+        generation.ended = True
+        links = {self._leave(c): None for c in generation.choices if c in self._life_of}
+        for link in links:
+            link.abort(generation.request.id)
+
+    def stop(self) -> None:
+        """The server ends: streams stay where they are, and wait for no replacement."""
+        self._stopping = True
+        self._wake()
+
+    # What comes from replicas.
+
+    def _receive(self, life: _Life, update: Update | ShoalError) -> None:
+        if isinstance(update, ShoalError):
+            self._lose(life, update)
+            return
+        generation = life.generation
+        choice = generation.choices[update.sibling - generation.request.sibling]
+        if self._life_of.get(choice) is not life or update.epoch != choice.epoch:
+            return
+        self._settle(life)
+        generation.take(choice, update)
+        if choice.finish is not None and choice in self._life_of:
+            self._leave(choice)
+            if update.finish is None:
+                life.link.abort(generation.request.id, choice.sibling)
+        if generation.ended:
+            self.drop(generation)
+
+    def _lose(self, life: _Life, error: ShoalError) -> None:
+        """A replica is lost with these choices, or has refused them."""
+        generation, choices, alone = life.generation, tuple(life.open), life.alone
+        for choice in choices:
+            self._leave(choice)
+        if generation.ended or not choices:
+            return
+        resumed = choices[0].epoch > generation.request.epoch
+        if not isinstance(error, EngineLost) and not (resumed and isinstance(error, Overloaded)):
+            self._fail(generation, error)
+            return
+        lost, since = isinstance(error, LinkLost), life.since
+        if isinstance(error, LinkLost):
+            since = time.monotonic()
+            cause = self._count_loss(life, error)
+            self._metrics.moved(generation.state.model, cause, len(choices))
+            if error.died and (fatal := self._count_deaths(choices, alone)):
+                self._fail(generation, fatal)
+                return
+        self._wait(generation, choices, since, at_once=lost)
+
+    def _count_loss(self, life: _Life, error: LinkLost) -> str:
+        """Count a lost replica once, for all its streams; why they move."""
+        cause = "died" if error.died else "left" if life.link.leaving else "silent"
+        if life.link is not self._last_lost:
+            self._last_lost = life.link
+            self._metrics.lost(life.generation.state.model, cause)
+        return cause
+
+    def _count_deaths(self, choices: Sequence[Choice], alone: bool) -> ShoalError | None:
+        """Enter an engine's death; the error that ends the request, if this was one too many."""
+        for choice in choices:
+            choice.deaths += 1
+            choice.deaths_here += 1
+        here, all_ = (max(c.deaths_here for c in choices), max(c.deaths for c in choices))
+        if alone:
+            return FatalRequest(
+                f"{here} engines died while they computed this request, the last one while it "
+                "computed nothing else; it is not tried again"
+            )
+        if all_ > self._max_failovers:
+            return EngineLost(
+                f"{all_} engines died under this request; more than --max-failovers="
+                f"{self._max_failovers} are not tried"
+            )
+        return None
+
+    # Starts and ends.
+
+    def _start(
+        self,
+        generation: Generation,
+        choices: Sequence[Choice],
+        link: Link,
+        request: Request,
+        since: float,
+        anew: int = 0,
+    ) -> _Life:
+        generation.state.digest = generation.state.digest or link.card.digest
+        life = _Life(generation=generation, open=[*choices], link=link, since=since, anew=anew)
+        self._life_of.update(dict.fromkeys(choices, life))
+        self._lives.setdefault(link, {})[life] = None
+        self._anew[link] = self._anew.get(link, 0) + anew
+        link.submit(request, partial(self._receive, life))
+        self._tick_later()
+        return life
+
+    def _resume(
+        self, generation: Generation, choices: Sequence[Choice], link: Link, since: float
+    ) -> _Life:
+        for choice in choices:
+            choice.epoch += 1
+        request = generation.state.remainder(choices[0])
+        anew = len(request.prompt) + len(request.emitted)
+        return self._start(generation, choices, link, request, since, anew)
+
+    def _settle(self, life: _Life) -> None:
+        """A start has brought something, or has ended: it makes room for others."""
+        if life.anew:
+            self._anew[life.link] -= life.anew
+            life.anew = 0
+            self._wake()
+        if life.alone:
+            life.alone = False
+            del self._reserved[life.link]
+            self._wake()
+
+    def _leave(self, choice: Choice) -> Link:
+        """Part a choice from its replica, which is returned."""
+        life = self._life_of.pop(choice)
+        life.open.remove(choice)
+        if not life.open:
+            self._settle(life)
+            lives = self._lives[life.link]
+            del lives[life]
+            if not lives:
+                del self._lives[life.link], self._anew[life.link]
+        return life.link
+
+    def _fail(self, generation: Generation, error: ShoalError) -> None:
+        generation.fail(error)
+        self.drop(generation)
+
+    # Waiting.
+
+    def _wait(
+        self,
+        generation: Generation,
+        choices: Sequence[Choice],
+        since: float,
+        at_once: bool = True,
+    ) -> None:
+        beams = generation.request.params.use_beam_search
+        for group in [choices] if beams else [(choice,) for choice in choices]:
+            self._queue.append(_Waiting(generation=generation, choices=group, since=since))
+        if at_once:
+            self._wake()
+        else:
+            self._tick_later()
+
+    def _wake(self) -> None:
+        """Look after those that wait in the next turn of the loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(0, self._tick)
+
+    def _tick_later(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._look_for_leaving()
+        queue, self._queue = self._queue, []
+        queue.sort(key=lambda waiting: (not waiting.suspect, waiting.generation.began))
+        full: set[tuple[str, str]] = set()
+        for waiting in queue:
+            state = waiting.generation.state
+            kind = (state.model, state.digest)
+            if waiting.generation.ended:
+                continue
+            if kind in full:
+                self._queue.append(waiting)
+            elif not self._try(waiting) and not self._give_up(waiting):
+                self._queue.append(waiting)
+                if not waiting.suspect:
+                    full.add(kind)
+        if self._queue or self._lives:
+            self._tick_later()
+
+    def _give_up(self, waiting: _Waiting) -> bool:
+        """End what has waited too long while there was no replica for it."""
+        now, generation = time.monotonic(), waiting.generation
+        if self._there(generation):
+            waiting.since = now
+            return False
+        if now - waiting.since < self._timeout_s and not self._stopping:
+            return False
+        reason = "the server is shutting down" if self._stopping else "its engine is gone"
+        error = EngineLost(f"{reason}, and for {now - waiting.since:.0f} s no other one was there")
+        self._fail(generation, error)
+        return True
+
+    def _try(self, waiting: _Waiting) -> bool:
+        """Start what waits, if there is a place for it."""
+        generation, since = waiting.generation, waiting.since
+        if not waiting.suspect:
+            link = self._place(generation, waiting.num_tokens)
+            if link is not None:
+                self._resume(generation, waiting.choices, link, since)
+            return link is not None
+        link = self._place_alone(generation)
+        if link is None:
+            return False
+        log.warning(
+            "%s was being computed when %d engines died; it runs alone on replica %s",
+            generation.request.id,
+            max(choice.deaths_here for choice in waiting.choices),
+            link.replica,
+        )
+        self._clear(link)
+        life = self._resume(generation, waiting.choices, link, since)
+        life.alone = True
+        self._reserved[link] = life
+        return True
+
+    # Places.
+
+    def _is_free(self, link: Link) -> bool:
+        return link not in self._reserved
+
+    def _there(self, generation: Generation) -> list[Link]:
+        """The replicas within reach on which a generation could go on."""
+        state = generation.state
+        return [
+            link
+            for link in self._router.links()
+            if state.model in link.card.names and state.digest in ("", link.card.digest)
+        ]
+
+    def _place(self, generation: Generation, num_tokens: int, stay: bool = True) -> Link | None:
+        """The replica to go on at, None where there is none or those there have enough to do.
+
+        With `stay` one that is leaving will do where there is no other.
+        """
+        there = self._there(generation)
+
+        def fit(link: Link) -> bool:
+            anew = self._anew.get(link, 0)
+            return (
+                link in there
+                and self._is_free(link)
+                and (not anew or anew + num_tokens <= RESUMED_TOKENS)
+            )
+
+        try:
+            return self._router.choose(generation.state.model, generation.request, fit)
+        except EngineLost:
+            staying = [link for link in there if not link.leaving]
+            return next((link for link in there if fit(link)), None) if stay and not staying else None
+
+    def _place_alone(self, generation: Generation) -> Link | None:
+        """A replica for a suspect; one at a time is set apart for each model."""
+        there = self._there(generation)
+        if any(link in self._reserved for link in there):
+            return None
+        try:
+            return self._router.choose(
+                generation.state.model, generation.request, lambda link: link in there
+            )
+        except EngineLost:
+            return None
+
+    def _clear(self, link: Link) -> None:
+        """Move everything off a replica."""
+        now = time.monotonic()
+        for life in tuple(self._lives.get(link, ())):
+            choices = self._interrupt(life, "suspect")
+            self._wait(life.generation, choices, now)
+
+    def _interrupt(self, life: _Life, cause: str) -> tuple[Choice, ...]:
+        """Stop what runs; it can go on elsewhere at once."""
+        choices, generation = tuple(life.open), life.generation
+        for choice in choices:
+            self._leave(choice)
+            life.link.abort(generation.request.id, choice.sibling)
+        self._metrics.moved(generation.state.model, cause, len(choices))
+        return choices
+
+    def _look_for_leaving(self) -> None:
+        """Move streams off replicas that are leaving, as fast as others can take them."""
+        now = time.monotonic()
+        self._leaving = {
+            link: self._leaving.get(link, now) for link in self._lives if link.leaving
+        }
+        for link, since in self._leaving.items():
+            if now - since >= self._grace_s and not self._stopping:
+                self._move_off(link)
+
+    def _move_off(self, link: Link) -> None:
+        num_moved = 0
+        for life in sorted(self._lives[link], key=lambda life: life.generation.began):
+            if life.alone:
+                continue
+            generation, beams = life.generation, life.generation.request.params.use_beam_search
+            for group in [tuple(life.open)] if beams else [(choice,) for choice in life.open]:
+                num_tokens = len(generation.request.prompt) + len(group[0].emitted)
+                target = self._place(generation, num_tokens, stay=False)
+                if target is None:
+                    break
+                for choice in group:
+                    self._leave(choice)
+                    link.abort(generation.request.id, choice.sibling)
+                self._resume(generation, group, target, time.monotonic())
+                num_moved += len(group)
+        if num_moved:
+            self._metrics.moved(link.card.names[0], "left", num_moved)
+            log.info("replica %s is leaving: %d streams moved", link.replica, num_moved)
