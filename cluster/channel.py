@@ -165,8 +165,12 @@ class Channel:
         while not self._closed.wait(wire.BEAT_S):
             with contextlib.suppress(ShoalError):
                 load = self.engine.load()
-                for peer in tuple(self._peers):
-                    peer.send(wire.frame(wire.Beat(load, len(peer.live))))
+                peers = tuple(self._peers)
+                streams = dict.fromkeys((peer.gateway for peer in peers), 0)
+                for peer in peers:
+                    streams[peer.gateway] += len(peer.live)
+                for peer in peers:
+                    peer.send(wire.frame(wire.Beat(load, len(peer.live), streams)))
 
     def _tell(self, message: wire.Leaving | wire.Lost) -> None:
         for peer in tuple(self._peers):

@@ -102,6 +102,11 @@ class Failover:
         self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def num_streams(self) -> int:
+        """Sequences that have not ended, those without a replica too."""
+        return len(self._life_of) + sum(len(waiting.choices) for waiting in self._queue)
+
     def begin(self, generation: Generation) -> None:
         """Send a request. What comes of it, a refusal too, comes to the generation's callbacks.
 
@@ -367,7 +372,9 @@ class Failover:
             return self._router.choose(generation.state.model, generation.request, fit)
         except EngineLost:
             staying = [link for link in there if not link.leaving]
-            return next((link for link in there if fit(link)), None) if stay and not staying else None
+            return (
+                next((link for link in there if fit(link)), None) if stay and not staying else None
+            )
 
     def _place_alone(self, generation: Generation) -> Link | None:
         """A replica for a suspect; one at a time is set apart for each model."""
@@ -400,9 +407,7 @@ class Failover:
     def _look_for_leaving(self) -> None:
         """Move streams off replicas that are leaving, as fast as others can take them."""
         now = time.monotonic()
-        self._leaving = {
-            link: self._leaving.get(link, now) for link in self._lives if link.leaving
-        }
+        self._leaving = {link: self._leaving.get(link, now) for link in self._lives if link.leaving}
         for link, since in self._leaving.items():
             if now - since >= self._grace_s and not self._stopping:
                 self._move_off(link)

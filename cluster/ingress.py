@@ -19,11 +19,13 @@ from ray.serve.handle import DeploymentHandle
 
 from ..engine.errors import ConfigError, EngineLost
 from . import logs, membership
+from .census import Census
 from .config import ServeConfig
 from .facts import Facts, node_address
 from .link import Router
 from .open_files import lift_limit
 from .ports import check_port, holder
+from .registry import FactRegistry
 from .router import FleetRouter
 from .turnstile import Turnstile
 from .web import CLOSE_S, loop_factory, web_config
@@ -69,11 +71,11 @@ class Ingress:
         private = {"host": self._host, "port": self._private.getsockname()[1], "pid": os.getpid()}
         self._facts.put("gateway", self._id, private)
 
-    def make_app(self, router: Router) -> Any:
+    def make_app(self, router: Router, census: Census) -> Any:
         """The ASGI application behind the door."""
         from .gateway import build_gateway
 
-        return build_gateway(self._config, router)
+        return build_gateway(self._config, router, census)
 
     def check_health(self) -> None:
         """Called by Serve every second. Raises EngineLost."""
@@ -109,7 +111,8 @@ class Ingress:
         wanted = {model.served_model_name: model.replicas for model in config.models}
         router = FleetRouter(wanted=wanted, secret=self._facts.secret(), gateway=self._id)
         router.watch(membership.replicas)
-        self._app = self.make_app(router)
+        census = Census(router, self._id, FactRegistry(self._facts, router.ended))
+        self._app = self.make_app(router, census)
         self._turnstile = Turnstile(self._app)
         self._servers = (
             _Server(web_config(config, self._turnstile, lifespan="auto"), self._up.set),

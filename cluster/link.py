@@ -49,8 +49,10 @@ class LinkLost(EngineLost):
 
 
 class Link(Protocol):
-    """A replica within reach, in the process `pid` on `node`. `leaving`: it finishes what it has and
-    takes nothing new.
+    """A replica within reach, in the process `pid` on `node`.
+
+    `leaving`: it finishes what it has and takes nothing new. `streams`: what each gateway has
+    there, as of its last beat.
     """
 
     replica: str
@@ -58,6 +60,7 @@ class Link(Protocol):
     pid: int
     card: ModelCard
     leaving: bool
+    streams: dict[str, int]
 
     @property
     def state(self) -> str:
@@ -111,6 +114,10 @@ class Router(Protocol):
 
     def links(self) -> list[Link]:
         """Every replica within reach."""
+        ...
+
+    def known(self) -> list[Link]:
+        """Those, and what can be told of others that are not."""
         ...
 
     def status(self) -> str:

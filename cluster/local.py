@@ -22,6 +22,7 @@ from ..engine.worker.worker import Worker
 from . import health, logs
 from .banner import Loaded, Progress
 from .card import model_card
+from .census import HERE
 from .config import ModelConfig, ServeConfig
 from .gateway import build_gateway
 from .link import Fit, Link, LinkLost, Load, ModelCard, anywhere
@@ -31,7 +32,6 @@ from .stall import StallWatch, stacks
 from .turnstile import Turnstile
 from .web import loop_factory, web_config
 
-HERE = "127.0.0.1"
 WATCH_S = 0.5
 
 OnUpdate = Callable[[Update | ShoalError], None]
@@ -49,6 +49,7 @@ class MemoryLink:
         self.stalled: str | None = None
         self._stall = StallWatch(engine.config.stall_timeout)
         self.leaving = False
+        self.streams: dict[str, int] = {}
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._streams: dict[tuple[str, int], tuple[OnUpdate, int]] = {}
@@ -170,8 +171,12 @@ class LocalRouter:
         """Every engine that is alive."""
         return [link for link in self._links if link.alive]
 
+    def known(self) -> list[Link]:
+        """Every engine, however it is."""
+        return list(self._links)
+
     def engines(self) -> list[MemoryLink]:
-        """Every engine, as this process has it."""
+        """The same, as this process has them."""
         return list(self._links)
 
     def status(self) -> str:

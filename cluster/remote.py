@@ -48,6 +48,7 @@ class RemoteLink:
         self.node, self.pid = welcome.node, welcome.pid
         self.card: ModelCard = welcome.card
         self.load: Load = welcome.load
+        self.streams: dict[str, int] = {}
         self.leaving = False
         self.lost: str | None = None
         self.stalled = False
@@ -147,7 +148,7 @@ class RemoteLink:
                 self._update(update)
         elif isinstance(message, wire.Beat):
             if message.load is not None:
-                self.load = message.load
+                self.load, self.streams = message.load, message.streams
                 self._others = max(0, self.load.running + self.load.waiting - message.yours)
         elif isinstance(message, wire.Refused):
             self._refused(message)
@@ -176,7 +177,9 @@ class RemoteLink:
         siblings = range(message.sibling, message.sibling + message.n)
         keys = [(message.id, sibling) for sibling in siblings]
         refused = [
-            key for key in keys if key in self._streams and self._streams[key].epoch == message.epoch
+            key
+            for key in keys
+            if key in self._streams and self._streams[key].epoch == message.epoch
         ]
         streams = [self._streams.pop(key) for key in refused]
         if streams:

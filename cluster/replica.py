@@ -86,6 +86,7 @@ class Replica:
             await asyncio.to_thread(self._channel.drain, self._config.shutdown_timeout)
             self._channel.close()
             await asyncio.to_thread(self._engine.close)
+            self._facts.remove("replica", self._id)
 
     def _start(self) -> None:
         self._state("load the model")

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from ..engine.admission import Seeds
 from ..engine.errors import InvalidRequest, ShoalError, UnknownModel
 from ..engine.text import Tokenizer
+from .census import Census
 from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
 from .failover import Failover
@@ -34,9 +35,10 @@ LEFT = 499
 class Serving:
     """The state of one gateway."""
 
-    def __init__(self, config: ServeConfig, router: Router) -> None:
+    def __init__(self, config: ServeConfig, router: Router, census: Census) -> None:
         self.config = config
         self.router = router
+        self.census = census
         self.metrics = Metrics(router)
         self.failover = Failover(
             router,

@@ -120,10 +120,13 @@ class Abort(msgspec.Struct, tag="abort", frozen=True, array_like=True):
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True, array_like=True):
-    """A sign of life; a replica's carries its load and how much of it this gateway sent."""
+    """A sign of life; a replica's carries its load, how much of it this gateway sent, and how much
+    each gateway did, by their names.
+    """
 
     load: Load | None = None
     yours: int = 0
+    streams: dict[str, int] = {}
 
 
 class Step(msgspec.Struct, tag="step", frozen=True, array_like=True):
@@ -236,9 +239,7 @@ def refused_of(request: Request, error: ShoalError) -> Refused:
     """The message that carries an engine's refusal."""
     arguments = [a if isinstance(a, str | float | None) else str(a) for a in error.args]
     name = type(error).__name__
-    return Refused(
-        request.id, request.sibling, request.params.n, request.epoch, name, arguments
-    )
+    return Refused(request.id, request.sibling, request.params.n, request.epoch, name, arguments)
 
 
 def error_of(message: Refused) -> ShoalError:
