@@ -13,7 +13,20 @@ from .. import __version__
 from ..engine.errors import ShoalError
 from ..engine.supported import check_platform
 from . import serve_command
-from .commands import bench, chat, complete, completion, drain, logs, ls, ps, pull, status, stop
+from .commands import (
+    bench,
+    chat,
+    complete,
+    completion,
+    drain,
+    k8s,
+    logs,
+    ls,
+    ps,
+    pull,
+    status,
+    stop,
+)
 from .exits import FAILED, INTERRUPTED, MEANING, exit_code
 
 COMPLETE = "_SHOAL_COMPLETE"
@@ -73,6 +86,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 for command in _COMMANDS:
     app.command()(command)
 app.add_typer(bench.app, name="bench")
+app.command()(k8s.k8s)
 app.command()(completion.completion)
 
 

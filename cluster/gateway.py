@@ -24,6 +24,7 @@ from .errors import HTTPFailure
 from .guard import Guard
 from .link import Router
 from .openapi import answers_of, body_of, describe, docs_page, parameters_of
+from .pool import Pool
 from .routes_generate import create_chat_completion, create_completion
 from .routes_tokenize import detokenize, tokenize, tokenizer_info
 from .serving import Handler, Serving, answering, failure_response
@@ -96,13 +97,15 @@ class Gateway:
         self._serving.close()
 
 
-def build_gateway(config: ServeConfig, router: Router, census: Census | None = None) -> Gateway:
+def build_gateway(
+    config: ServeConfig, router: Router, pool: Pool | None = None, census: Census | None = None
+) -> Gateway:
     """The door of a server: routes, keys, CORS and figures over the replicas that `router` knows.
 
-    May be built before any model is loaded; it answers 503 till then. Without a `census` it knows
-    of no other gateway.
+    May be built before any model is loaded; it answers 503 till then. Without a `pool` it speaks
+    for no other gateway's figures, without a `census` it knows of no other.
     """
-    serving = Serving(config, router, census or Census(router))
+    serving = Serving(config, router, pool or Pool(router), census or Census(router))
     shown = not config.disable_fastapi_docs
     app = FastAPI(
         title="shoal",

@@ -47,9 +47,10 @@ class Replica:
         self._facts = Facts(config.name)
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
+        self._index = context.rank.rank
         self._stopped = threading.Event()
         self._loaded = threading.Event()
-        logs.start(config, f"replica-{context.rank.rank}")
+        logs.start(config, f"replica-{self._index}")
         _set_threads(self._model)
         threading.Thread(target=self._bound_loading, name="replica-loading", daemon=True).start()
         try:
@@ -98,6 +99,7 @@ class Replica:
         self._channel = Channel(
             self._engine,
             replica=self._id,
+            index=self._index,
             card=card,
             secret=self._facts.secret(),
             host=node_address(),

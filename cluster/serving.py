@@ -20,7 +20,7 @@ from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
 from .failover import Failover
 from .link import ModelCard, Router
-from .metrics import Metrics
+from .pool import Pool
 from .protocol import RequestBody, parse
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,12 @@ LEFT = 499
 class Serving:
     """The state of one gateway."""
 
-    def __init__(self, config: ServeConfig, router: Router, census: Census) -> None:
+    def __init__(self, config: ServeConfig, router: Router, pool: Pool, census: Census) -> None:
         self.config = config
         self.router = router
         self.census = census
-        self.metrics = Metrics(router)
+        self.pool = pool
+        self.metrics = pool.metrics
         self.failover = Failover(
             router,
             self.metrics,

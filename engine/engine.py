@@ -45,6 +45,7 @@ class _Stream:
 class _Abort(NamedTuple):
     id: str
     sibling: int | None
+    reason: FinishReason
 
 
 class AsyncEngine:
@@ -116,8 +117,15 @@ class AsyncEngine:
             self._coming += request.params.n
             self._wake.notify()
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
         """Drop a request, or one of its siblings, before the next step. Unknown ids are ignored.
+
+        It counts as ended for `reason`: STOP where a caller has found a stop string.
 
         No update of it follows, but for one that its sink is being given right now.
         """
@@ -127,7 +135,7 @@ class AsyncEngine:
             for s in dropped:
                 self._forget(request_id, s)
             if dropped:
-                self._inbox.append(_Abort(request_id, sibling))
+                self._inbox.append(_Abort(request_id, sibling, reason))
                 self._wake.notify()
 
     async def generate(self, request: Request) -> AsyncIterator[Update]:
@@ -170,6 +178,7 @@ class AsyncEngine:
         return Load(
             running=self._scheduler.num_running,
             waiting=waiting,
+            deferred=self._scheduler.num_deferred,
             kv_usage=self._scheduler.kv_usage,
             counters=counted,
             ticks=self._loop.num_steps + sum(rank.ticks for rank in ranks),
@@ -294,7 +303,7 @@ class AsyncEngine:
             elif isinstance(item, Request):
                 self._loop.add(item)
             else:
-                self._loop.abort(item.id, item.sibling)
+                self._loop.abort(*item)
                 for id, sibling in [*ends]:
                     if id == item.id and item.sibling in (None, sibling):
                         del ends[id, sibling]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from torch import nn
 
 IDLE = "idle"
+KEPT = 256
+"""Steps that are remembered."""
 
 
 class Progress:
@@ -16,16 +19,27 @@ class Progress:
     operation  what of it: a layer, sampling, waiting for another rank; `idle` between plans
     ticks      grows with every word of progress
     finished   the last plan that is done
-    at_s       when that was, by the monotonic clock
+    timeline   the last steps: number, when it began and ended (s, monotonic), and how much of that
+               went by waiting for another stage
     """
 
-    __slots__ = ("at_s", "finished", "operation", "step", "ticks")
+    __slots__ = ("_begun", "_waited", "finished", "operation", "step", "ticks", "timeline")
 
     def __init__(self) -> None:
         self.step = self.finished = -1
         self.operation = IDLE
         self.ticks = 0
-        self.at_s: float | None = None
+        self.timeline: deque[tuple[int, float, float, float]] = deque(maxlen=KEPT)
+        self._begun = self._waited = 0.0
+
+    def begin(self, step: int) -> None:
+        """A plan begins."""
+        self.step, self._begun, self._waited = step, time.monotonic(), 0.0
+        self.at("reading the plan")
+
+    def waited(self, since: float) -> None:
+        """The wait for another stage, which began at `since`, is over."""
+        self._waited += time.monotonic() - since
 
     def at(self, operation: str) -> None:
         """An operation begins."""
@@ -34,13 +48,14 @@ class Progress:
 
     def done(self, step: int) -> None:
         """A plan is done."""
-        self.finished, self.at_s = step, time.monotonic()
+        self.timeline.append((step, self._begun, time.monotonic(), self._waited))
+        self.finished = step
         self.at(IDLE)
 
     @property
     def since_s(self) -> float | None:
         """Seconds since a plan was done; None before the first."""
-        return None if self.at_s is None else time.monotonic() - self.at_s
+        return time.monotonic() - self.timeline[-1][2] if self.timeline else None
 
     def watch(self, model: nn.Module) -> None:
         """Tell when each layer of a model begins: a long prompt in a large model is progress."""

@@ -15,7 +15,7 @@ class Deaf:
         self.sent.append(request)
         self.on_update = on_update
 
-    def abort(self, request_id, sibling=None):
+    def abort(self, request_id, sibling=None, reason=FinishReason.ABORT):
         self.aborted.append((request_id, sibling))
 
 
