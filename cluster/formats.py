@@ -66,7 +66,9 @@ def usage(generations: Sequence[Generation]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(g.state.num_cached or 0 for g in generations)},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(g.state.num_cached or 0 for g in generations)
+        },
     }
 
 

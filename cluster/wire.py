@@ -233,9 +233,7 @@ def refused_of(request: Request, error: ShoalError) -> Refused:
     """The message that carries an engine's refusal."""
     arguments = [a if isinstance(a, str | float | None) else str(a) for a in error.args]
     name = type(error).__name__
-    return Refused(
-        request.id, request.sibling, request.params.n, request.epoch, name, arguments
-    )
+    return Refused(request.id, request.sibling, request.params.n, request.epoch, name, arguments)
 
 
 def error_of(message: Refused) -> ShoalError:
