@@ -18,7 +18,6 @@ from ..engine.errors import EngineLost, ShoalError
 from .errors import Failure, failure
 from .failover import Failover
 from .formats import DONE, Format, merged
-from .metrics import Metrics
 from .sender import Send, Sender
 from .state import Choice
 from .stream import Delta, Generation
@@ -47,7 +46,6 @@ class Answer(Response):
         format: Format,
         *,
         failover: Failover,
-        metrics: Metrics,
         stream: bool,
         include_usage: bool,
     ) -> None:
@@ -55,7 +53,6 @@ class Answer(Response):
         self.background = None
         self._format = format
         self._failover = failover
-        self._metrics = metrics
         self._stream = stream
         self._include_usage = include_usage
         self._deltas: dict[Choice, list[Delta]] = {}
@@ -90,7 +87,7 @@ class Answer(Response):
         if choice not in self._deltas:
             self._deltas[choice] = []
             if choice is generation.choices[0]:
-                self._metrics.first_token(self._format.heading.model, generation)
+                self._count_begin(generation)
         if generation.ended:
             self._count_end(generation, "error")
         if self._stream:
@@ -155,10 +152,15 @@ class Answer(Response):
             if generation in self._begun:
                 self._count_end(generation, reason)
 
+    def _count_begin(self, generation: Generation) -> None:
+        if generation.meter is not None:
+            generation.meter.began(generation)
+
     def _count_end(self, generation: Generation, unfinished: str) -> None:
         if generation not in self._counted:
             self._counted.add(generation)
-            self._metrics.ended(self._format.heading.model, generation, unfinished)
+            if generation.meter is not None:
+                generation.meter.ended(generation, unfinished)
 
     def _give_up(self, reason: str) -> None:
         log.warning("%s was given up: %s", self._format.heading.id, reason)

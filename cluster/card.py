@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from ..engine.checkpoint import checkpoint_facts
+from ..engine.config import EngineConfig
 from ..engine.executor import Capacity
 from .config import ModelConfig
 from .link import ModelCard
@@ -24,4 +25,18 @@ def model_card(model: ModelConfig, capacity: Capacity) -> ModelCard:
         sampling_defaults=dict(checkpoint_facts(engine).sampling),
         digest=capacity.digest,
         created=int(time.time()),
+        cache=_cache(engine, capacity),
     )
+
+
+def _cache(engine: EngineConfig, capacity: Capacity) -> dict[str, str]:
+    """How the KV cache is made, in vLLM's words."""
+    return {
+        "block_size": str(capacity.block_size),
+        "cache_dtype": capacity.dtype,
+        "enable_prefix_caching": str(engine.enable_prefix_caching),
+        "gpu_memory_utilization": str(engine.gpu_memory_utilization),
+        "num_cpu_blocks": str(sum(capacity.num_blocks) if capacity.device == "cpu" else 0),
+        "num_gpu_blocks": str(sum(capacity.num_blocks)),
+        "num_gpu_blocks_override": str(engine.num_gpu_blocks_override),
+    }

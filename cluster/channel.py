@@ -43,8 +43,13 @@ class Engine(Protocol):
         """Take a request; `sink` gets its updates, once a step. Raises ShoalError."""
         ...
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
-        """Drop a request or one sibling."""
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
+        """Drop a request or one sibling; it counts as ended for `reason`."""
         ...
 
     def load(self) -> Load:
@@ -56,10 +61,18 @@ class Channel:
     """Listens on `host` for gateways that hold `secret` and feeds their requests to `engine`."""
 
     def __init__(
-        self, engine: Engine, *, replica: str, card: ModelCard, secret: bytes, host: str
+        self,
+        engine: Engine,
+        *,
+        replica: str,
+        card: ModelCard,
+        secret: bytes,
+        host: str,
+        index: int = 0,
     ) -> None:
         self.engine = engine
         self.replica = replica
+        self.index = index
         self.card = card
         self.secret = secret
         self.leaving = False
@@ -146,7 +159,7 @@ class Channel:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         gateway = greet(connection, self.secret, GATEWAYS)
         if gateway is not None:
-            welcome = wire.Welcome(self.replica, self.card, self.engine.load())
+            welcome = wire.Welcome(self.replica, self.index, self.card, self.engine.load())
             connection.sendall(wire.frame(welcome))
             if self.leaving:
                 connection.sendall(wire.frame(wire.Leaving()))
@@ -240,7 +253,7 @@ class Peer:
             self.send(wire.frame(wire.refused_of(request, error)))
 
     def _abort(self, message: wire.Abort) -> None:
-        self._channel.engine.abort(message.id, message.sibling)
+        self._channel.engine.abort(message.id, message.sibling, message.reason)
         for key in tuple(self.live):
             if key[0] == message.id and message.sibling in (None, key[1]):
                 self.live.pop(key, None)

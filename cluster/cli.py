@@ -12,7 +12,7 @@ from .. import __version__
 from ..engine.errors import ShoalError
 from ..engine.supported import check_platform
 from . import serve_command
-from .commands import bench, chat, complete, completion, logs, ls, ps, pull, stop
+from .commands import bench, chat, complete, completion, k8s, logs, ls, ps, pull, stop
 from .exits import FAILED, INTERRUPTED, MEANING, exit_code
 
 COMPLETE = "_SHOAL_COMPLETE"
@@ -68,6 +68,7 @@ serve_command.add_to(app)
 for command in (chat.chat, complete.complete, ps.ps, logs.logs, stop.stop, pull.pull, ls.ls):
     app.command()(command)
 app.add_typer(bench.app, name="bench")
+app.command()(k8s.k8s)
 app.command()(completion.completion)
 
 

@@ -136,6 +136,9 @@ class ServeConfig(BaseModel):
     log_dir: str | None = option(
         None, "Folder of the logs (default: one for each name and port).", group="Logs"
     )
+    vllm_metrics: bool = option(
+        False, "Show figures on /metrics under vLLM's names too.", group="Logs"
+    )
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option(
         "info", "Least level that is logged.", group="Logs"
     )

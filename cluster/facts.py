@@ -4,6 +4,7 @@ secret             what its processes prove themselves with
 replica/<id>       how far a replica has come: {"model": ..., "phase": ...}
 loading/<id>       how much of its weights it has read: {"done": bytes, "total": bytes}
 gateway/<id>       a gateway's private address: {"host": ..., "port": ..., "pid": ...}
+figures/<id>       what a gateway that was stopped had counted; see peers.py
 failure/<id>       why a replica or gateway did not start
 """
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..engine.errors import EngineLost, FatalRequest, Overloaded, ShoalError
-from ..engine.request import Request, Update
+from ..engine.request import FinishReason, Request, Update
 from .link import Link, LinkLost, Router
 from .metrics import Metrics
 from .state import Choice
@@ -149,7 +149,7 @@ class Failover:
         if choice.finish is not None and choice in self._life_of:
             self._leave(choice)
             if update.finish is None:
-                life.link.abort(generation.request.id, choice.sibling)
+                life.link.abort(generation.request.id, choice.sibling, FinishReason.STOP)
         if generation.ended:
             self.drop(generation)
 
@@ -213,6 +213,7 @@ class Failover:
         anew: int = 0,
     ) -> _Life:
         generation.state.digest = generation.state.digest or link.card.digest
+        generation.meter = self._metrics.meter(link)
         life = _Life(generation=generation, open=[*choices], link=link, since=since, anew=anew)
         self._life_of.update(dict.fromkeys(choices, life))
         self._lives.setdefault(link, {})[life] = None

@@ -23,6 +23,7 @@ from .errors import HTTPFailure
 from .guard import Guard
 from .link import Router
 from .openapi import answers_of, body_of, describe, docs_page, parameters_of
+from .pool import Pool
 from .routes_generate import create_chat_completion, create_completion
 from .routes_tokenize import detokenize, tokenize, tokenizer_info
 from .serving import Handler, Serving, answering, failure_response
@@ -93,12 +94,13 @@ class Gateway:
         self._serving.close()
 
 
-def build_gateway(config: ServeConfig, router: Router) -> Gateway:
+def build_gateway(config: ServeConfig, router: Router, pool: Pool | None = None) -> Gateway:
     """The door of a server: routes, keys, CORS and figures over the replicas that `router` knows.
 
-    May be built before any model is loaded; it answers 503 till then.
+    May be built before any model is loaded; it answers 503 till then. Without a `pool` it speaks
+    for no other gateway's figures.
     """
-    serving = Serving(config, router)
+    serving = Serving(config, router, pool or Pool(router))
     shown = not config.disable_fastapi_docs
     app = FastAPI(
         title="shoal",

@@ -23,6 +23,8 @@ from .config import ServeConfig
 from .facts import Facts, node_address
 from .link import Router
 from .open_files import lift_limit
+from .peers import Peers, Told
+from .pool import Pool
 from .ports import check_port, holder
 from .router import FleetRouter
 from .turnstile import Turnstile
@@ -69,11 +71,11 @@ class Ingress:
         private = {"host": self._host, "port": self._private.getsockname()[1], "pid": os.getpid()}
         self._facts.put("gateway", self._id, private)
 
-    def make_app(self, router: Router) -> Any:
+    def make_app(self, router: Router, pool: Pool) -> Any:
         """The ASGI application behind the door."""
         from .gateway import build_gateway
 
-        return build_gateway(self._config, router)
+        return build_gateway(self._config, router, pool)
 
     def check_health(self) -> None:
         """Called by Serve every second. Raises EngineLost."""
@@ -107,24 +109,32 @@ class Ingress:
         config = self._config
         self._loop = asyncio.get_running_loop()
         wanted = {model.served_model_name: model.replicas for model in config.models}
-        router = FleetRouter(wanted=wanted, secret=self._facts.secret(), gateway=self._id)
+        secret = self._facts.secret()
+        router = FleetRouter(wanted=wanted, secret=secret, gateway=self._id)
+        pool = Pool(router, self._id)
+        router.on_gone = pool.hear
         router.watch(membership.replicas)
-        self._app = self.make_app(router)
+        self._peers = Peers(pool, self._facts, secret, self._id)
+        keeping_up = self._loop.create_task(self._peers.keep_up())
+        self._app = self.make_app(router, pool)
         self._turnstile = Turnstile(self._app)
+        inside = Told(self._turnstile, pool, secret)
         self._servers = (
             _Server(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
-            _Server(web_config(config, self._turnstile, lifespan="off", tls=False), lambda: None),
+            _Server(web_config(config, inside, lifespan="off", tls=False), lambda: None),
         )
         sockets = (self._public, self._private)
         await asyncio.gather(
             *(s.serve([bound]) for s, bound in zip(self._servers, sockets, strict=True))
         )
+        keeping_up.cancel()
         router.close()
 
     async def _drain(self) -> None:
         self._app.stop()
         if not await self._turnstile.drain(self._config.shutdown_timeout):
             log.warning("streams were cut off after %s s", self._config.shutdown_timeout)
+        await self._peers.leave()
         for server in self._servers:
             server.should_exit = True
 

@@ -23,6 +23,8 @@ _MAX_FOLDER = 40  # Ray puts Unix sockets below it, whose paths end at 107 bytes
 
 _ON_LOOPBACK = {"ENABLE_RAY_CLUSTER": False}
 """Else Ray takes 127.0.0.1 for the machine's address in the network, and listens there."""
+_TOKEN = secrets.token_hex(32)
+"""One a process: Ray reads it once, and keeps it for the next Ray of the same process."""
 _QUIET_SIGNALS = {"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": True}
 """Else a SIGTERM while Ray starts prints the driver's stack and ends it without cleaning up."""
 
@@ -114,7 +116,7 @@ def _settings() -> dict[str, str]:
     return {
         "PYTHONPATH": import_path(),
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": _TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # the engine sized itself; the kernel judges the rest
         "RAY_ROTATION_MAX_BYTES": str(10 << 20),

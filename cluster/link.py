@@ -7,12 +7,12 @@ only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..engine.errors import EngineLost, ShoalError
+from ..engine.request import FinishReason, Request, Update
 from ..engine.request import Load as Load
-from ..engine.request import Request, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class ModelCard:
 
     `names` are the served names, the first one is answered with. `model` and `tokenizer` are
     folders or hub ids that the gateway can open too. `sampling_defaults` comes from
-    generation_config.json. `digest` names the weights.
+    generation_config.json. `digest` names the weights. `cache`: how the KV cache is made, in words.
     """
 
     names: tuple[str, ...]
@@ -35,6 +35,7 @@ class ModelCard:
     sampling_defaults: dict[str, float]
     digest: str
     created: int
+    cache: dict[str, str] = field(default_factory=dict)
 
 
 class LinkLost(EngineLost):
@@ -49,9 +50,13 @@ class LinkLost(EngineLost):
 
 
 class Link(Protocol):
-    """A replica within reach. `leaving`: it finishes what it has and takes nothing new."""
+    """A replica within reach; `index` is its number among those of its model.
+
+    `leaving`: it finishes what it has and takes nothing new.
+    """
 
     replica: str
+    index: int
     card: ModelCard
     leaving: bool
 
@@ -69,10 +74,15 @@ class Link(Protocol):
         """
         ...
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
         """Free what the request, or one of its siblings, holds; no update of it follows.
 
-        Unknown ids are ignored.
+        The engine counts it as ended for `reason`. Unknown ids are ignored.
         """
         ...
 

@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 class MemoryLink:
     """A Link to an engine in this process; made on the event loop that it is used on."""
 
-    def __init__(self, replica: str, engine: AsyncEngine, card: ModelCard) -> None:
-        self.replica = replica
+    def __init__(self, index: int, engine: AsyncEngine, card: ModelCard) -> None:
+        self.replica = f"{card.names[0]}-{index}"
+        self.index = index
         self.card = card
         self.leaving = False
         self._engine = engine
@@ -79,11 +80,16 @@ class MemoryLink:
                 del self._streams[request.id, sibling]
             self._loop.call_soon(on_update, error)
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
         """See Link."""
         for key in [k for k in self._streams if k[0] == request_id and sibling in (None, k[1])]:
             del self._streams[key]
-        self._engine.abort(request_id, sibling)
+        self._engine.abort(request_id, sibling, reason)
 
     def _hand_over(self, updates: list[Update]) -> None:
         """Called by the engine's thread, once a step."""
@@ -213,8 +219,8 @@ class _Local:
         return Loaded(card, capacities[0].table, capacities[0].phases)
 
     async def _open(self, card: ModelCard, engines: Sequence[AsyncEngine]) -> None:
-        for engine in engines:
-            self._router.add(MemoryLink(f"local-{len(self._router.links())}", engine, card))
+        for i, engine in enumerate(engines):
+            self._router.add(MemoryLink(i, engine, card))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

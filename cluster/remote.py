@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .. import __version__
 from ..engine.errors import EngineLost, Overloaded, ShoalError
-from ..engine.request import Request, Update
+from ..engine.request import FinishReason, Request, Update
 from . import wire
 from .link import LinkLost, Load, ModelCard
 
@@ -44,6 +44,7 @@ class RemoteLink:
         on_lost: Callable[[RemoteLink], None],
     ) -> None:
         self.replica = welcome.replica
+        self.index = welcome.index
         self.card: ModelCard = welcome.card
         self.load: Load = welcome.load
         self.leaving = False
@@ -79,13 +80,18 @@ class RemoteLink:
         for sibling in range(request.sibling, request.sibling + request.params.n):
             self._streams[request.id, sibling] = stream
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
         """See Link."""
         keys = [k for k in self._streams if k[0] == request_id and sibling in (None, k[1])]
         for key in keys:
             del self._streams[key]
         if keys and self.lost is None:
-            self._writer.write(wire.frame(wire.Abort(request_id, sibling)))
+            self._writer.write(wire.frame(wire.Abort(request_id, sibling, reason)))
 
     def close(self, reason: str = "the gateway hung up", died: bool = False) -> None:
         """End the connection; live requests get LinkLost. Harmless when repeated."""

@@ -43,8 +43,9 @@ class Replica:
         self._facts = Facts(config.name)
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
+        self._index = context.rank.rank
         self._stopped = threading.Event()
-        logs.start(config, f"replica-{context.rank.rank}")
+        logs.start(config, f"replica-{self._index}")
         _set_threads(self._model)
         try:
             self._start()
@@ -55,7 +56,7 @@ class Replica:
     def make_engine(self, model: ModelConfig) -> AsyncEngine:
         """The engine, not started yet."""
         from ..engine.engine import AsyncEngine
-        from ..engine.executor import executor_for
+        from ..engine.executors import executor_for
 
         loading = Loading(self._facts, self._id)
         return AsyncEngine(model.engine, executor_for(model.engine, loading))
@@ -91,6 +92,7 @@ class Replica:
         self._channel = Channel(
             self._engine,
             replica=self._id,
+            index=self._index,
             card=card,
             secret=self._facts.secret(),
             host=node_address(),

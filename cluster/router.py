@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..engine.errors import EngineLost, UnknownModel
 from ..engine.request import Request
@@ -29,7 +29,7 @@ class FleetRouter:
     """The Router over links to remote replicas. Used on one event loop, but for `watch`.
 
     `wanted`: how many replicas were asked for, by the served names of their model. While Serve is
-    out of reach the last snapshot holds.
+    out of reach the last snapshot holds. `on_gone`, if set, is given every link that has ended.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class FleetRouter:
         self._links: dict[str, RemoteLink] = {}
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._cards: dict[str, ModelCard] = {}
+        self.on_gone: Callable[[Link], None] | None = None
         self._turn = itertools.count(1)
         self._last_turn: dict[str, int] = {}
 
@@ -156,6 +157,8 @@ class FleetRouter:
         if self._links.get(link.replica) is link:
             del self._links[link.replica]
             self._last_turn.pop(link.replica, None)
+            if self.on_gone is not None:
+                self.on_gone(link)
             log.log(
                 logging.INFO if link.lost == GONE else logging.WARNING,
                 "replica %s of %s is lost: %s; %d streams go on elsewhere",

@@ -137,7 +137,6 @@ def _answer(
     answer = Answer(
         format,
         failover=serving.failover,
-        metrics=serving.metrics,
         stream=request.stream,
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )

@@ -8,8 +8,8 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
+from .exposition import CONTENT_TYPE, exposition
 from .link import ModelCard
-from .metrics import CONTENT_TYPE
 from .serving import Serving, json_response
 
 _SERVING = ("ready", "degraded")
@@ -63,9 +63,11 @@ async def version(serving: Serving, http: HTTPRequest) -> Response:
 
 
 async def metrics(serving: Serving, http: HTTPRequest) -> Response:
-    """Figures for Prometheus."""
-    figures = serving.metrics.exposition()
-    return Response(figures, headers={"content-type": CONTENT_TYPE.decode()})
+    """Figures of all gateways and replicas, for Prometheus."""
+    totals = await serving.pool.totals()
+    vllm_names = serving.config.vllm_metrics
+    figures = exposition(totals, serving.router.links(), vllm_names=vllm_names)
+    return Response(figures, headers={"content-type": CONTENT_TYPE})
 
 
 async def root(serving: Serving, http: HTTPRequest) -> Response:

@@ -19,7 +19,7 @@ from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
 from .failover import Failover
 from .link import ModelCard, Router
-from .metrics import Metrics
+from .pool import Pool
 from .protocol import RequestBody, parse
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,11 @@ LEFT = 499
 class Serving:
     """The state of one gateway."""
 
-    def __init__(self, config: ServeConfig, router: Router) -> None:
+    def __init__(self, config: ServeConfig, router: Router, pool: Pool) -> None:
         self.config = config
         self.router = router
-        self.metrics = Metrics(router)
+        self.pool = pool
+        self.metrics = pool.metrics
         self.failover = Failover(
             router,
             self.metrics,

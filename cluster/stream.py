@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..engine.errors import EngineLost, ShoalError
-from ..engine.request import FinishReason, Request, TokenLogprobs, Update
+from ..engine.request import FinishReason, Request, TokenLogprobs, Update, Waits
 from ..engine.text import TextStream, Tokenizer
+from .metrics import Meter
 from .state import Choice, StreamState
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,17 @@ class Delta(NamedTuple):
 
 
 class Teller:
-    """Makes text of a choice's tokens; tokens are held back with their text."""
+    """Makes text of a choice's tokens; tokens are held back with their text.
 
-    __slots__ = ("_choice", "_silent", "_text")
+    `last_token`: when the last ones came.
+    """
+
+    __slots__ = ("_choice", "_silent", "_text", "last_token")
 
     def __init__(self, choice: Choice, state: StreamState, tokenizer: Tokenizer) -> None:
         self._choice = choice
         self._silent = state.silent
+        self.last_token: float | None = None
         sent = state.request
         self._text = TextStream(tokenizer, sent.params, sent.prompt, choice.emitted)
 
@@ -82,7 +87,7 @@ class Generation:
     """One prompt and its siblings, from `state` on, which may be new or have been stored.
 
     `on_delta` gets what is new of each choice, `on_error` the error that ended all of them; neither
-    is called once it has `ended`.
+    is called once it has `ended`. `meter` counts what comes, once it has begun somewhere.
     """
 
     __slots__ = (
@@ -93,7 +98,9 @@ class Generation:
         "ended",
         "first_token",
         "last_token",
+        "meter",
         "state",
+        "waits",
     )
 
     def __init__(
@@ -109,6 +116,8 @@ class Generation:
         self.began = time.monotonic()
         self.first_token = 0.0
         self.last_token = 0.0
+        self.meter: Meter | None = None
+        self.waits: Waits | None = None
         self.ended = False
         self._on_delta = on_delta
         self._on_error = on_error
@@ -172,11 +181,19 @@ class Generation:
             if state.num_cached is None or choice.epoch == self.request.epoch:
                 state.num_cached = max(state.num_cached or 0, update.num_cached)
             state.prompt_logprobs = state.prompt_logprobs or update.prompt_logprobs
+            self.waits = self.waits or update.waits
+        teller = self._tellers[choice]
         if update.tokens:
-            self.last_token = time.monotonic()
-            self.first_token = self.first_token or self.last_token
             choice.deaths_here = 0
-        delta = self._tellers[choice].take(update)
+            self._mark(teller, len(update.tokens))
+        delta = teller.take(update)
         self.ended = not self.open
         if delta is not None:
             self._on_delta(self, choice, delta)
+
+    def _mark(self, teller: Teller, num_tokens: int) -> None:
+        now, before = time.monotonic(), teller.last_token
+        self.first_token = self.first_token or now
+        self.last_token = teller.last_token = now
+        if self.meter is not None:
+            self.meter.tokens(num_tokens, None if before is None else now - before)

@@ -26,7 +26,7 @@ import msgspec
 from .. import __version__
 from ..engine import errors, request
 from ..engine.errors import EngineLost, InvalidRequest, ShoalError
-from ..engine.request import Request, SamplingParams, Update
+from ..engine.request import FinishReason, Request, SamplingParams, Update
 from .link import Load, ModelCard
 
 PROTOCOL = 1
@@ -80,6 +80,7 @@ class Welcome(msgspec.Struct, tag="welcome", frozen=True, array_like=True):
     """The link is open."""
 
     replica: str
+    index: int
     card: ModelCard
     load: Load
 
@@ -111,10 +112,11 @@ class Submit(msgspec.Struct, tag="submit", frozen=True, array_like=True):
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True, array_like=True):
-    """The caller of a request, or of one sibling, is gone."""
+    """Nobody waits for a request, or for one sibling, any more; the engine counts `reason`."""
 
     id: str
     sibling: int | None
+    reason: FinishReason = FinishReason.ABORT
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True, array_like=True):

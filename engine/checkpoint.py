@@ -7,7 +7,8 @@ from pathlib import Path
 from . import tokenizer_files
 from .config import EngineConfig
 from .model.config import ModelFacts, model_facts
-from .model.hub import Progress, find_model
+from .model.hub import find_model
+from .model.repository import Progress
 
 
 def checkpoint_facts(config: EngineConfig, on_progress: Progress | None = None) -> ModelFacts:

@@ -17,7 +17,8 @@ from . import admission
 from .config import EngineConfig
 from .core.scheduler import Scheduler
 from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost
-from .executor import Capacity, Executor, executor_for
+from .executor import Capacity, Executor
+from .executors import executor_for
 from .features.beams import search_of
 from .loop import Loop
 from .request import FinishReason, Load, Request, Update
@@ -44,6 +45,7 @@ class _Stream:
 class _Abort(NamedTuple):
     id: str
     sibling: int | None
+    reason: FinishReason
 
 
 class AsyncEngine:
@@ -115,8 +117,15 @@ class AsyncEngine:
             self._coming += request.params.n
             self._wake.notify()
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
         """Drop a request, or one of its siblings, before the next step. Unknown ids are ignored.
+
+        It counts as ended for `reason`: STOP where a caller has found a stop string.
 
         No update of it follows, but for one that its sink is being given right now.
         """
@@ -126,7 +135,7 @@ class AsyncEngine:
             for s in dropped:
                 self._forget(request_id, s)
             if dropped:
-                self._inbox.append(_Abort(request_id, sibling))
+                self._inbox.append(_Abort(request_id, sibling, reason))
                 self._wake.notify()
 
     async def generate(self, request: Request) -> AsyncIterator[Update]:
@@ -168,6 +177,7 @@ class AsyncEngine:
         return Load(
             running=self._scheduler.num_running,
             waiting=waiting,
+            deferred=self._scheduler.num_deferred,
             kv_usage=self._scheduler.kv_usage,
             counters=counted,
         )
@@ -290,7 +300,7 @@ class AsyncEngine:
             elif isinstance(item, Request):
                 self._loop.add(item)
             else:
-                self._loop.abort(item.id, item.sibling)
+                self._loop.abort(*item)
                 for id, sibling in [*ends]:
                     if id == item.id and item.sibling in (None, sibling):
                         del ends[id, sibling]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import ConfigError, WorkerLost
+from .errors import WorkerLost
 from .plan import CacheSpec, Plan, Result
-from .seat import num_ranks
 
 if TYPE_CHECKING:
     from .config import EngineConfig
@@ -85,29 +83,3 @@ class Executor(Protocol):
     def close(self) -> None:
         """Free everything; harmless when repeated."""
         ...
-
-
-def executor_for(
-    config: EngineConfig, on_load: Callable[[int, int], None] | None = None
-) -> Executor:
-    """Who computes: this process where there is one rank, else ranks that Ray places.
-
-    `on_load` is told (bytes done, bytes in all) while weights are read.
-    This is the one door from the engine to the cluster, found by name, because an engine of one
-    rank runs where Ray is not installed. Raises ConfigError.
-    """
-    if num_ranks(config) == 1:
-        from .local import LocalExecutor
-
-        return LocalExecutor(config, on_load=on_load)
-    try:
-        home = import_module("..cluster.ray_executor", __package__)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"tensor_parallel_size={config.tensor_parallel_size} and pipeline_parallel_size="
-            f"{config.pipeline_parallel_size}: several ranks are placed by Ray, and "
-            f"{error.name!r} is not installed: pip install 'ray[serve]'",
-            "tensor_parallel_size",
-        ) from error
-    executor: Executor = home.RayExecutor(config, on_load=on_load)
-    return executor

@@ -24,7 +24,7 @@ from .outputs import CompletionOutput as CompletionOutput
 from .outputs import Logprob as Logprob
 from .outputs import RequestOutput as RequestOutput
 from .progress import Progress
-from .request import Request, SamplingParams, Update, candidates_of
+from .request import FinishReason, Request, SamplingParams, Update, candidates_of
 from .text import Tokenizer, with_bad_words
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
@@ -317,7 +317,7 @@ def _drive(
                 for update in batch:
                     answer = answers[update.id]
                     if answer.take(update):
-                        engine.abort(update.id, update.sibling)
+                        engine.abort(update.id, update.sibling, FinishReason.STOP)
                     if answer.output.finished and update.id in live:
                         live.discard(update.id)
                         progress.add(answer.output)

@@ -349,11 +349,20 @@ class TokenLogprobs(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Waits(NamedTuple):
+    """Seconds of a sequence: from its arrival to its first plan, and from there to its first
+    token.
+    """
+
+    queued_s: float
+    prefill_s: float
+
+
 class Update(NamedTuple):
     """What one step brought one sequence. `finish` is set once, on its last update.
 
-    `num_cached` (prompt tokens found in the prefix cache) and `prompt_logprobs` (one entry a prompt
-    token, the first None) come with a sequence's first update and are None on the others.
+    `num_cached` (prompt tokens found in the prefix cache), `waits` and `prompt_logprobs` (one entry
+    a prompt token, the first None) come with a sequence's first update and are None on the others.
     `stop_reason` is the stop token's id, or None for the end-of-sequence token. `error` says why
     when finish is ERROR.
     """
@@ -368,15 +377,22 @@ class Update(NamedTuple):
     stop_reason: int | None = None
     error: str | None = None
     epoch: int = 0
+    waits: Waits | None = None
+
+
+STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
+"""Bounds by which an engine counts its steps: `step_tokens_N` of `Load.counters` are those that
+computed up to N tokens and more than the bound before, `step_tokens_0` those above the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How busy an engine is: sequences that run and wait, KV blocks held (0 to 1), and what has
-    happened since its start, by name.
+    """How busy an engine is: sequences that run and wait (`deferred` of them for a sibling, not for
+    room), KV blocks held (0 to 1), and what has happened since its start, by name.
     """
 
     running: int = 0
     waiting: int = 0
+    deferred: int = 0
     kv_usage: float = 0.0
     counters: dict[str, float] | None = None

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 from .plan import Candidate
-from .request import FinishReason, Request, TokenLogprobs
+from .request import FinishReason, Request, TokenLogprobs, Waits
 
 
 class State(Enum):
@@ -92,6 +92,8 @@ class Sequence:
     sequence waits for: who puts a word in takes it out. When it gets a place, it takes over the
     first `shared` tokens' keys and values from its `leader`, as far as that one has them.
 
+    `arrived` and `entered` (its first slot) are times of the roster's clock.
+
     In a `family`, a sequence never runs ahead of its known tokens. `candidates` is what could
     follow it, from when it is known until the family has taken the step.
     """
@@ -119,6 +121,8 @@ class Sequence:
     slot: int = -1
     state: State = State.WAITING
     finish: FinishReason | None = None
+    arrived: float = 0.0
+    entered: float | None = None
     num_cached: int | None = None
     told: bool = False
     prompt_logprobs: list[TokenLogprobs | None] | None = None
@@ -132,6 +136,12 @@ class Sequence:
     def num_emitted(self) -> int:
         """Output tokens known so far, those of an earlier life included."""
         return len(self.tokens) - self.num_prompt
+
+    def waits(self, now: float) -> Waits | None:
+        """What it waited for, where its first token came `now`; None where it never had a slot."""
+        if self.entered is None:
+            return None
+        return Waits(self.entered - self.arrived, now - self.entered)
 
     def to(self, state: State) -> None:
         """Move to `state`; a move outside the table is a bug."""

@@ -40,11 +40,11 @@ def resting(seq: Sequence, among: Iterable[Sequence]) -> Sequence | None:
     return next((s for s in among if s.candidates is not None and s.family is seq.family), None)
 
 
-def drop(roster: Roster, family: Family, sibling: int | None) -> None:
+def drop(roster: Roster, family: Family, sibling: int | None, reason: FinishReason) -> None:
     """Nobody waits for this answer any more, or for any; without one left the family ends."""
     dropped = set(family.wanted) if sibling is None else {sibling} & family.wanted
     family.wanted -= dropped
-    roster.counters.finished[FinishReason.ABORT] += len(dropped)
+    roster.counters.finished[reason] += len(dropped)
     if not family.wanted:
         end(roster, family)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..config import EngineConfig
 from ..executor import Capacity
-from ..request import FinishReason, Request
+from ..request import STEP_TOKENS, FinishReason, Request
 from ..sequence import Family, Lockstep, Sequence, State
 from .kv import BlockLists, KVManager
 from .policy import Waiting, rank_of
@@ -20,12 +21,22 @@ class Counters:
     steps: int = 0
     prompt_tokens: int = 0  # computed, so neither cached ones nor any twice but after preemption
     generation_tokens: int = 0
+    computed_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
     finished: dict[FinishReason, int] = field(
         default_factory=lambda: dict.fromkeys(FinishReason, 0)
     )
+    step_tokens: dict[int, int] = field(default_factory=lambda: dict.fromkeys((*STEP_TOKENS, 0), 0))
+    """Steps by the tokens that they compute: up to each of STEP_TOKENS, and 0 for any more."""
+
+    def count_step(self, num_tokens: int) -> None:
+        """Enter a plan that computes so many tokens."""
+        self.steps += 1
+        self.computed_tokens += num_tokens
+        at = bisect_left(STEP_TOKENS, num_tokens)
+        self.step_tokens[STEP_TOKENS[at] if at < len(STEP_TOKENS) else 0] += 1
 
 
 LockstepOf = Callable[[Request, int], Lockstep | None]
@@ -49,6 +60,7 @@ class Roster:
     held      slots and blocks of those that left while plans under way still touched them, by
               the last such plan
     estates   finished leaders whose prompt's blocks are kept for siblings that have yet to fork
+    now       the time in seconds, as the owner last told it
     """
 
     def __init__(
@@ -64,6 +76,7 @@ class Roster:
         self.stopped: list[int] = []
         self.held: list[tuple[int, int, BlockLists]] = []
         self.estates: list[Sequence] = []
+        self.now = 0.0
         self._lockstep_of = lockstep_of
         self._max_len = capacity.max_model_len
         self._blocked = self._arrivals = 0
@@ -72,6 +85,11 @@ class Roster:
     def num_waiting(self) -> int:
         """Sequences that hold none."""
         return len(self.waiting) + self._blocked
+
+    @property
+    def num_deferred(self) -> int:
+        """Those that wait for something else than a place."""
+        return self._blocked
 
     def add(self, request: Request) -> None:
         """Take on a request: `params.n` sequences, of which all but the first wait for its prompt
@@ -98,6 +116,7 @@ class Roster:
                 request=request,
                 sibling=sibling,
                 arrival=self._arrivals,
+                arrived=self.now,
                 tokens=[*request.prompt, *request.emitted],
                 num_prompt=len(request.prompt),
                 limit=limit,
@@ -127,6 +146,8 @@ class Roster:
         seq.written = seq.computed
         seq.sent = len(seq.tokens)
         self.running[seq.slot] = seq
+        if seq.entered is None:
+            seq.entered = self.now
         if seq.num_cached is None:
             self._count_cached(seq)
         if seq.leader in self.estates:

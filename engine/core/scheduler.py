@@ -92,6 +92,11 @@ class Scheduler:
         return self.roster.num_waiting
 
     @property
+    def num_deferred(self) -> int:
+        """Those that hold none and want none before something else has happened."""
+        return self.roster.num_deferred
+
+    @property
     def unfinished(self) -> bool:
         """Whether any sequence still wants tokens, or a plan is under way."""
         return bool(self.roster.live or self._plans)
@@ -105,24 +110,33 @@ class Scheduler:
         """Assert that the books balance: every block and slot is either free or accounted for."""
         self.roster.verify(idle=not self.unfinished)
 
+    def tell_time(self, now: float) -> None:
+        """The time in seconds, from any start; it holds until it is told again."""
+        self.roster.now = now
+
     # Requests come and go.
 
     def add(self, request: Request) -> None:
         """Take on a request, whose lengths the caller has checked and whose seed is set."""
         self.roster.add(request)
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
-        """Drop a request, or one of its siblings.
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
+        """Drop a request, or one of its siblings; it counts as ended for `reason`.
 
         No update of it follows. An unknown id is ignored.
         """
         live = list(self.roster.live.get(request_id, ()))
         if live and (family := live[0].family) is not None:
-            lockstep.drop(self.roster, family, sibling)
+            lockstep.drop(self.roster, family, sibling, reason)
             return
         for seq in live:
             if sibling is None or seq.sibling == sibling:
-                self.roster.finish(seq, FinishReason.ABORT)
+                self.roster.finish(seq, reason)
 
     # One step.
 
@@ -143,7 +157,7 @@ class Scheduler:
         self.roster.stopped.clear()
         self._plans.append(_UnderWay(self._step, plan.rows, draft.seqs))
         self._step += 1
-        self.counters.steps += 1
+        self.counters.count_step(self._budget - draft.budget)
         return plan
 
     def commit(self, result: Result) -> list[Update]:
@@ -409,6 +423,7 @@ class Scheduler:
             stop_reason=stop,
             error=error,
             epoch=seq.request.epoch,
+            waits=seq.waits(self.roster.now) if first else None,
         )
 
 

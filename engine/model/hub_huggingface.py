@@ -16,7 +16,7 @@ from huggingface_hub import constants, errors
 from tqdm import tqdm
 
 from .formats import is_complete
-from .hub import DESCRIPTION, UNWANTED, CachedModel, Progress, causes, is_full
+from .repository import DESCRIPTION, UNWANTED, CachedModel, Progress, causes, is_full
 
 ANCHORS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 """One of these tells where a snapshot lies in the cache."""

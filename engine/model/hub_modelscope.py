@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..errors import LoadError
 from .formats import is_complete
-from .hub import DESCRIPTION, UNWANTED, CachedModel, Progress, causes, is_full
+from .repository import DESCRIPTION, UNWANTED, CachedModel, Progress, causes, is_full
 
 TOKEN = "set MODELSCOPE_API_TOKEN to a token of https://modelscope.cn/my/myaccesstoken"
 

@@ -188,9 +188,15 @@ def fill(
                     progress(done, total)
     unknown = [n for n in strangers if not (leftovers and leftovers.search(n))]
     if unknown:
-        raise LoadError(f"the checkpoint holds {_names(unknown)}, which the model has no place for")
+        raise LoadError(
+            f"the checkpoint holds {_names(unknown)}, which the model has no place for: "
+            f"config.json and weights do not belong together; fetch both again, from one revision"
+        )
     if by_name:
-        raise LoadError(f"the checkpoint lacks {_names(list(by_name))}, which the model needs")
+        raise LoadError(
+            f"the checkpoint lacks {_names(list(by_name))}, which the model needs: it is not "
+            f"whole, or config.json is another model's; fetch both again, from one revision"
+        )
 
 
 def _spellings(name: str, trunks: Iterable[str]) -> Iterator[str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+
 from torch import nn
 
 IDLE = "idle"
+KEPT = 256
+"""Steps that are remembered."""
 
 
 class Progress:
@@ -14,14 +19,27 @@ class Progress:
     operation  what of it: a layer, sampling, waiting for another rank; `idle` between plans
     ticks      grows with every word of progress
     finished   the last plan that is done
+    timeline   the last steps: number, when it began and ended (s, monotonic), and how much of that
+               went by waiting for another stage
     """
 
-    __slots__ = ("finished", "operation", "step", "ticks")
+    __slots__ = ("_begun", "_waited", "finished", "operation", "step", "ticks", "timeline")
 
     def __init__(self) -> None:
         self.step = self.finished = -1
         self.operation = IDLE
         self.ticks = 0
+        self.timeline: deque[tuple[int, float, float, float]] = deque(maxlen=KEPT)
+        self._begun = self._waited = 0.0
+
+    def begin(self, step: int) -> None:
+        """A plan begins."""
+        self.step, self._begun, self._waited = step, time.monotonic(), 0.0
+        self.at("reading the plan")
+
+    def waited(self, since: float) -> None:
+        """The wait for another stage, which began at `since`, is over."""
+        self._waited += time.monotonic() - since
 
     def at(self, operation: str) -> None:
         """An operation begins."""
@@ -30,6 +48,7 @@ class Progress:
 
     def done(self, step: int) -> None:
         """A plan is done."""
+        self.timeline.append((step, self._begun, time.monotonic(), self._waited))
         self.finished = step
         self.at(IDLE)
 

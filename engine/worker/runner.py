@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -73,8 +74,7 @@ class Runner:
 
         On a rank that does not sample the result is empty.
         """
-        self._progress.step = plan.step
-        self._progress.at("reading the plan")
+        self._progress.begin(plan.step)
         self._enter(plan)
         nothing = Result(step=plan.step, tokens=())
         if not plan.rows:
@@ -111,7 +111,10 @@ class Runner:
             return self._model.forward(batch)
         self._progress.at("waiting for the stage before")
         hidden = self._device.empty(len(batch.tokens), self._width, dtype=self._dtype)
-        return self._model.forward(batch, self._team.receive(hidden))
+        since = time.monotonic()
+        hidden = self._team.receive(hidden)
+        self._progress.waited(since)
+        return self._model.forward(batch, hidden)
 
     def _enter(self, plan: Plan) -> None:
         """Bring the device rows and the cache up to date with a plan."""

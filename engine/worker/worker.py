@@ -136,7 +136,10 @@ class Worker:
         self._runner: Runner | None = None
         self._device: Device | None = None
         self._team = alone()
-        self._controls: dict[str, Callable[..., object]] = {"health": self._health}
+        self._controls: dict[str, Callable[..., object]] = {
+            "health": self._health,
+            "timeline": lambda: list(self.progress.timeline),
+        }
 
     def start(self, config: EngineConfig) -> Capacity:
         """Meet the other ranks, load the model, size the cache, and say what came of it.
@@ -213,7 +216,7 @@ class Worker:
         return result
 
     def call(self, method: str, *args: object) -> object:
-        """Run a control method by its name; `health` is the one there is."""
+        """Run a control method by its name: `health`, or `timeline` of the last steps."""
         if method not in self._controls:
             raise ValueError(
                 f"a worker has no control method {method!r}; it has {', '.join(self._controls)}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -64,7 +66,9 @@ def serve(
             command += ["--log-dir", str(tmp_path_factory.mktemp("logs")), *flags]
             said = tmp_path_factory.mktemp("server") / "said"
             with said.open("wb") as out:
-                server = subprocess.Popen(command, stdout=out, stderr=out)
+                server = subprocess.Popen(
+                    command, stdout=out, stderr=out, preexec_fn=end_with_parent
+                )
             stack.callback(server.wait, 60)
             stack.callback(server.terminate)
             url = f"http://127.0.0.1:{port}"
@@ -76,6 +80,12 @@ def serve(
             return url
 
         yield start
+
+
+def end_with_parent() -> None:
+    """Have Linux end this process when the test run is killed; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @pytest.fixture(scope="session")

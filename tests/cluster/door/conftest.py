@@ -75,6 +75,7 @@ class ScriptedLink:
     tokenizer: Tokenizer
     card: ModelCard
     replica: str = "scripted-0"
+    index: int = 0
     load: Load = field(
         default_factory=lambda: Load(
             running=2,
@@ -110,7 +111,7 @@ class ScriptedLink:
             self.live[request.id, sibling] = (request, on_update, ids, [0])
         self._wake()
 
-    def abort(self, request_id, sibling=None):
+    def abort(self, request_id, sibling=None, reason=FinishReason.ABORT):
         self.aborted.append((request_id, sibling))
         for key in list(self.live):
             if key[0] == request_id and sibling in (None, key[1]):
@@ -375,7 +376,7 @@ def served(model_folder, serve_app):
         capacity = engine.start()
 
         async def open_():
-            router.add(MemoryLink("local-0", engine, model_card(model, capacity)))
+            router.add(MemoryLink(0, engine, model_card(model, capacity)))
 
         asyncio.run_coroutine_threadsafe(open_(), loop).result(10)
         yield Served(engine, router, port)

@@ -23,6 +23,7 @@ class Replica:
     words: list
     fleet: list
     replica: str
+    index: int = 0
     leaving: bool = False
     refusal: object = None
     load: Load = field(default_factory=Load)
@@ -38,7 +39,7 @@ class Replica:
         for sibling in range(request.sibling, request.sibling + request.params.n):
             self.live[request.id, sibling] = (request, on_update, list(request.emitted))
 
-    def abort(self, request_id, sibling=None):
+    def abort(self, request_id, sibling=None, reason=FinishReason.ABORT):
         self.aborted.append((request_id, sibling))
         for key in [k for k in self.live if k[0] == request_id and sibling in (None, k[1])]:
             del self.live[key]
@@ -106,7 +107,7 @@ class Scene:
         for _ in range(num):
             self.add()
         settings = {"timeout_s": 60, "grace_s": 0, "max_failovers": 8} | settings
-        self.metrics = Metrics(self.fleet)
+        self.metrics = Metrics()
         self.failover = Failover(self.fleet, self.metrics, **settings)
         self.errors, self.deltas, self.generations = [], {}, []
 
@@ -148,6 +149,5 @@ class Scene:
             for generation in self.generations
         ], [usage([g]) for g in self.generations]
 
-    def value(self, text):
-        lines = self.metrics.exposition().decode().splitlines()
-        return [float(line.split()[-1]) for line in lines if line.startswith(f"shoal_{text}")]
+    def value(self, family):
+        return sum(c[0] for (name, _), c in self.metrics.figures.items() if name == family.name)

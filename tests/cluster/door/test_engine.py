@@ -158,7 +158,7 @@ def test_an_engine_that_is_gone_is_down(served, model_folder):
 
     async def run():
         router = LocalRouter(config.models)
-        link = MemoryLink("local-0", engine, model_card(model, capacity))
+        link = MemoryLink(0, engine, model_card(model, capacity))
         router.add(link)
         assert router.status() == "ready"
         params = SamplingParams(max_tokens=200, ignore_eos=True, seed=1)

@@ -194,7 +194,7 @@ def test_the_figures(door):
         door.client().completions.create(model="scripted", prompt="the fox")
     text = httpx.get(door.url + "/metrics").text
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
-    of = '{model_name="scripted"}'
+    of = '{engine="0",model_name="scripted"}'
     assert float(figures[f"shoal_prompt_tokens_total{of}"]) > 0
     assert float(figures[f"shoal_generation_tokens_total{of}"]) > 0
     for name in (
@@ -206,9 +206,8 @@ def test_the_figures(door):
     ):
         assert float(figures[f"shoal_{name}_count{of}"]) >= 1
     for reason in ("stop", "error"):
-        series = f'shoal_request_success_total{{finished_reason="{reason}",model_name="scripted"}}'
-        assert float(figures[series]) >= 1
-    engine = '{engine="scripted-0",model_name="scripted"}'
+        labels = f'{{engine="0",finished_reason="{reason}",model_name="scripted"}}'
+        assert float(figures[f"shoal_request_success_total{labels}"]) >= 1
     for name, value in (
         ("num_requests_running", 2),
         ("num_requests_waiting", 1),
@@ -217,7 +216,7 @@ def test_the_figures(door):
         ("prefix_cache_hits_total", 30),
         ("num_preemptions_total", 5),
     ):
-        assert float(figures[f"shoal_{name}{engine}"]) == value
+        assert float(figures[f"shoal_{name}{of}"]) == value
     http_series = 'shoal_http_requests_total{handler="/v1/completions",method="POST",status="200"}'
     assert float(figures[http_series]) >= 1
 

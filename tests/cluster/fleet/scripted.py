@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 from shoal.cluster.config import ModelConfig
 from shoal.cluster.ingress import Ingress
 from shoal.cluster.link import Load, Router
+from shoal.cluster.pool import Pool
 from shoal.cluster.replica import Replica
 from shoal.engine.errors import ConfigError, EngineLost, InvalidRequest, Overloaded, ShoalError
 from shoal.engine.executor import Capacity
@@ -65,7 +66,12 @@ class ScriptedEngine:
             for i in range(request.params.n):
                 self.live[request.id, request.sibling + i] = (0, request, sink)
 
-    def abort(self, request_id: str, sibling: int | None = None) -> None:
+    def abort(
+        self,
+        request_id: str,
+        sibling: int | None = None,
+        reason: FinishReason = FinishReason.ABORT,
+    ) -> None:
         with self.lock:
             self.aborted.append((request_id, sibling))
             for key in [k for k in self.live if k[0] == request_id and sibling in (None, k[1])]:
@@ -119,7 +125,7 @@ class ScriptedReplica(Replica):
 class ScriptedIngress(Ingress):
     """A gateway that streams `?n=` numbers, a line each, after the pid of its own process."""
 
-    def make_app(self, router: Router) -> Any:
+    def make_app(self, router: Router, pool: Pool) -> Any:
         return Counter(router)
 
 

@@ -10,7 +10,7 @@ import pytest
 from shoal.cluster.launch import private_ray
 from shoal.engine.config import EngineConfig, from_keys
 from shoal.engine.core.scheduler import Scheduler
-from shoal.engine.executor import executor_for
+from shoal.engine.executors import executor_for
 from shoal.engine.loop import Loop
 from shoal.engine.request import Request, Update
 

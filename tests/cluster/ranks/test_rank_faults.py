@@ -134,7 +134,7 @@ def test_what_a_rank_refuses_is_refused(
 
 
 def test_ranks_without_a_place_are_refused_with_what_is_free(ray_here: None) -> None:
-    with pytest.raises(ConfigError, match=r"asked for 2 bundles of 500 CPU .* has \d+ CPU"):
+    with pytest.raises(ConfigError, match=r"asked for 2 bundles of 500 CPU; .* has \d+ CPU"):
         placement.reserve([{"CPU": 500.0}] * 2, "PACK", timeout_s=0.5)
 
 

@@ -254,15 +254,31 @@ PEAK = """
 import resource, sys
 import torch
 from shoal.engine.model.load import load
+from shoal.engine.model.mesh import Mesh, Stage
+parts = {
+    "all of it": {},
+    "a half of each layer": {"mesh": Mesh(rank=1, size=2)},
+    "a stage": {"stage": Stage(range(1), last=False)},
+}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = load(sys.argv[1], dtype=sys.argv[2])
+model = load(sys.argv[1], dtype=sys.argv[2], **parts[sys.argv[3]])
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((after - before) * 1024, sum(w.nbytes for w in model.model.parameters()))
 """
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_peak_memory_is_the_weights_and_a_shard(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "part", "share"),
+    [
+        ("bfloat16", "all of it", 1.0),
+        ("float32", "all of it", 2.0),
+        ("bfloat16", "a half of each layer", 0.5),
+        ("bfloat16", "a stage", 0.45),
+    ],
+)
+def test_peak_memory_is_the_weights_and_a_shard(
+    tmp_path: Path, dtype: str, part: str, share: float
+) -> None:
     from transformers import AutoModelForCausalLM
 
     config = Qwen3Config(
@@ -275,13 +291,14 @@ def test_peak_memory_is_the_weights_and_a_shard(tmp_path: Path, dtype: str) -> N
     files = sorted(tmp_path.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     assert sum(path.stat().st_size for path in files) > 150e6
     out = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path), dtype],
+        [sys.executable, "-c", PEAK, str(tmp_path), dtype, part],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ,
     )
     grown, held = map(int, out.stdout.split())
+    assert held == pytest.approx(share * sum(path.stat().st_size for path in files), rel=0.02)
     assert grown < held + files[-1].stat().st_size + 32e6
 
 
