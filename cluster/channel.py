@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import select
 import socket
 import threading
@@ -108,6 +109,11 @@ class Channel:
             self._closed.wait(0.02)
         return not self.num_live
 
+    def give_up(self, reason: str) -> None:
+        """Tell everybody that the engine stands still: what they wait for will not come."""
+        self.leaving = True
+        self._tell(wire.Lost(reason, stalled=True))
+
     def close(self) -> None:
         """Hang up on everybody; harmless when repeated."""
         self._closed.set()
@@ -159,7 +165,14 @@ class Channel:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         gateway = greet(connection, self.secret, GATEWAYS)
         if gateway is not None:
-            welcome = wire.Welcome(self.replica, self.index, self.card, self.engine.load())
+            welcome = wire.Welcome(
+                replica=self.replica,
+                index=self.index,
+                node=self.address[0],
+                pid=os.getpid(),
+                card=self.card,
+                load=self.engine.load(),
+            )
             connection.sendall(wire.frame(welcome))
             if self.leaving:
                 connection.sendall(wire.frame(wire.Leaving()))
@@ -170,10 +183,14 @@ class Channel:
         while not self._closed.wait(wire.BEAT_S):
             with contextlib.suppress(ShoalError):
                 load = self.engine.load()
-                for peer in tuple(self._peers):
-                    peer.send(wire.frame(wire.Beat(load, len(peer.live))))
+                peers = tuple(self._peers)
+                streams = dict.fromkeys((peer.gateway for peer in peers), 0)
+                for peer in peers:
+                    streams[peer.gateway] += len(peer.live)
+                for peer in peers:
+                    peer.send(wire.frame(wire.Beat(load, len(peer.live), streams)))
 
-    def _tell(self, message: wire.Leaving) -> None:
+    def _tell(self, message: wire.Leaving | wire.Lost) -> None:
         for peer in tuple(self._peers):
             peer.send(wire.frame(message))
 

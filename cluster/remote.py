@@ -33,7 +33,8 @@ class RemoteLink:
     """A Link over an open connection; made by `connect`, used on its event loop alone.
 
     `leaving`: the replica takes nothing new. `lost`: why the connection ended, once it has; every
-    live request, `num_lost` sequences in all, then has got LinkLost.
+    live request, `num_lost` sequences in all, then has got LinkLost. `stalled`: it
+    ended because the replica stands still.
     """
 
     def __init__(
@@ -45,10 +46,13 @@ class RemoteLink:
     ) -> None:
         self.replica = welcome.replica
         self.index = welcome.index
+        self.node, self.pid = welcome.node, welcome.pid
         self.card: ModelCard = welcome.card
         self.load: Load = welcome.load
+        self.streams: dict[str, int] = {}
         self.leaving = False
         self.lost: str | None = None
+        self.stalled = False
         self.num_lost = 0
         self._reader = reader
         self._writer = writer
@@ -59,6 +63,13 @@ class RemoteLink:
         self._heard = self._loop.time()
         self._reading = self._loop.create_task(self._read())
         self._ticking = self._loop.call_later(wire.BEAT_S, self._tick, self._loop.time())
+
+    @property
+    def state(self) -> str:
+        """See Link; dead once the connection has ended."""
+        if self.lost is None:
+            return "draining" if self.leaving else "ready"
+        return "stalled" if self.stalled else "dead"
 
     @property
     def num_live(self) -> int:
@@ -143,14 +154,15 @@ class RemoteLink:
                 self._update(update)
         elif isinstance(message, wire.Beat):
             if message.load is not None:
-                self.load = message.load
+                self.load, self.streams = message.load, message.streams
                 self._others = max(0, self.load.running + self.load.waiting - message.yours)
         elif isinstance(message, wire.Refused):
             self._refused(message)
         elif isinstance(message, wire.Leaving):
             self.leaving = True
         elif isinstance(message, wire.Lost):
-            self.close(message.reason, died=True)
+            self.stalled = message.stalled
+            self.close(message.reason, died=not message.stalled)
         else:
             raise wire.BadFrame(f"a {type(message).__name__} on an open link")
 
@@ -168,16 +180,13 @@ class RemoteLink:
         _deliver(stream, update)
 
     def _refused(self, message: wire.Refused) -> None:
-        siblings = range(message.sibling, message.sibling + message.n)
-        keys = [(message.id, sibling) for sibling in siblings]
-        refused = [
-            key
-            for key in keys
-            if key in self._streams and self._streams[key].epoch == message.epoch
-        ]
-        streams = [self._streams.pop(key) for key in refused]
-        if streams:
-            _deliver(streams[0], wire.error_of(message))
+        refused = []
+        for sibling in range(message.sibling, message.sibling + message.n):
+            stream = self._streams.get((message.id, sibling))
+            if stream is not None and stream.epoch == message.epoch:
+                refused.append(self._streams.pop((message.id, sibling)))
+        if refused:
+            _deliver(refused[0], wire.error_of(message))
 
     def _tick(self, due: float) -> None:
         """Send a sign of life and look for the replica's."""
@@ -185,6 +194,7 @@ class RemoteLink:
         if now - due > 2 * wire.BEAT_S:
             self._heard = now  # this loop was held up itself: what came meanwhile is still unread
         if now - self._heard > wire.SILENCE_S:
+            self.stalled = True
             self.close(f"no sign of life for {now - self._heard:.1f} s")
             return
         self._writer.write(wire.frame(wire.Beat()))

@@ -77,10 +77,12 @@ class Proof(msgspec.Struct, tag="proof", frozen=True, array_like=True):
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True, array_like=True):
-    """The link is open."""
+    """The link is open, to the process `pid` on `node`."""
 
     replica: str
     index: int
+    node: str
+    pid: int
     card: ModelCard
     load: Load
 
@@ -120,10 +122,13 @@ class Abort(msgspec.Struct, tag="abort", frozen=True, array_like=True):
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True, array_like=True):
-    """A sign of life; a replica's carries its load and how much of it this gateway sent."""
+    """A sign of life; a replica's carries its load, how much of it this gateway sent, and how much
+    each gateway did, by their names.
+    """
 
     load: Load | None = None
     yours: int = 0
+    streams: dict[str, int] = {}
 
 
 class Step(msgspec.Struct, tag="step", frozen=True, array_like=True):
@@ -148,9 +153,10 @@ class Leaving(msgspec.Struct, tag="leaving", frozen=True, array_like=True):
 
 
 class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
-    """The engine died, and every request with it."""
+    """The engine died, or stands still, and every request with it."""
 
     reason: str
+    stalled: bool = False
 
 
 ToReplica = Hello | Proof | Submit | Abort | Beat

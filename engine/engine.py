@@ -174,12 +174,15 @@ class AsyncEngine:
                 counted |= {f"{field.name}_{key}": number for key, number in value.items()}
             else:
                 counted[field.name] = value
+        ranks = tuple(self.executor.ranks()) if self.executor is not None else ()
         return Load(
             running=self._scheduler.num_running,
             waiting=waiting,
             deferred=self._scheduler.num_deferred,
             kv_usage=self._scheduler.kv_usage,
             counters=counted,
+            ticks=self._loop.num_steps + sum(rank.ticks for rank in ranks),
+            ranks=ranks,
         )
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
+from shoal.cluster.census import Census
 from shoal.cluster.config import ModelConfig
 from shoal.cluster.ingress import Ingress
 from shoal.cluster.link import Load, Router
@@ -26,6 +27,9 @@ from shoal.engine.request import FinishReason, Request, SamplingParams, Update
 
 DEADLY = 666
 """Whoever asks for this many numbers kills the engine."""
+
+HANGING = 667
+"""Whoever asks for this many makes the engine's thread stand still."""
 
 
 class ScriptedEngine:
@@ -39,6 +43,7 @@ class ScriptedEngine:
         self.aborted: list[tuple[str, int | None]] = []
         self.lock = threading.Lock()
         self.full = self.dead = False
+        self.num_steps = 0
         self.closed = threading.Event()
         if step_s is not None:
             threading.Thread(target=self._run, args=(step_s,), daemon=True).start()
@@ -81,7 +86,8 @@ class ScriptedEngine:
     def load(self) -> Load:
         if self.dead:
             raise EngineLost("the script said so")
-        return Load(running=len(self.live), counters={"aborted": float(len(self.aborted))})
+        counters = {"aborted": float(len(self.aborted))}
+        return Load(running=len(self.live), counters=counters, ticks=self.num_steps)
 
     def die(self) -> None:
         """As an engine whose loop raised: its streams are told, and nothing runs any more."""
@@ -105,6 +111,12 @@ class ScriptedEngine:
             sink(updates)
         if any(request.params.max_tokens == DEADLY for _, request, _ in self.live.values()):
             self.die()
+        if any(request.params.max_tokens == HANGING for _, request, _ in self.live.values()):
+            self.hang()
+        self.num_steps += 1
+
+    def hang(self) -> None:
+        threading.Event().wait()
 
     def close(self) -> None:
         self.closed.set()
@@ -126,13 +138,14 @@ class ScriptedReplica(Replica):
 class ScriptedIngress(Ingress):
     """A gateway that streams `?n=` numbers, a line each, after the pid of its own process."""
 
-    def make_app(self, router: Router, pool: Pool) -> Any:
-        return Counter(router)
+    def make_app(self, router: Router, pool: Pool, census: Census) -> Any:
+        return Counter(router, census)
 
 
 class Counter:
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, census: Census) -> None:
         self.router = router
+        self.census = census
         self.ids = iter(range(1 << 60))
 
     def stop(self) -> None:
@@ -146,6 +159,19 @@ class Counter:
             aborted = sum(link.load.counters["aborted"] for link in self.router.links())
             body = {"status": self.router.status(), "pid": os.getpid(), "loads": loads}
             await answer(send, 200, json.dumps(body | {"aborted": aborted}).encode())
+            return
+        if scope["path"] == "/cluster":
+            own = sum(link.num_live for link in self.router.links())
+            overview = await self.census.overview(own)
+            await answer(send, 200, json.dumps(overview | {"pid": os.getpid()}).encode())
+            return
+        if scope["path"] == "/cluster/drain":
+            node = dict(parse_qsl(scope["query_string"].decode()))["node"]
+            try:
+                body, status = await self.census.registry.drain(node), 200
+            except ShoalError as error:
+                body, status = {"error": error.message}, 400
+            await answer(send, status, json.dumps(body).encode())
             return
         asked = dict(parse_qsl(scope["query_string"].decode()))
         await self.count(asked.get("model", next(iter(self.router.statuses()))), asked["n"], send)
