@@ -171,6 +171,10 @@ class Failover:
             return
         now = time.monotonic()
         if not isinstance(error, LinkLost):
+            others = [link for link in self._there(generation) if link is not life.link]
+            if not resumed and not others:
+                self._fail(generation, error)  # as where no replica is there to begin with
+                return
             self._wait(generation, choices, life.since, error.message, due=now + TICK_S)
             return
         cause = self._count_loss(life, error)
