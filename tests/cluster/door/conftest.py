@@ -106,6 +106,9 @@ class ScriptedLink:
             self.live[request.id, sibling] = (request, on_update, ids, [0])
         self._wake()
 
+    def cached(self, request):
+        return 2
+
     def abort(self, request_id, sibling=None, reason=FinishReason.ABORT):
         self.aborted.append((request_id, sibling))
         for key in list(self.live):
@@ -181,6 +184,9 @@ class ScriptedRouter:
             if model is None or model in link.card.names:
                 return link
         raise UnknownModel(model)
+
+    def check_room(self, model):
+        pass
 
     def statuses(self):
         return {NAMES[0]: self.state}

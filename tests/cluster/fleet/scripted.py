@@ -21,6 +21,7 @@ from shoal.cluster.pool import Pool
 from shoal.cluster.replica import Replica
 from shoal.engine.errors import ConfigError, EngineLost, InvalidRequest, Overloaded, ShoalError
 from shoal.engine.executor import Capacity
+from shoal.engine.holdings import Holdings
 from shoal.engine.request import FinishReason, Request, SamplingParams, Update
 
 DEADLY = 666
@@ -30,7 +31,7 @@ DEADLY = 666
 class ScriptedEngine:
     """Gives every sequence the tokens 0, 1, 2, ... one a step, `max_tokens` of them.
 
-    With `step_s` None a step is made by `step()`, else by a thread.
+    `told` is said of its load besides. With `step_s` None a step is made by `step()`, else by a thread.
     """
 
     def __init__(self, step_s: float | None = None) -> None:
@@ -38,6 +39,8 @@ class ScriptedEngine:
         self.aborted: list[tuple[str, int | None]] = []
         self.lock = threading.Lock()
         self.full = self.dead = False
+        self.holdings = Holdings(8)
+        self.told: dict[str, Any] = {}
         self.closed = threading.Event()
         if step_s is not None:
             threading.Thread(target=self._run, args=(step_s,), daemon=True).start()
@@ -80,7 +83,8 @@ class ScriptedEngine:
     def load(self) -> Load:
         if self.dead:
             raise EngineLost("the script said so")
-        return Load(running=len(self.live), counters={"aborted": float(len(self.aborted))})
+        counters = {"aborted": float(len(self.aborted))}
+        return Load(running=len(self.live), counters=counters, **self.told)
 
     def die(self) -> None:
         """As an engine whose loop raised: its streams are told, and nothing runs any more."""
