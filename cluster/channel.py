@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import select
 import socket
 import threading
@@ -116,6 +117,11 @@ class Channel:
             self._closed.wait(0.02)
         return not self.num_live
 
+    def give_up(self, reason: str) -> None:
+        """Tell everybody that the engine stands still: what they wait for will not come."""
+        self.leaving = True
+        self._tell(wire.Lost(reason, stalled=True))
+
     def close(self) -> None:
         """Hang up on everybody; harmless when repeated."""
         self._closed.set()
@@ -169,7 +175,14 @@ class Channel:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         gateway = greet(connection, self.secret, GATEWAYS)
         if gateway is not None:
-            welcome = wire.Welcome(self.replica, self.index, self.card, self.engine.load())
+            welcome = wire.Welcome(
+                replica=self.replica,
+                index=self.index,
+                node=self.address[0],
+                pid=os.getpid(),
+                card=self.card,
+                load=self.engine.load(),
+            )
             connection.sendall(wire.frame(welcome))
             if self.leaving:
                 connection.sendall(wire.frame(wire.Leaving()))
@@ -183,10 +196,13 @@ class Channel:
                 # Counted before the load is taken: what comes in between must not go uncounted.
                 counts = [(peer, len(peer.live), peer.num_taken) for peer in tuple(self._peers)]
                 load = self.engine.load()
+                streams: dict[str, int] = {}
+                for peer, yours, _ in counts:
+                    streams[peer.gateway] = streams.get(peer.gateway, 0) + yours
                 for peer, yours, taken in counts:
-                    peer.send(wire.frame(wire.Beat(load, yours, taken)))
+                    peer.send(wire.frame(wire.Beat(load, yours, taken, streams)))
 
-    def _tell(self, message: wire.Leaving) -> None:
+    def _tell(self, message: wire.Leaving | wire.Lost) -> None:
         for peer in tuple(self._peers):
             peer.send(wire.frame(message))
 

@@ -102,6 +102,11 @@ class Failover:
         self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def num_streams(self) -> int:
+        """Sequences that have not ended, those without a replica too."""
+        return len(self._life_of) + sum(len(waiting.choices) for waiting in self._queue)
+
     def begin(self, generation: Generation) -> None:
         """Send a request. What comes of it, a refusal too, comes to the generation's callbacks.
 

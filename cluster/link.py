@@ -52,15 +52,25 @@ class LinkLost(EngineLost):
 
 
 class Link(Protocol):
-    """A replica within reach; `index` is its number among those of its model.
+    """A replica within reach, in the process `pid` on `node`; `index` is its number among those of
+    its model.
 
-    `leaving`: it finishes what it has and takes nothing new.
+    `leaving`: it finishes what it has and takes nothing new. `streams`: what each gateway has
+    there, as of its last beat.
     """
 
     replica: str
     index: int
+    node: str
+    pid: int
     card: ModelCard
     leaving: bool
+    streams: dict[str, int]
+
+    @property
+    def state(self) -> str:
+        """ready, draining (takes nothing new) or stalled (does not get on)."""
+        ...
 
     @property
     def load(self) -> Load:
@@ -122,6 +132,10 @@ class Router(Protocol):
 
     def links(self) -> list[Link]:
         """Every replica within reach."""
+        ...
+
+    def known(self) -> list[Link]:
+        """Those, and what can be told of others that are not."""
         ...
 
     def status(self) -> str:

@@ -263,6 +263,14 @@ class DetokenizeRequest(BaseModel):
     tokens: list[Whole] = Field(json_schema_extra=_TOKENS)
 
 
+class DrainRequest(BaseModel):
+    """POST /cluster/drain: the node by its address, host name or id."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    node: str
+
+
 RequestBody = TypeVar("RequestBody", bound=BaseModel)
 
 

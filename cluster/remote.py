@@ -41,7 +41,8 @@ class RemoteLink:
     """A Link over an open connection; made by `connect`, used on its event loop alone.
 
     `leaving`: the replica takes nothing new. `lost`: why the connection ended, once it has; every
-    live request, `num_lost` sequences in all, then has got LinkLost.
+    live request, `num_lost` sequences in all, then has got LinkLost. `stalled`: it
+    ended because the replica stands still.
     """
 
     def __init__(
@@ -54,10 +55,13 @@ class RemoteLink:
     ) -> None:
         self.replica = welcome.replica
         self.index = welcome.index
+        self.node, self.pid = welcome.node, welcome.pid
         self.card: ModelCard = welcome.card
         self.load: Load = welcome.load
+        self.streams: dict[str, int] = {}
         self.leaving = False
         self.lost: str | None = None
+        self.stalled = False
         self.num_lost = 0
         self._reader = reader
         self._writer = writer
@@ -70,6 +74,13 @@ class RemoteLink:
         self._heard = self._loop.time()
         self._reading = self._loop.create_task(self._read())
         self._ticking = self._loop.call_later(wire.BEAT_S, self._tick, self._loop.time())
+
+    @property
+    def state(self) -> str:
+        """See Link; dead once the connection has ended."""
+        if self.lost is None:
+            return "draining" if self.leaving else "ready"
+        return "stalled" if self.stalled else "dead"
 
     @property
     def num_live(self) -> int:
@@ -170,7 +181,7 @@ class RemoteLink:
                 self._update(update)
         elif isinstance(message, wire.Beat):
             if message.load is not None:
-                self.load = message.load
+                self.load, self.streams = message.load, message.streams
                 self._others = max(0, self.load.running + self.load.waiting - message.yours)
                 self._backlog.told(message.load, message.taken)
         elif isinstance(message, wire.Cached):
@@ -183,7 +194,8 @@ class RemoteLink:
         elif isinstance(message, wire.Leaving):
             self.leaving = True
         elif isinstance(message, wire.Lost):
-            self.close(message.reason, died=True)
+            self.stalled = message.stalled
+            self.close(message.reason, died=not message.stalled)
         else:
             raise wire.BadFrame(f"a {type(message).__name__} on an open link")
 
@@ -222,6 +234,7 @@ class RemoteLink:
         if now - due > 2 * wire.BEAT_S:
             self._heard = now  # this loop was held up itself: what came meanwhile is still unread
         if now - self._heard > wire.SILENCE_S:
+            self.stalled = True
             self.close(f"no sign of life for {now - self._heard:.1f} s")
             return
         self._writer.write(wire.frame(wire.Beat()))

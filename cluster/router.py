@@ -42,6 +42,7 @@ class FleetRouter:
         self._links: dict[str, RemoteLink] = {}
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._cards: dict[str, ModelCard] = {}
+        self._ended: dict[str, str] = {}
         self.on_gone: Callable[[Link], None] | None = None
         self._chooser = Chooser()
 
@@ -76,6 +77,14 @@ class FleetRouter:
         """See Router."""
         return list(self._links.values())
 
+    def known(self) -> list[Link]:
+        """See Router."""
+        return list(self._links.values())
+
+    def ended(self, replica: str) -> str | None:
+        """How the last link to a replica without one ended: dead or stalled; from any thread."""
+        return self._ended.get(replica)
+
     def status(self) -> str:
         """See Router."""
         return health.of_all(self.statuses().values())
@@ -109,6 +118,7 @@ class FleetRouter:
     def _follow(self, snapshot: tuple[Member, ...]) -> None:
         """Connect to who is new; let go of who is no longer there once nothing runs on it."""
         self._members = {member.replica: member for member in snapshot}
+        self._ended = {r: state for r, state in self._ended.items() if r in self._members}
         for member in snapshot:
             self._reach(member)
         for replica in self._connecting.keys() - self._members.keys():
@@ -153,6 +163,7 @@ class FleetRouter:
             wait_s = min(2 * wait_s, MAX_RETRY_S)
         del self._connecting[member.replica]
         self._links[member.replica] = link
+        self._ended.pop(member.replica, None)
         self._cards[link.card.names[0]] = link.card
         log.info("linked to replica %s of %s at %s:%s", *member)
 
@@ -160,6 +171,7 @@ class FleetRouter:
         if self._links.get(link.replica) is link:
             del self._links[link.replica]
             self._chooser.forget(link.replica)
+            self._ended[link.replica] = link.state
             if self.on_gone is not None:
                 self.on_gone(link)
             log.log(

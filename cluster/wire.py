@@ -78,10 +78,12 @@ class Proof(msgspec.Struct, tag="proof", frozen=True, array_like=True):
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True, array_like=True):
-    """The link is open."""
+    """The link is open, to the process `pid` on `node`."""
 
     replica: str
     index: int
+    node: str
+    pid: int
     card: ModelCard
     load: Load
 
@@ -121,13 +123,14 @@ class Abort(msgspec.Struct, tag="abort", frozen=True, array_like=True):
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True, array_like=True):
-    """A sign of life; a replica's carries its load, how many sequences of it this gateway sent, and
-    how many requests from it are in the load or were.
+    """A sign of life; a replica's carries its load, how many sequences of it this gateway sent, how
+    many requests from it are in the load or were, and the sequences of each gateway by its name.
     """
 
     load: Load | None = None
     yours: int = 0
     taken: int = 0
+    streams: dict[str, int] = {}
 
 
 class Cached(msgspec.Struct, tag="cached", frozen=True, array_like=True):
@@ -163,9 +166,10 @@ class Leaving(msgspec.Struct, tag="leaving", frozen=True, array_like=True):
 
 
 class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
-    """The engine died, and every request with it."""
+    """The engine died, or stands still, and every request with it."""
 
     reason: str
+    stalled: bool = False
 
 
 ToReplica = Hello | Proof | Submit | Abort | Beat

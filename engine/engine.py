@@ -183,6 +183,7 @@ class AsyncEngine:
                 counted |= {f"{field.name}_{key}": number for key, number in value.items()}
             else:
                 counted[field.name] = value
+        ranks = tuple(self.executor.ranks()) if self.executor is not None else ()
         return Load(
             running=self._scheduler.num_running,
             waiting=waiting,
@@ -191,6 +192,8 @@ class AsyncEngine:
             room=room,
             kv_usage=self._scheduler.kv_usage,
             counters=counted,
+            ticks=self._loop.num_steps + sum(rank.ticks for rank in ranks),
+            ranks=ranks,
         )
 
     def close(self) -> None:

@@ -389,12 +389,31 @@ STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
 computed up to N tokens and more than the bound before, `step_tokens_0` those above the last."""
 
 
+class RankState(NamedTuple):
+    """Who a rank is and what it does. `node` None: that of its engine.
+
+    `ticks` grows with every word of progress, `last_step_s` are the seconds since it finished a
+    step, None before its first.
+    """
+
+    rank: int
+    node: str | None
+    pid: int
+    device: str
+    step: int
+    operation: str
+    ticks: int
+    last_step_s: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """How busy an engine is: sequences that run and wait (`deferred` of them for a sibling, not for
     room), the tokens yet to be computed until each has its next one, how many sequences more would
     be taken (None: any number), KV blocks held (0 to 1), and what has happened since its start, by
     name.
+
+    `ticks` grows as long as an engine that has work gets on.
     """
 
     running: int = 0
@@ -404,3 +423,5 @@ class Load:
     room: int | None = None
     kv_usage: float = 0.0
     counters: dict[str, float] | None = None
+    ticks: int = 0
+    ranks: tuple[RankState, ...] = ()
