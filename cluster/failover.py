@@ -227,6 +227,7 @@ class Failover:
         self._life_of.update(dict.fromkeys(choices, life))
         self._lives.setdefault(link, {})[life] = None
         self._anew[link] = self._anew.get(link, 0) + anew
+        generation.predicted = link.cached(request)
         link.submit(request, partial(self._receive, life))
         self._tick_later()
         return life
