@@ -30,7 +30,7 @@ from ..engine.checkpoint import check_tokenizer, checkpoint_facts
 from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
 from ..engine.seat import num_ranks
-from . import logs, placement
+from . import logs, nodes, placement
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
 from .deployments import (
@@ -87,19 +87,19 @@ def application(
     replicas = shape(replica).options(
         request_router_config={"request_router_class": "shoal.cluster.serve_router:MemberRouter"},
     )
-    nodes = _num_nodes()
+    num_nodes = _num_nodes()
     models = []
     for model, name, share in zip(
         config.models,
         deployment_names(config.models),
-        shares(config.models, num_gpus=_resources_there().get("GPU", 0), num_nodes=nodes),
+        shares(config.models, num_gpus=_resources_there().get("GPU", 0), num_nodes=num_nodes),
         strict=True,
     ):
         model = shared(model, share.sharers)
         options = replica_options(config, model, name, share)
         deployment = replicas.options(**options, _internal=True)
         models.append(deployment.bind(replica_settings(config, model)))
-    gateways = shape(ingress).options(**gateway_options(config, nodes), _internal=True)
+    gateways = shape(ingress).options(**gateway_options(config, num_nodes), _internal=True)
     app: Application = gateways.bind(gateway_settings(config), *models)
     return app
 
@@ -140,6 +140,8 @@ def run(
         _listen(stop)
         with progress.phase("start Ray"):
             stack.enter_context(_ray(config))
+            if _address(config) is not None:
+                nodes.check_installed()
         _listen(stop)  # Ray has put a handler of its own in place
         stack.callback(_leave, config, serve_too=not _serve_runs())
         if stop.is_set():
@@ -197,7 +199,9 @@ def _num_nodes() -> int:
 
 
 def _address(config: ServeConfig) -> str | None:
-    return config.ray_address or os.environ.get("RAY_ADDRESS")
+    """The Ray to join; None for one of our own."""
+    given = config.ray_address or os.environ.get("RAY_ADDRESS")
+    return None if given == "local" else given
 
 
 def _ray(config: ServeConfig) -> AbstractContextManager[None]:

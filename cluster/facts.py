@@ -1,7 +1,7 @@
 """Small facts about one application, kept in Ray's GCS, where each of its processes finds them.
 
 secret             what its processes prove themselves with
-replica/<id>       how far a replica has come: {"model": ..., "phase": ...}
+replica/<id>       how far a replica has come: {"model": ..., "phase": ...}, and where it runs
 card/<model>       what a replica last stated of its model: a ModelCard
 scaling/<model>    what the scaling policy last decided; see `scaling_policy`
 driver             which `shoal serve` the application belongs to: {"id": ...}

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from ..engine.holdings import Holdings
 from ..engine.request import FinishReason, Load, Request, Update
 from .channel import Engine
 
@@ -49,6 +50,11 @@ class Gauge:
     def load(self) -> Load:
         """See Engine."""
         return self._engine.load()
+
+    @property
+    def holdings(self) -> Holdings:
+        """See Engine."""
+        return self._engine.holdings
 
     def report(self) -> dict[str, float]:
         """The fields of a `scaling.Reading`, for the time since the last report."""
