@@ -15,8 +15,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -30,7 +31,7 @@ from ..engine.checkpoint import check_tokenizer, checkpoint_facts
 from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
 from ..engine.seat import num_ranks
-from . import logs, nodes, placement
+from . import logs, nodes, placement, rollout
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
 from .deployments import (
@@ -72,9 +73,16 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def application(
-    config: ServeConfig, *, replica: type[Replica] = Replica, ingress: type[Ingress] = Ingress
+    config: ServeConfig,
+    *,
+    replica: type[Replica] = Replica,
+    ingress: type[Ingress] = Ingress,
+    surge: bool = True,
 ) -> Application:
-    """The deployments of `config`: one a model, and the gateways."""
+    """The deployments of `config`: one a model, and the gateways.
+
+    `surge`: whether a changed one may have a replica more while it is replaced.
+    """
     config = bounded(_anywhere(config))
     shape = serve.deployment(
         max_ongoing_requests=MAX_ONGOING,
@@ -96,7 +104,7 @@ def application(
         strict=True,
     ):
         model = shared(model, share.sharers)
-        options = replica_options(config, model, name, share)
+        options = replica_options(config, model, name, share, surge=surge)
         deployment = replicas.options(**options, _internal=True)
         models.append(deployment.bind(replica_settings(config, model)))
     gateways = shape(ingress).options(**gateway_options(config, num_nodes), _internal=True)
@@ -130,9 +138,9 @@ def run(
     LoadError or EngineLost when it cannot be brought up, after cleaning up.
     """
     progress = progress or Progress()
-    check_port(config.host, config.port)
     logs.start(config, "serve", terminal=True)
     if _address(config) is None:
+        check_port(config.host, config.port)
         with progress.phase("find the model"):
             for model in config.models:
                 _find(model, progress, named=len(config.models) > 1)
@@ -143,18 +151,38 @@ def run(
             if _address(config) is not None:
                 nodes.check_installed()
         _listen(stop)  # Ray has put a handler of its own in place
-        stack.callback(_leave, config, serve_too=not _serve_runs())
+        rolls = rollout.runs(config.name)
+        if not rolls:
+            check_port(config.host, config.port)
+        owner = rollout.Owner(Facts(config.name))
+        leave = partial(_leave, config, owner, serve_too=not _serve_runs())
+        if not rolls:  # what ran before outlives a configuration that does not start
+            stack.callback(leave)
         if stop.is_set():
             return
-        with progress.phase("start Serve"):
-            _deploy(application(config, replica=replica, ingress=ingress), config)
+
+        def deploy(surge: bool) -> None:
+            app = application(config, replica=replica, ingress=ingress, surge=surge)
+            _deploy(app, config, owner, anew=not rolls)
+
+        def give_way() -> None:
+            progress.note("no room for one replica more: an old one drains first")
+            deploy(surge=False)
+
+        with progress.phase("roll to this configuration" if rolls else "start Serve"):
+            watch = rollout.Surge(Facts(config.name), config.placement_timeout, give_way)
+            deploy(surge=True)
         with progress.phase("load the model" if len(config.models) == 1 else "load the models"):
-            _await_ready(config, stop, progress)
+            _await_ready(config, stop, progress, watch.look if rolls else None)
         if stop.is_set():
             return
+        if rolls:
+            stack.callback(leave)
         progress.ready(config, _loaded(config))
         while not stop.wait(1.0):
-            pass
+            if not owner.owns:
+                progress.note(f"another `shoal serve` has taken {config.name} over")
+                return
         progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
         _drain(config)
 
@@ -213,16 +241,23 @@ def _serve_runs() -> bool:
     return bool(serve.status().proxies or serve.status().applications)
 
 
-def _deploy(app: Application, config: ServeConfig) -> None:
+def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner, *, anew: bool) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     serve.start(proxy_location="Disabled", logging_config=quiet)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    Facts(config.name).clear()
+    if anew:
+        Facts(config.name).clear()
+    owner.take()
     serve._run(app, _blocking=False, name=config.name, route_prefix=None, logging_config=quiet)
 
 
-def _await_ready(config: ServeConfig, stop: threading.Event, progress: Progress) -> None:
+def _await_ready(
+    config: ServeConfig,
+    stop: threading.Event,
+    progress: Progress,
+    look: Callable[[], None] | None = None,
+) -> None:
     """Wait until the gateway says that it is ready. Raises what kept a replica from starting."""
     facts = Facts(config.name)
     until = time.monotonic() + config.placement_timeout
@@ -232,6 +267,8 @@ def _await_ready(config: ServeConfig, stop: threading.Event, progress: Progress)
             until = math.inf
         if error := facts.failure(named=len(config.models) > 1):
             raise error
+        if look is not None:
+            look()
         progress.advance(*weights_read(facts))
         overview = serve.status().applications.get(config.name)
         status = overview.status if overview else None
@@ -292,9 +329,9 @@ def _drain(config: ServeConfig) -> None:
             time.sleep(POLL_S)
 
 
-def _leave(config: ServeConfig, serve_too: bool) -> None:
+def _leave(config: ServeConfig, owner: rollout.Owner, serve_too: bool) -> None:
     """Take the application off a Ray that is not ours, and Serve where it was started for it."""
-    if _address(config) is None:
+    if _address(config) is None or not owner.owns:
         return
     with contextlib.suppress(RayError, RayServeException):
         serve.delete(config.name, _blocking=False)

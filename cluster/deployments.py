@@ -55,7 +55,9 @@ def _units(engine: EngineConfig, kind: str, there: Mapping[str, float]) -> int:
     return num_ranks(engine) if on == kind else 0
 
 
-def replica_options(config: ServeConfig, model: ModelConfig, name: str, share: Share) -> Any:
+def replica_options(
+    config: ServeConfig, model: ModelConfig, name: str, share: Share, *, surge: bool
+) -> Any:
     """Serve's options of a model's deployment, for one whose `max_replicas` is known."""
     places = _places(model, share)
     options: dict[str, Any] = {"name": name, **places}
@@ -66,7 +68,7 @@ def replica_options(config: ServeConfig, model: ModelConfig, name: str, share: S
         options["autoscaling_config"] = scaling_policy.autoscaling_config(
             config.name, model.name, targets(model), _initial(config, model, name)
         )
-    options["max_surge_percent"] = SURGE_PERCENT if _has_room(places) else 0
+    options["max_surge_percent"] = SURGE_PERCENT if surge and _has_room(places) else 0
     options["version"] = _version(replica_settings(config, model))
     return options
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from test_app import Served, wait
+from served import Served, wait
 
 SCALING = {
     "min_replicas": 0,
