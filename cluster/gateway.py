@@ -17,7 +17,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
-from . import routes_status
+from . import routes_cluster, routes_status
+from .census import Census
 from .config import ServeConfig
 from .errors import HTTPFailure
 from .guard import Guard
@@ -69,6 +70,8 @@ ROUTES = (
     Route("GET", "/tokenizer_info", tokenizer_info, "TokenizerInfo", query=("model",)),
     Route("GET", "/health", routes_status.health, "Health", head=True),
     Route("GET", "/-/healthz", routes_status.healthz, "text", head=True),
+    Route("GET", "/cluster", routes_cluster.cluster, "Cluster"),
+    Route("POST", "/cluster/drain", routes_cluster.drain, "Drain", ("DrainRequest",)),
     Route("GET", "/version", routes_status.version, "Version"),
     Route("GET", "/metrics", routes_status.metrics, "text"),
 )
@@ -94,13 +97,15 @@ class Gateway:
         self._serving.close()
 
 
-def build_gateway(config: ServeConfig, router: Router, pool: Pool | None = None) -> Gateway:
+def build_gateway(
+    config: ServeConfig, router: Router, pool: Pool | None = None, census: Census | None = None
+) -> Gateway:
     """The door of a server: routes, keys, CORS and figures over the replicas that `router` knows.
 
     May be built before any model is loaded; it answers 503 till then. Without a `pool` it speaks
-    for no other gateway's figures.
+    for no other gateway's figures, without a `census` it knows of no other.
     """
-    serving = Serving(config, router, pool or Pool(router))
+    serving = Serving(config, router, pool or Pool(router), census or Census(router))
     shown = not config.disable_fastapi_docs
     app = FastAPI(
         title="shoal",

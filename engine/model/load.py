@@ -40,6 +40,9 @@ DTYPES = {
     "half": torch.float16,
 }
 
+ROPE = "inv_freq"
+"""What tables of rope frequencies are called, here and in transformers' code."""
+
 DUMMY_SCALE = 0.02
 DUMMY_PERIOD = 1_000_003
 """A prime: no two rows of a table are a whole number of periods apart, so none are equal."""
@@ -102,9 +105,10 @@ def load(
         refuse_next_tokens(config, shapes, leftovers)
         wanted = list(claims_among(built, shapes))
         fill(wanted, files, progress or _silent, leftovers, elsewhere)
-    # Rope frequencies may follow from max_len, and then other text follows from them.
-    constants = [f"{name} {constant.tolist()}" for name, constant in built.named_buffers()]
-    words = (f"dummy {seed}" if dummy else "", str(chosen), *constants)
+    # Rope frequencies may follow from max_len, and then other text follows from them. Other
+    # constants follow from config.json, and ranks may hold slices of them.
+    ropes = [f"{name} {c.tolist()}" for name, c in built.named_buffers() if name.endswith(ROPE)]
+    words = (f"dummy {seed}" if dummy else "", str(chosen), *ropes)
     return LoadedModel(
         model=built, config=config, dtype=chosen, digest=digest(config.text, files, *words)
     )

@@ -111,6 +111,9 @@ class ScriptedLink:
             self.live[request.id, sibling] = (request, on_update, ids, [0])
         self._wake()
 
+    def cached(self, request):
+        return 2
+
     def abort(self, request_id, sibling=None, reason=FinishReason.ABORT):
         self.aborted.append((request_id, sibling))
         for key in list(self.live):
@@ -188,6 +191,9 @@ class ScriptedRouter:
         if model in NAMES:
             raise EngineLost("no replica can take it")
         raise UnknownModel(model)
+
+    def check_room(self, model):
+        pass
 
     def statuses(self):
         return {NAMES[0]: self.state}

@@ -58,15 +58,16 @@ def test_ranks_share_a_model(
     random_model(RANKS[name], tmp_path)
     texts = prompts(Twin(RANKS[name], (1, 33, 50)))
 
-    def rank(mesh: Any) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    def rank(mesh: Any) -> tuple[dict[str, Tensor], dict[str, list[int]], str]:
         torch.set_num_threads(1)
-        model = load(tmp_path, mesh=mesh, dtype="float32").model
-        logits = paged(model).step(texts)
-        return logits, paged(model).greedy(texts, 8)
+        loaded = load(tmp_path, mesh=mesh, dtype="float32")
+        logits = paged(loaded.model).step(texts)
+        return logits, paged(loaded.model).greedy(texts, 8), loaded.digest
 
-    [(right, text)] = run_team(1, rank)
-    for logits, found in run_team(size, rank):
+    [(right, text, digest)] = run_team(1, rank)
+    for logits, found, own in run_team(size, rank):
         assert found == text
+        assert own == digest  # or the ranks would take each other's weights for others
         for key in texts:
             assert difference(logits[key], right[key]) < 1e-5
 
