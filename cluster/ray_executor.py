@@ -157,15 +157,16 @@ class RayExecutor:
         config = self._config
         gpus = placement.wants_gpus(config)
         placement.check_enough(config, gpus)
-        asked = placement.bundles(config, gpus)
         group = ray.util.get_current_placement_group()
-        skipped = 1
         if group is None:
+            asked = placement.bundles(config, gpus, self._strategy)
             group, skipped = placement.reserve(asked, self._strategy), 0
             self._stack.callback(remove_placement_group, group)
+        else:
+            skipped, asked = placement.of_ranks(group.bundle_specs)
         width = num_ranks(config) // len(asked)
         bundle_of = [bundle for bundle in range(len(asked)) for _ in range(width)]
-        actors = [self._actor(group, skipped + at, asked[at], width) for at in bundle_of]
+        actors = [self._actor(group, skipped + at, asked[-1], width) for at in bundle_of]
         try:
             places = ray.get([actor.place.remote() for actor in actors], timeout=JOIN_S)
         except ray.exceptions.RayError as error:
