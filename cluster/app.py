@@ -30,7 +30,7 @@ from ..engine.checkpoint import check_tokenizer, checkpoint_facts
 from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
 from ..engine.seat import num_ranks
-from . import logs, placement
+from . import logs, nodes, placement
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
 from .exits import INTERRUPTED
@@ -80,12 +80,12 @@ def application(
     replicas = shape(replica).options(
         request_router_config={"request_router_class": "shoal.cluster.serve_router:MemberRouter"},
     )
-    gpus, nodes = _resources_there().get("GPU", 0), _num_nodes()
+    gpus, num_nodes = _resources_there().get("GPU", 0), _num_nodes()
     models = []
     for model, name, share in zip(
         config.models,
         deployment_names(config.models),
-        shares(config.models, num_gpus=gpus, num_nodes=nodes),
+        shares(config.models, num_gpus=gpus, num_nodes=num_nodes),
         strict=True,
     ):
         model = shared(model, share.sharers)
@@ -96,7 +96,7 @@ def application(
     gateways = shape(ingress).options(
         name="Gateway",
         num_replicas=config.gateways,
-        max_replicas_per_node=1 if 1 < config.gateways <= nodes else None,  # type: ignore[arg-type]
+        max_replicas_per_node=1 if 1 < config.gateways <= num_nodes else None,  # type: ignore[arg-type]
         ray_actor_options={"num_cpus": 0},
     )
     app: Application = gateways.bind(config.model_dump(mode="json"), *models)
@@ -139,6 +139,8 @@ def run(
         _listen(stop)
         with progress.phase("start Ray"):
             stack.enter_context(_ray(config))
+            if _address(config) is not None:
+                nodes.check_installed()
         _listen(stop)  # Ray has put a handler of its own in place
         stack.callback(_leave, config, serve_too=not _serve_runs())
         if stop.is_set():
@@ -211,7 +213,9 @@ def _num_nodes() -> int:
 
 
 def _address(config: ServeConfig) -> str | None:
-    return config.ray_address or os.environ.get("RAY_ADDRESS")
+    """The Ray to join; None for one of our own."""
+    given = config.ray_address or os.environ.get("RAY_ADDRESS")
+    return None if given == "local" else given
 
 
 def _ray(config: ServeConfig) -> AbstractContextManager[None]:

@@ -217,16 +217,13 @@ class RemoteLink:
         _deliver(stream, update)
 
     def _refused(self, message: wire.Refused) -> None:
-        siblings = range(message.sibling, message.sibling + message.n)
-        keys = [(message.id, sibling) for sibling in siblings]
-        refused = [
-            key
-            for key in keys
-            if key in self._streams and self._streams[key].epoch == message.epoch
-        ]
-        streams = [self._streams.pop(key) for key in refused]
-        if streams:
-            _deliver(streams[0], wire.error_of(message))
+        refused = []
+        for sibling in range(message.sibling, message.sibling + message.n):
+            stream = self._streams.get((message.id, sibling))
+            if stream is not None and stream.epoch == message.epoch:
+                refused.append(self._streams.pop((message.id, sibling)))
+        if refused:
+            _deliver(refused[0], wire.error_of(message))
 
     def _tick(self, due: float) -> None:
         """Send a sign of life and look for the replica's."""

@@ -1,6 +1,7 @@
 """An engine that counts, and a door of a few lines: all of shoal's Ray side but the model.
 
-`python scripted.py KEY=VALUE ...` serves them. Ray's workers find this module by PYTHONPATH.
+`python scripted.py KEY=VALUE ...` serves them, with `door=real` behind shoal's own door. Ray's
+workers find this module by PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -222,12 +223,16 @@ if __name__ == "__main__":
     from shoal.cluster.app import run
     from shoal.cluster.settings import serve_config
 
-    keys = dict(word.split("=", 1) for word in sys.argv[1:])
+    keys: dict[str, Any] = dict(word.split("=", 1) for word in sys.argv[1:])
+    ingress = Ingress if keys.pop("door", None) == "real" else scripted.ScriptedIngress
+    if "models" in keys:
+        keys["models"] = json.loads(keys["models"])
+        del keys["model"]
     try:
         run(
             serve_config(keys),
             replica=scripted.ScriptedReplica,
-            ingress=scripted.ScriptedIngress,
+            ingress=ingress,
         )
     except ShoalError as error:
         sys.exit(f"error: {type(error).__name__}: {error}")
