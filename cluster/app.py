@@ -42,7 +42,7 @@ from .deployments import (
     replica_settings,
 )
 from .exits import INTERRUPTED
-from .facts import Facts, weights_read
+from .facts import Facts, node_address, weights_read
 from .ingress import Ingress
 from .launch import joined_ray, private_ray
 from .link import ModelCard
@@ -77,9 +77,11 @@ def application(
     *,
     replica: type[Replica] = Replica,
     ingress: type[Ingress] = Ingress,
+    door: str | None = None,
     surge: bool = True,
 ) -> Application:
-    """The deployments of `config`: one a model, and the gateways.
+    """The deployments of `config`: one a model, and the gateways; an only one is on node
+    `door`.
 
     `surge`: whether a changed one may have a replica more while it is replaced.
     """
@@ -107,7 +109,7 @@ def application(
         options = replica_options(config, model, name, share, surge=surge)
         deployment = replicas.options(**options, _internal=True)
         models.append(deployment.bind(replica_settings(config, model)))
-    gateways = shape(ingress).options(**gateway_options(config, num_nodes), _internal=True)
+    gateways = shape(ingress).options(**gateway_options(config, num_nodes, door), _internal=True)
     app: Application = gateways.bind(gateway_settings(config), *models)
     return app
 
@@ -162,7 +164,9 @@ def run(
             return
 
         def deploy(surge: bool) -> None:
-            app = application(config, replica=replica, ingress=ingress, surge=surge)
+            app = application(
+                config, replica=replica, ingress=ingress, door=node_address(), surge=surge
+            )
             _deploy(app, config, owner, anew=not rolls)
 
         def give_way() -> None:
@@ -284,7 +288,8 @@ def _check_placed(config: ServeConfig, facts: Facts) -> None:
     for model in config.models:
         if model.name not in placed:
             ranks = num_ranks(model.engine)
-            asked = placement.bundles(model.engine, placement.wants_gpus(model.engine))
+            gpus = placement.wants_gpus(model.engine)
+            asked = placement.bundles(model.engine, gpus, model.placement_strategy)
             raise ConfigError(
                 f"{model.name}: no place for a replica of {ranks} rank{'s'[: ranks > 1]} within "
                 f"{config.placement_timeout:g} s: {placement.shortage(asked)}. Free some, add "
@@ -300,14 +305,20 @@ def _last_line(message: str) -> str:
 
 
 def _health(config: ServeConfig) -> str | None:
-    """What the gateway says of the cluster; None while it does not answer."""
+    """What a gateway, here or elsewhere, says of the cluster; None while none answers."""
     trusting = ssl._create_unverified_context() if config.ssl_certfile else None
-    request = urllib.request.Request(f"{config.url}/health")
-    try:
-        with urllib.request.urlopen(request, timeout=2, context=trusting) as answer:
-            return str(json.load(answer)["status"])
-    except (OSError, ValueError):
-        return None
+    ways = {f"{config.url}/health": trusting}
+    for fact in Facts(config.name).all("gateway").values():
+        if "port" in fact:
+            host = f"[{fact['host']}]" if ":" in fact["host"] else fact["host"]
+            ways[f"http://{host}:{fact['port']}/health"] = None
+    for url, context in ways.items():
+        try:
+            with urllib.request.urlopen(url, timeout=2, context=context) as answer:
+                return str(json.load(answer)["status"])
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _loaded(config: ServeConfig) -> list[Loaded]:

@@ -79,14 +79,17 @@ def replica_settings(config: ServeConfig, model: ModelConfig) -> dict[str, Any]:
     return alone.model_copy(update={"gateways": 1}).model_dump(mode="json")
 
 
-def gateway_options(config: ServeConfig, num_nodes: int) -> dict[str, Any]:
-    """Serve's options of the gateways. How many replicas they expect changes without a restart."""
+def gateway_options(config: ServeConfig, num_nodes: int, door: str | None) -> dict[str, Any]:
+    """Serve's options of the gateways, an only one of which is on node `door`.
+
+    How many replicas they expect changes without a restart.
+    """
     apart = 1 < config.gateways <= num_nodes
     return {
         "name": "Gateway",
         "num_replicas": config.gateways,
         "max_replicas_per_node": 1 if apart else None,
-        "ray_actor_options": {"num_cpus": 0},
+        "ray_actor_options": {"num_cpus": 0} | _only_at(door if config.gateways == 1 else None),
         "max_surge_percent": 0 if apart else SURGE_PERCENT,
         "user_config": {"least": {model.name: model.least for model in config.models}},
         "version": _version(gateway_settings(config)),
@@ -106,6 +109,11 @@ def gateway_settings(config: ServeConfig) -> dict[str, Any]:
         for model in config.models
     )
     return config.model_copy(update={"models": models}).model_dump(mode="json")
+
+
+def _only_at(node: str | None) -> dict[str, Any]:
+    """What keeps an actor on a node: clients of an only gateway know where it is."""
+    return {"resources": {f"node:{node}": LABEL_S}} if node else {}
 
 
 def targets(model: ModelConfig) -> scaling.Targets:
@@ -150,12 +158,13 @@ def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
         extra = dict(model.resources or {})
         if model.accelerator_type:
             extra[f"accelerator_type:{model.accelerator_type}"] = LABEL_S
-        ranks = placement.bundles(model.engine, bool(share.num_gpus))
-        first = placement.CONTROL | {"CPU": asked.get("num_cpus", placement.CONTROL["CPU"])}
+        strategy = model.placement_strategy
+        ranks = placement.bundles(model.engine, bool(share.num_gpus), strategy)
+        bundles = placement.with_control([bundle | extra for bundle in ranks], strategy)
         return {
-            "ray_actor_options": asked | {"num_cpus": first["CPU"]},
-            "placement_group_bundles": [first, *(bundle | extra for bundle in ranks)],
-            "placement_group_strategy": model.placement_strategy,
+            "ray_actor_options": asked | {"num_cpus": placement.CONTROL["CPU"], "num_gpus": 0},
+            "placement_group_bundles": bundles,
+            "placement_group_strategy": strategy,
         }
     options: dict[str, Any] = {"num_cpus": share.num_cpus}
     if share.num_gpus:
