@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 TRACE = (("steady", 2.0, 30), ("step", 10.0, 45), ("burst", 40.0, 5), ("idle", 0.2, 60))
 """Phases: requests a second, seconds."""
@@ -54,8 +54,8 @@ def main() -> None:
 async def run(chosen: argparse.Namespace, logs: Path) -> dict[str, Any]:
     """The trace against the server, once it is ready."""
     url = f"http://127.0.0.1:{chosen.port}"
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, connector=connector) as client:
         until = time.monotonic() + READY_S
         while not await is_ready(client):
             if time.monotonic() > until:
@@ -78,25 +78,26 @@ async def run(chosen: argparse.Namespace, logs: Path) -> dict[str, Any]:
     }
 
 
-async def is_ready(client: httpx.AsyncClient) -> bool:
+async def is_ready(client: aiohttp.ClientSession) -> bool:
     """Whether the server says so."""
     try:
-        return bool((await client.get("/health")).json().get("status") == "ready")
-    except (httpx.HTTPError, ValueError):
+        async with client.get("/health") as answer:
+            return bool((await answer.json())["status"] == "ready")
+    except (aiohttp.ClientError, KeyError):
         return False
 
 
-async def ask(client: httpx.AsyncClient, tokens: int) -> float | None:
+async def ask(client: aiohttp.ClientSession, tokens: int) -> float | None:
     """Seconds to the first token of a stream; None where it did not end as it should."""
     body = {"prompt": "Once upon a time", "max_tokens": tokens, "stream": True, "ignore_eos": True}
     began, first, whole = time.monotonic(), None, False
     try:
-        async with client.stream("POST", "/v1/completions", json=body) as answer:
-            async for line in answer.aiter_lines():
-                if line.startswith("data: {") and first is None:
+        async with client.post("/v1/completions", json=body) as answer:
+            async for line in answer.content:
+                if line.startswith(b"data: {") and first is None:
                     first = time.monotonic() - began
-                whole = whole or line == "data: [DONE]"
-    except httpx.HTTPError:
+                whole = whole or line.startswith(b"data: [DONE]")
+    except (aiohttp.ClientError, TimeoutError):
         return None
     return first if whole else None
 
