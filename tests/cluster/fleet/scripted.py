@@ -1,6 +1,7 @@
 """An engine that counts, and a door of a few lines: all of shoal's Ray side but the model.
 
-`python scripted.py KEY=VALUE ...` serves them. Ray's workers find this module by PYTHONPATH.
+`python scripted.py KEY=VALUE ...` serves them, with `door=real` behind shoal's own door. Ray's
+workers find this module by PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -22,6 +24,7 @@ from shoal.cluster.pool import Pool
 from shoal.cluster.replica import Replica
 from shoal.engine.errors import ConfigError, EngineLost, InvalidRequest, Overloaded, ShoalError
 from shoal.engine.executor import Capacity
+from shoal.engine.holdings import Holdings
 from shoal.engine.request import FinishReason, Request, SamplingParams, Update
 
 DEADLY = 666
@@ -34,6 +37,7 @@ HANGING = 667
 class ScriptedEngine:
     """Gives every sequence the tokens 0, 1, 2, ... one a step, `max_tokens` of them.
 
+    `told` is said of its load besides.
     With `step_s` None a step is made by `step()`, else by a thread.
     """
 
@@ -42,6 +46,8 @@ class ScriptedEngine:
         self.aborted: list[tuple[str, int | None]] = []
         self.lock = threading.Lock()
         self.full = self.dead = False
+        self.holdings = Holdings(8)
+        self.told: dict[str, Any] = {}
         self.num_steps = 0
         self.closed = threading.Event()
         if step_s is not None:
@@ -86,7 +92,8 @@ class ScriptedEngine:
         if self.dead:
             raise EngineLost("the script said so")
         counters = {"aborted": float(len(self.aborted))}
-        return Load(running=len(self.live), counters=counters, ticks=self.num_steps)
+        load = Load(running=len(self.live), counters=counters, ticks=self.num_steps)
+        return replace(load, **self.told)
 
     def die(self) -> None:
         """As an engine whose loop raised: its streams are told, and nothing runs any more."""
@@ -216,12 +223,16 @@ if __name__ == "__main__":
     from shoal.cluster.app import run
     from shoal.cluster.settings import serve_config
 
-    keys = dict(word.split("=", 1) for word in sys.argv[1:])
+    keys: dict[str, Any] = dict(word.split("=", 1) for word in sys.argv[1:])
+    ingress = Ingress if keys.pop("door", None) == "real" else scripted.ScriptedIngress
+    if "models" in keys:
+        keys["models"] = json.loads(keys["models"])
+        del keys["model"]
     try:
         run(
             serve_config(keys),
             replica=scripted.ScriptedReplica,
-            ingress=scripted.ScriptedIngress,
+            ingress=ingress,
         )
     except ShoalError as error:
         sys.exit(f"error: {type(error).__name__}: {error}")
