@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import ray
@@ -33,7 +34,7 @@ def bundles(config: EngineConfig, gpus: bool) -> list[Bundle]:
 
     The CPUs of ranks are shares, so that the ranks of several replicas fit on few cores.
     """
-    cpu = round(1 / (config.sharers * num_ranks(config)), 3)
+    cpu = math.floor(1000 / (config.sharers * num_ranks(config))) / 1000  # never more than a core
     one: Bundle = {"CPU": cpu} | ({"GPU": 1.0} if gpus else {})
     width, stages = config.tensor_parallel_size, config.pipeline_parallel_size
     if gpus and width > max(_gpus_a_node(), default=0):
@@ -51,6 +52,23 @@ def check_enough(config: EngineConfig, gpus: bool) -> None:
             f"visible; lower them, or use device=cpu",
             "tensor_parallel_size",
         )
+
+
+def own_group(asked: Sequence[Bundle]) -> PlacementGroup | None:
+    """The group that this process was placed in, where it has places for the ranks behind its own.
+
+    A caller's group that was made for something else is let be.
+    """
+    group: PlacementGroup | None = ray.util.get_current_placement_group()
+    if group is None:
+        return None
+    held = group.bundle_specs[1:]
+    fits = len(held) == len(asked) and all(
+        mine.get(kind, 0) >= amount - 1e-3
+        for mine, one in zip(held, asked, strict=True)
+        for kind, amount in one.items()
+    )
+    return group if fits else None
 
 
 def reserve(asked: Sequence[Bundle], strategy: str, timeout_s: float = PLACE_S) -> PlacementGroup:

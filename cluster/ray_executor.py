@@ -161,7 +161,7 @@ class RayExecutor:
         gpus = placement.wants_gpus(config)
         placement.check_enough(config, gpus)
         asked = placement.bundles(config, gpus)
-        group = ray.util.get_current_placement_group()
+        group = placement.own_group(asked)
         skipped = 1
         if group is None:
             group, skipped = placement.reserve(asked, self._strategy), 0
