@@ -1,4 +1,4 @@
-"""Engines of several ranks in one script: they share a Ray, and no interrupt reaches their ranks."""
+"""Engines of ranks in one script: they share a Ray, and no interrupt reaches their ranks."""
 
 from __future__ import annotations
 
