@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,7 +13,21 @@ from .. import __version__
 from ..engine.errors import ShoalError
 from ..engine.supported import check_platform
 from . import serve_command
-from .commands import bench, chat, complete, completion, k8s, logs, ls, ps, pull, stop
+from .commands import (
+    bench,
+    chat,
+    complete,
+    completion,
+    doctor,
+    drain,
+    k8s,
+    logs,
+    ls,
+    ps,
+    pull,
+    status,
+    stop,
+)
 from .exits import FAILED, INTERRUPTED, MEANING, exit_code
 
 COMPLETE = "_SHOAL_COMPLETE"
@@ -65,7 +80,11 @@ def _forget_output() -> None:
 
 
 serve_command.add_to(app)
-for command in (chat.chat, complete.complete, ps.ps, logs.logs, stop.stop, pull.pull, ls.ls):
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(chat.chat, complete.complete, ps.ps, status.status, drain.drain, logs.logs, stop.stop),
+    *(pull.pull, ls.ls, doctor.doctor),
+)
+for command in _COMMANDS:
     app.command()(command)
 app.add_typer(bench.app, name="bench")
 app.command()(k8s.k8s)

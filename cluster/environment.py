@@ -33,6 +33,13 @@ def _gibibytes(text: str) -> int | None:
     return num_bytes or None
 
 
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("a number of seconds") from None
+
+
 READ: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "SHOAL_API_KEY": ("api_key", _parts),
     "VLLM_API_KEY": ("api_key", _parts),
@@ -40,6 +47,7 @@ READ: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "VLLM_LOGGING_LEVEL": ("uvicorn_log_level", str),
     "VLLM_PP_LAYER_PARTITION": ("pipeline_layer_partition", str),
     "VLLM_CPU_KVCACHE_SPACE": ("kv_cache_memory_bytes", _gibibytes),
+    "VLLM_ENGINE_READY_TIMEOUT_S": ("load_timeout", _seconds),
 }
 """Variables that set a key, with how their text is read; of two for one key the first counts."""
 
@@ -80,7 +88,6 @@ MEANINGS: Mapping[str, str] = {
     "VLLM_ENGINE_ITERATION_TIMEOUT_S": "--stall-timeout says when an engine is given up",
     "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "--stall-timeout says when an engine is given up",
     "VLLM_RPC_TIMEOUT": "a replica that does not answer is left out by the gateway",
-    "VLLM_ENGINE_READY_TIMEOUT_S": "a model may take as long to load as it needs",
     "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "--shutdown-timeout bounds how long streams may end",
     "VLLM_ALL2ALL_BACKEND": "--all2all-backend; experts are not spread over ranks yet",
     "VLLM_KV_CACHE_LAYOUT": _KERNELS,

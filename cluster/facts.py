@@ -1,7 +1,7 @@
 """Small facts about one application, kept in Ray's GCS, where each of its processes finds them.
 
 secret             what its processes prove themselves with
-replica/<id>       how far a replica has come: {"model": ..., "phase": ...}
+replica/<id>       how far a replica has come: {"model": ..., "phase": ...}, and where it runs
 loading/<id>       how much of its weights it has read: {"done": bytes, "total": bytes}
 gateway/<id>       a gateway's private address: {"host": ..., "port": ..., "pid": ...}
 figures/<id>       what a gateway that was stopped had counted; see peers.py

@@ -54,11 +54,16 @@ class _Life:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Waiting:
-    """Choices, one or all beams of a generation, that have no replica since `since`."""
+    """Choices, one or all beams of a generation, that have no replica since `since`.
+
+    `reason` says why. Those that a replica has refused are not sent anew before `due`.
+    """
 
     generation: Generation
     choices: Sequence[Choice]
     since: float
+    reason: str
+    due: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -102,6 +107,11 @@ class Failover:
         self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def num_streams(self) -> int:
+        """Sequences that have not ended, those without a replica too."""
+        return len(self._life_of) + sum(len(waiting.choices) for waiting in self._queue)
+
     def begin(self, generation: Generation) -> None:
         """Send a request. What comes of it, a refusal too, comes to the generation's callbacks.
 
@@ -113,7 +123,7 @@ class Failover:
         except EngineLost:
             if not any(state.model in link.card.names for link in self._reserved):
                 raise
-            self._wait(generation, generation.choices, time.monotonic())
+            self._wait(generation, generation.choices, time.monotonic(), "replicas are set apart")
             return
         self._start(generation, generation.choices, link, state.request, time.monotonic())
 
@@ -159,15 +169,20 @@ class Failover:
         if not isinstance(error, EngineLost) and not (resumed and isinstance(error, Overloaded)):
             self._fail(generation, error)
             return
-        lost, since = isinstance(error, LinkLost), life.since
-        if isinstance(error, LinkLost):
-            since = time.monotonic()
-            cause = self._count_loss(life, error)
-            self._metrics.moved(generation.state.model, cause, len(choices))
-            if error.died and (fatal := self._count_deaths(choices, alone)):
-                self._fail(generation, fatal)
+        now = time.monotonic()
+        if not isinstance(error, LinkLost):
+            others = [link for link in self._there(generation) if link is not life.link]
+            if not resumed and not others:
+                self._fail(generation, error)  # as where no replica is there to begin with
                 return
-        self._wait(generation, choices, since, at_once=lost)
+            self._wait(generation, choices, life.since, error.message, due=now + TICK_S)
+            return
+        cause = self._count_loss(life, error)
+        self._metrics.moved(generation.state.model, cause, len(choices))
+        if error.died and (fatal := self._count_deaths(choices, alone)):
+            self._fail(generation, fatal)
+        else:
+            self._wait(generation, choices, now, error.message)
 
     def _count_loss(self, life: _Life, error: LinkLost) -> str:
         """Count a lost replica once, for all its streams; why they move."""
@@ -212,6 +227,7 @@ class Failover:
         self._life_of.update(dict.fromkeys(choices, life))
         self._lives.setdefault(link, {})[life] = None
         self._anew[link] = self._anew.get(link, 0) + anew
+        generation.predicted = link.cached(request)
         link.submit(request, partial(self._receive, life))
         self._tick_later()
         return life
@@ -259,15 +275,18 @@ class Failover:
         generation: Generation,
         choices: Sequence[Choice],
         since: float,
-        at_once: bool = True,
+        reason: str,
+        due: float = 0.0,
     ) -> None:
         beams = generation.request.params.use_beam_search
         for group in [choices] if beams else [(choice,) for choice in choices]:
-            self._queue.append(_Waiting(generation=generation, choices=group, since=since))
-        if at_once:
-            self._wake()
-        else:
+            self._queue.append(
+                _Waiting(generation=generation, choices=group, since=since, reason=reason, due=due)
+            )
+        if due:
             self._tick_later()
+        else:
+            self._wake()
 
     def _wake(self) -> None:
         """Look after those that wait in the next turn of the loop."""
@@ -294,7 +313,7 @@ class Failover:
                 self._queue.append(waiting)
             elif not self._try(waiting) and not self._give_up(waiting):
                 self._queue.append(waiting)
-                if not waiting.suspect:
+                if not waiting.suspect and not waiting.due:
                     full.add(kind)
         if self._queue or self._lives:
             self._tick_later()
@@ -302,19 +321,21 @@ class Failover:
     def _give_up(self, waiting: _Waiting) -> bool:
         """End what has waited too long while there was no replica for it."""
         now, generation = time.monotonic(), waiting.generation
-        if self._there(generation):
+        if self._there(generation) and not waiting.due:
             waiting.since = now
             return False
         if now - waiting.since < self._timeout_s and not self._stopping:
             return False
-        reason = "the server is shutting down" if self._stopping else "its engine is gone"
-        error = EngineLost(f"{reason}, and for {now - waiting.since:.0f} s no other one was there")
-        self._fail(generation, error)
+        end = "the server is shutting down" if self._stopping else "no other replica took it over"
+        waited = f" within {now - waiting.since:.0f} s" if self._timeout_s else ""
+        self._fail(generation, EngineLost(f"{waiting.reason}; {end}{waited}"))
         return True
 
     def _try(self, waiting: _Waiting) -> bool:
         """Start what waits, if there is a place for it."""
         generation, since = waiting.generation, waiting.since
+        if waiting.due > time.monotonic():
+            return False
         if not waiting.suspect:
             link = self._place(generation, waiting.num_tokens)
             if link is not None:
@@ -367,10 +388,9 @@ class Failover:
         try:
             return self._router.choose(generation.state.model, generation.request, fit)
         except EngineLost:
-            staying = [link for link in there if not link.leaving]
-            return (
-                next((link for link in there if fit(link)), None) if stay and not staying else None
-            )
+            if not stay or not all(link.leaving for link in there):
+                return None
+            return next(filter(fit, there), None)
 
     def _place_alone(self, generation: Generation) -> Link | None:
         """A replica for a suspect; one at a time is set apart for each model."""
@@ -389,7 +409,7 @@ class Failover:
         now = time.monotonic()
         for life in tuple(self._lives.get(link, ())):
             choices = self._interrupt(life, "suspect")
-            self._wait(life.generation, choices, now)
+            self._wait(life.generation, choices, now, f"replica {link.replica} is set apart")
 
     def _interrupt(self, life: _Life, cause: str) -> tuple[Choice, ...]:
         """Stop what runs; it can go on elsewhere at once."""

@@ -17,7 +17,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
-from . import routes_status
+from . import routes_cluster, routes_status
+from .census import Census
 from .config import ServeConfig
 from .errors import HTTPFailure
 from .guard import Guard
@@ -69,6 +70,8 @@ ROUTES = (
     Route("GET", "/tokenizer_info", tokenizer_info, "TokenizerInfo", query=("model",)),
     Route("GET", "/health", routes_status.health, "Health", head=True),
     Route("GET", "/-/healthz", routes_status.healthz, "text", head=True),
+    Route("GET", "/cluster", routes_cluster.cluster, "Cluster"),
+    Route("POST", "/cluster/drain", routes_cluster.drain, "Drain", ("DrainRequest",)),
     Route("GET", "/version", routes_status.version, "Version"),
     Route("GET", "/metrics", routes_status.metrics, "text"),
 )
@@ -94,13 +97,15 @@ class Gateway:
         self._serving.close()
 
 
-def build_gateway(config: ServeConfig, router: Router, pool: Pool | None = None) -> Gateway:
+def build_gateway(
+    config: ServeConfig, router: Router, pool: Pool | None = None, census: Census | None = None
+) -> Gateway:
     """The door of a server: routes, keys, CORS and figures over the replicas that `router` knows.
 
     May be built before any model is loaded; it answers 503 till then. Without a `pool` it speaks
-    for no other gateway's figures.
+    for no other gateway's figures, without a `census` it knows of no other.
     """
-    serving = Serving(config, router, pool or Pool(router))
+    serving = Serving(config, router, pool or Pool(router), census or Census(router))
     shown = not config.disable_fastapi_docs
     app = FastAPI(
         title="shoal",
@@ -118,7 +123,7 @@ def build_gateway(config: ServeConfig, router: Router, pool: Pool | None = None)
         app.add_route("/docs", _docs, include_in_schema=False)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(Exception, _failed)
-    guarded = Guard(app, config.api_key, serving.metrics)
+    guarded = Guard(app, config.api_key, serving.metrics, config.root_path)
     outermost = _with_cors(guarded, config) if config.allowed_origins else guarded
     return Gateway(outermost, serving)
 
@@ -150,7 +155,10 @@ def _bound(action: Action, serving: Serving) -> Handler:
 
 def _description(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        generated = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        servers = [{"url": app.root_path}] if app.root_path else None
+        generated = get_openapi(
+            title=app.title, version=app.version, routes=app.routes, servers=servers
+        )
         app.openapi_schema = describe(generated, app.version)
     return app.openapi_schema
 
@@ -167,7 +175,8 @@ async def _unrouted(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow", "")
         failure = HTTPFailure(405, "method_not_allowed", f"{where}: allowed is {allowed}")
     elif error.status_code == 404:
-        failure = HTTPFailure(404, "not_found", f"{where}: no such route; /docs lists them")
+        described = ("/docs lists them",) if request.app.openapi_url else ()
+        failure = HTTPFailure(404, "not_found", "; ".join((f"{where}: no such route", *described)))
     else:
         failure = HTTPFailure(error.status_code, "http_error", str(error.detail))
     response = failure_response(failure)

@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from ..engine.errors import ConfigError, EngineLost
 from . import logs, membership
+from .census import Census
 from .config import ServeConfig
 from .facts import Facts, node_address
 from .link import Router
@@ -26,6 +27,7 @@ from .open_files import lift_limit
 from .peers import Peers, Told
 from .pool import Pool
 from .ports import check_port, holder
+from .registry import FactRegistry
 from .router import FleetRouter
 from .turnstile import Turnstile
 from .web import CLOSE_S, loop_factory, web_config
@@ -71,11 +73,11 @@ class Ingress:
         private = {"host": self._host, "port": self._private.getsockname()[1], "pid": os.getpid()}
         self._facts.put("gateway", self._id, private)
 
-    def make_app(self, router: Router, pool: Pool) -> Any:
+    def make_app(self, router: Router, pool: Pool, census: Census) -> Any:
         """The ASGI application behind the door."""
         from .gateway import build_gateway
 
-        return build_gateway(self._config, router, pool)
+        return build_gateway(self._config, router, pool, census)
 
     def check_health(self) -> None:
         """Called by Serve every second. Raises EngineLost."""
@@ -116,7 +118,8 @@ class Ingress:
         router.watch(membership.replicas)
         self._peers = Peers(pool, self._facts, secret, self._id)
         keeping_up = self._loop.create_task(self._peers.keep_up())
-        self._app = self.make_app(router, pool)
+        census = Census(router, self._id, FactRegistry(self._facts, router.ended))
+        self._app = self.make_app(router, pool, census)
         self._turnstile = Turnstile(self._app)
         inside = Told(self._turnstile, pool, secret)
         self._servers = (

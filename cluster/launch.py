@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..engine.errors import EngineLost
+from ..engine.errors import ConfigError, EngineLost
 from .processes import Guard, end_all
 
 OBJECT_STORE_BYTES = 80 << 20
+CONNECT_S = 5.0
 ATTEMPTS = 2  # Ray gives itself 30 s, which is short on a machine that is busy
 _MAX_FOLDER = 40  # Ray puts Unix sockets below it, whose paths end at 107 bytes
 
@@ -83,19 +85,56 @@ def _start_ray(folder: Path) -> None:
 
 @contextmanager
 def joined_ray(address: str) -> Iterator[None]:
-    """Inside, this process is a driver of the Ray at `address`."""
-    import ray
-
+    """Inside, this process is a driver of the Ray at `address`: host:port, or auto for the one that
+    runs on this machine. Raises ConfigError where it cannot be joined.
+    """
+    _check_address(address)
     _quieten()
     with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         with _elsewhere(Path(tempfile.gettempdir())), _constants(_QUIET_SIGNALS):
-            ray.init(
-                address=address, namespace="shoal", log_to_driver=False, logging_level=logging.ERROR
-            )
+            _join(address)
         try:
             yield
         finally:
+            import ray
+
             ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address=address, namespace="shoal", log_to_driver=False, logging_level=logging.ERROR
+        )
+    except Exception as error:  # Ray raises what it likes here
+        ray.shutdown()
+        raise ConfigError(
+            f"the Ray cluster at {address} cannot be joined: {error}. This machine must be a node "
+            f"of it (`ray start --address HOST:PORT`)",
+            "ray_address",
+        ) from error
+
+
+def _check_address(address: str) -> None:
+    """Raise ConfigError for what is no address of a cluster, or where nobody listens."""
+    if "://" in address:
+        raise ConfigError(
+            f"ray_address is {address!r}: through Ray Client a process is no node of the cluster, "
+            f"and cannot reach the sockets by which shoal's processes talk; run shoal on a node "
+            f"of it and give host:port of the head, or auto",
+            "ray_address",
+        )
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        except OSError as error:
+            raise ConfigError(
+                f"no Ray cluster answers at {address}: {error}; `ray start --head` starts one",
+                "ray_address",
+            ) from error
 
 
 def import_path() -> str:

@@ -23,6 +23,7 @@ class ModelCard:
     `names` are the served names, the first one is answered with. `model` and `tokenizer` are
     folders or hub ids that the gateway can open too. `sampling_defaults` comes from
     generation_config.json. `digest` names the weights. `cache`: how the KV cache is made, in words.
+    `block_size`: of how many tokens each a prompt's cached blocks are; 0 where none are kept.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class ModelCard:
     digest: str
     created: int
     cache: dict[str, str] = field(default_factory=dict)
+    block_size: int = 0
 
 
 class LinkLost(EngineLost):
@@ -50,19 +52,33 @@ class LinkLost(EngineLost):
 
 
 class Link(Protocol):
-    """A replica within reach; `index` is its number among those of its model.
+    """A replica within reach, in the process `pid` on `node`; `index` is its number among those of
+    its model.
 
-    `leaving`: it finishes what it has and takes nothing new.
+    `leaving`: it finishes what it has and takes nothing new. `streams`: what each gateway has
+    there, as of its last beat.
     """
 
     replica: str
     index: int
+    node: str
+    pid: int
     card: ModelCard
     leaving: bool
+    streams: dict[str, int]
+
+    @property
+    def state(self) -> str:
+        """ready, draining (takes nothing new) or stalled (does not get on)."""
+        ...
 
     @property
     def load(self) -> Load:
         """Its load, as of its last message."""
+        ...
+
+    def cached(self, request: Request) -> int:
+        """Tokens of a request that the replica is known to hold."""
         ...
 
     def submit(self, request: Request, on_update: Callable[[Update | ShoalError], None]) -> None:
@@ -106,12 +122,20 @@ class Router(Protocol):
         """
         ...
 
+    def check_room(self, model: str) -> None:
+        """Raise Overloaded while the queue of every replica of `model` is full, UnknownModel."""
+        ...
+
     def cards(self) -> list[ModelCard]:
         """The models that have been loaded."""
         ...
 
     def links(self) -> list[Link]:
         """Every replica within reach."""
+        ...
+
+    def known(self) -> list[Link]:
+        """Those, and what can be told of others that are not."""
         ...
 
     def status(self) -> str:

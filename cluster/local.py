@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
@@ -20,13 +22,20 @@ from ..engine.worker.worker import Worker
 from . import health, logs
 from .banner import Loaded, Progress
 from .card import model_card
+from .census import HERE
+from .choice import Standing
+from .chooser import Chooser, check_room
 from .config import ModelConfig, ServeConfig
 from .gateway import build_gateway
 from .link import Fit, Link, LinkLost, Load, ModelCard, anywhere
 from .ports import check_port
+from .prefixes import PrefixIndex
 from .shares import shared
+from .stall import StallWatch, stacks
 from .turnstile import Turnstile
 from .web import loop_factory, web_config
+
+WATCH_S = 0.5
 
 OnUpdate = Callable[[Update | ShoalError], None]
 
@@ -39,8 +48,13 @@ class MemoryLink:
     def __init__(self, index: int, engine: AsyncEngine, card: ModelCard) -> None:
         self.replica = f"{card.names[0]}-{index}"
         self.index = index
+        self.node, self.pid = HERE, os.getpid()
         self.card = card
+        self.stalled: str | None = None
+        self._stall = StallWatch(engine.config.stall_timeout)
         self.leaving = False
+        self.prefixes = PrefixIndex()
+        self.streams: dict[str, int] = {}
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._streams: dict[tuple[str, int], tuple[OnUpdate, int]] = {}
@@ -55,18 +69,40 @@ class MemoryLink:
             return Load()
 
     @property
+    def state(self) -> str:
+        """See Link; dead where the engine is."""
+        return "stalled" if self.stalled else "ready" if self.alive else "dead"
+
+    @property
     def alive(self) -> bool:
-        """Whether the engine still takes requests."""
+        """Whether the engine takes requests."""
+        if self.stalled:
+            return False
         try:
             self._engine.load()
         except EngineLost:
             return False
         return True
 
-    @property
-    def pressure(self) -> int:
-        """Sequences under way."""
-        return len(self._streams)
+    def standing(self, cached: int = 0, last_used: int = 0) -> Standing:
+        """See Candidate; all of it as it is now."""
+        load = self.load
+        sequences = load.running + load.waiting
+        return Standing(self.replica, cached, load.tokens, sequences, load.room, last_used)
+
+    def cached(self, request: Request) -> int:
+        """See Link."""
+        return self.prefixes.cached(request, self.card.block_size, [self.replica])[self.replica]
+
+    def enter(self, prefixes: PrefixIndex) -> None:
+        """Keep `prefixes` true from now on, as often as it is told to `hear`."""
+        self.prefixes = prefixes
+        prefixes.update(self.replica, self._engine.holdings.watch(), ())
+
+    def hear(self) -> None:
+        """Enter into `prefixes` what has changed in the engine's cache."""
+        if change := self._engine.holdings.changes():
+            self.prefixes.update(self.replica, *change)
 
     def submit(self, request: Request, on_update: OnUpdate) -> None:
         """See Link."""
@@ -90,6 +126,26 @@ class MemoryLink:
         for key in [k for k in self._streams if k[0] == request_id and sibling in (None, k[1])]:
             del self._streams[key]
         self._engine.abort(request_id, sibling, reason)
+
+    def watch(self) -> None:
+        """Look whether the engine gets on, from any thread.
+
+        One that does not takes no requests, and those that it has are told, until it does again.
+        """
+        blame = self._stall.look(self.load)
+        if blame and not self.stalled:
+            log.error("%s", stacks())
+            log.critical("the engine of %s is stuck: %s", self.card.names[0], blame)
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._give_up, blame)
+        self.stalled = blame
+
+    def _give_up(self, blame: str) -> None:
+        streams, self._streams = self._streams, {}
+        for on_update in dict.fromkeys(on_update for on_update, _ in streams.values()):
+            on_update(LinkLost(f"the engine is stuck: {blame}"))
+        for request_id in {request_id for request_id, _ in streams}:
+            self._engine.abort(request_id)
 
     def _hand_over(self, updates: list[Update]) -> None:
         """Called by the engine's thread, once a step."""
@@ -117,20 +173,26 @@ class LocalRouter:
     def __init__(self, models: Sequence[ModelConfig]) -> None:
         self._models = models
         self._links: list[MemoryLink] = []
+        self._chooser = Chooser()
 
     def add(self, link: MemoryLink) -> None:
         """Take a loaded engine into service."""
+        link.enter(self._chooser.prefixes)
         self._links.append(link)
 
     def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
-        """The engine with the fewest sequences. Raises UnknownModel, EngineLost."""
-        if not any(model in known.served_model_name for known in self._models):
-            raise UnknownModel(f"The model `{model}` does not exist.", "model")
-        links = [link for link in self._links if model in link.card.names]
+        """See Router and `choice.py`."""
+        links = self._of(model)
         alive = [link for link in links if link.alive and fit(link)]
         if not alive:
             raise EngineLost(f"no engine of {model} is alive" if links else "it is still loading")
-        return min(alive, key=lambda link: link.pressure)
+        for link in alive:
+            link.hear()
+        return self._chooser.choose(alive, request)
+
+    def check_room(self, model: str) -> None:
+        """See Router."""
+        check_room([link for link in self._of(model) if link.alive], model)
 
     def cards(self) -> list[ModelCard]:
         """The models that have been loaded."""
@@ -140,6 +202,14 @@ class LocalRouter:
         """Every engine that is alive."""
         return [link for link in self._links if link.alive]
 
+    def known(self) -> list[Link]:
+        """Every engine, however it is."""
+        return list(self._links)
+
+    def engines(self) -> list[MemoryLink]:
+        """The same, as this process has them."""
+        return list(self._links)
+
     def status(self) -> str:
         """See Router."""
         return health.of_all(self.statuses().values())
@@ -147,6 +217,11 @@ class LocalRouter:
     def statuses(self) -> dict[str, str]:
         """See Router."""
         return {model.name: self._status_of(model) for model in self._models}
+
+    def _of(self, model: str) -> list[MemoryLink]:
+        if not any(model in known.served_model_name for known in self._models):
+            raise UnknownModel(f"The model `{model}` does not exist.", "model")
+        return [link for link in self._links if model in link.card.names]
 
     def _status_of(self, model: ModelConfig) -> str:
         links = [link for link in self._links if link.card.names[0] == model.name]
@@ -184,6 +259,7 @@ class _Local:
         self._loop = asyncio.get_running_loop()
         loading = threading.Thread(target=self._load, name="shoal-load", daemon=True)
         loading.start()
+        threading.Thread(target=self._watch, name="shoal-watch", daemon=True).start()
         with self._signals():
             await self._server.serve()
         self._gateway.close()
@@ -203,6 +279,13 @@ class _Local:
             self._failure = error
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._leave)
+
+    def _watch(self) -> None:
+        """Runs on a thread of its own."""
+        while not self._server.should_exit:
+            for link in self._router.engines():
+                link.watch()
+            time.sleep(WATCH_S)
 
     def _load_model(self, model: ModelConfig) -> Loaded:
         several = len(self._config.models) > 1

@@ -14,6 +14,7 @@ from .protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    DrainRequest,
     TokenizeChatRequest,
     TokenizeTextRequest,
 )
@@ -26,11 +27,13 @@ REQUESTS = (
     TokenizeTextRequest,
     TokenizeChatRequest,
     DetokenizeRequest,
+    DrainRequest,
 )
 
 _TEXT: Schema = {"type": "string"}
 _STATE: Schema = {"enum": ["loading", "ready", "degraded", "down"]}
 _WHOLE: Schema = {"type": "integer"}
+_NUMBER: Schema = {"type": "number"}
 
 
 def _object(required: Mapping[str, Schema], **optional: Schema) -> Schema:
@@ -49,6 +52,29 @@ def _nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+_RANK: Schema = _object(
+    {
+        "rank": _WHOLE,
+        "node": _TEXT,
+        "pid": _WHOLE,
+        "device": _TEXT,
+        "last_step_s": _nullable(_NUMBER),
+    }
+)
+_REPLICA: Schema = _object(
+    {
+        "id": _TEXT,
+        "model": _TEXT,
+        "node": _TEXT,
+        "pid": _WHOLE,
+        "state": {"enum": ["starting", "ready", "draining", "stalled", "dead"]},
+        "running": _WHOLE,
+        "waiting": _WHOLE,
+        "kv_usage": _NUMBER,
+        "ranks": _list(_RANK),
+    }
+)
+_GATEWAY: Schema = _object({"node": _TEXT, "pid": _WHOLE, "streams": _WHOLE})
 _END: Mapping[str, Schema] = {
     "index": _WHOLE,
     "logprobs": _nullable({"type": "object"}),
@@ -142,6 +168,8 @@ ANSWERS: Mapping[str, Schema] = {
     "Health": _object(
         {"status": _STATE, "models": {"type": "object", "additionalProperties": _STATE}}
     ),
+    "Cluster": _object({"replicas": _list(_REPLICA), "gateways": _list(_GATEWAY)}),
+    "Drain": _object({"node": _TEXT, "status": {"enum": ["draining"]}}),
     "Version": _object({"version": _TEXT}),
     "About": _object({"name": _TEXT, "version": _TEXT, "api": _TEXT, "docs": _TEXT}),
 }

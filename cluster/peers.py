@@ -31,7 +31,7 @@ LEFT = "figures"
 """The kind of facts that gateways leave behind."""
 EVERY_S = 5.0
 ASK_S = 1.0  # a peer that takes longer is answered for by what was known of it before
-PLACES_S = 2.0
+LOOK_S = 0.3
 REST_S = 60.0  # of one that does not answer, at most
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,6 @@ class Peers:
         self._secret = secret
         self._own = own
         self._places: dict[str, str] = {}
-        self._looked = -PLACES_S
         self._looking: asyncio.Task[None] | None = None
         self._resting: dict[str, tuple[float, float]] = {}
         pool.ask = self.ask
@@ -59,12 +58,10 @@ class Peers:
 
     async def ask(self) -> None:
         """Take in what every other gateway knows, as far as they say so in time."""
+        looking = self._looking = self._looking or asyncio.create_task(self._look())
+        await asyncio.wait((looking,), timeout=LOOK_S)  # it hangs while Ray's head is away
         try:
             async with asyncio.timeout(ASK_S):
-                if self._looking is None and time.monotonic() - self._looked > PLACES_S:
-                    self._looking = asyncio.create_task(self._look())
-                if self._looking is not None:
-                    await asyncio.shield(self._looking)  # it may hang while Ray's head is away
                 await asyncio.gather(*(self._ask(*at) for at in self._places.items()))
         except TimeoutError:
             log.debug("not all gateways have told their figures in time")
@@ -91,7 +88,7 @@ class Peers:
             log.debug("who the other gateways are cannot be learnt now: %s", error)
             return
         finally:
-            self._looked, self._looking = time.monotonic(), None
+            self._looking = None
         self._places = {
             key: f"http://{_bracketed(str(at['host']))}:{at['port']}{PATH}"
             for key, at in gateways.items()

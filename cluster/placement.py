@@ -29,17 +29,36 @@ def wants_gpus(config: EngineConfig) -> bool:
     return config.device == "cuda" or bool(ray.cluster_resources().get("GPU"))
 
 
-def bundles(config: EngineConfig, gpus: bool) -> list[Bundle]:
-    """A bundle a stage; a bundle a rank where no node has GPUs for a whole stage.
+def bundles(config: EngineConfig, gpus: bool, strategy: str = "PACK") -> list[Bundle]:
+    """A bundle a stage; a bundle a rank where no node has GPUs for a whole stage, or where the
+    ranks of an only stage are to be spread.
 
     The CPUs of ranks are shares, so that the ranks of several replicas fit on few cores.
     """
     cpu = math.floor(1000 / (config.sharers * num_ranks(config))) / 1000  # never more than a core
     one: Bundle = {"CPU": cpu} | ({"GPU": 1.0} if gpus else {})
     width, stages = config.tensor_parallel_size, config.pipeline_parallel_size
-    if gpus and width > max(_gpus_a_node(), default=0):
+    wide = gpus and width > max(_gpus_a_node(), default=0)
+    if wide or (stages == 1 and strategy.endswith("SPREAD")):
         return [one] * (width * stages)
     return [{kind: width * amount for kind, amount in one.items()}] * stages
+
+
+def with_control(asked: Sequence[Bundle], strategy: str) -> list[Bundle]:
+    """The bundles of a replica: one for the process that holds the executor, then those of ranks.
+
+    Where no two bundles may share a node, that process is in the first rank's.
+    """
+    if strategy != "STRICT_SPREAD":
+        return [CONTROL, *asked]
+    first = {kind: amount + CONTROL.get(kind, 0) for kind, amount in asked[0].items()}
+    return [first, *asked[1:]]
+
+
+def of_ranks(replica: Sequence[Bundle]) -> tuple[int, list[Bundle]]:
+    """Of the bundles of a replica: how many come before those of its ranks, and these."""
+    skipped = int(replica[0] == CONTROL)
+    return skipped, list(replica[skipped:])
 
 
 def check_enough(config: EngineConfig, gpus: bool) -> None:
@@ -55,19 +74,15 @@ def check_enough(config: EngineConfig, gpus: bool) -> None:
 
 
 def own_group(asked: Sequence[Bundle]) -> PlacementGroup | None:
-    """The group that this process was placed in, where it has places for the ranks behind its own.
+    """The group that this process was placed in, where it has room for the ranks beside this one.
 
     A caller's group that was made for something else is let be.
     """
     group: PlacementGroup | None = ray.util.get_current_placement_group()
     if group is None:
         return None
-    held = group.bundle_specs[1:]
-    fits = len(held) == len(asked) and all(
-        mine.get(kind, 0) >= amount - 1e-3
-        for mine, one in zip(held, asked, strict=True)
-        for kind, amount in one.items()
-    )
+    total, wanted = _total(group.bundle_specs), _total([CONTROL, *asked])
+    fits = all(total.get(kind, 0) >= amount - 1e-3 for kind, amount in wanted.items())
     return group if fits else None
 
 
@@ -104,6 +119,11 @@ def order(places: Sequence[Place], bundle_of: Sequence[int]) -> list[int]:
         return places[index].address, bundle_of[index], devices, index
 
     return sorted(range(len(places)), key=key)
+
+
+def _total(bundles: Sequence[Bundle]) -> Bundle:
+    kinds = {kind for bundle in bundles for kind in bundle}
+    return {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in kinds}
 
 
 def _gpus_a_node() -> list[int]:

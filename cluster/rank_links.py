@@ -16,6 +16,7 @@ import ray
 
 from ..engine import errors
 from ..engine.errors import ConfigError, LoadError, WorkerLost
+from ..engine.request import RankState
 from . import rank_wire, wire
 from .facts import node_address
 from .workers import Place
@@ -33,7 +34,9 @@ def rank_words(rank: int, place: Place) -> str:
 
 @dataclass(slots=True, eq=False)
 class RankLink:
-    """One rank as its executor knows it. `heard` and `last`: its last sign of life."""
+    """One rank as its executor knows it. `heard`: when it last said anything, `told`: when it last
+    told how far it is, which is `last`.
+    """
 
     rank: int
     place: Place
@@ -41,6 +44,7 @@ class RankLink:
     connection: socket.socket
     unread: bytearray = field(default_factory=bytearray)
     heard: float = field(default_factory=time.monotonic)
+    told: float = 0.0
     last: rank_wire.Alive = _NOT_BEGUN
     failed: rank_wire.Failed | None = None
     stuck: rank_wire.Stuck | None = None
@@ -65,6 +69,21 @@ class RankLink:
             words += f", without progress for {self.stuck.seconds:.1f} s"
         return f"{words}, heard {now - self.heard:.1f} s ago" + (", gone" if self.ended else "")
 
+    def rank_state(self) -> RankState:
+        """Who it is and what it does, as of its last sign of life."""
+        done_s = self.last.finished_s
+        gpus = ",".join(f"cuda:{device}" for device in self.place.devices)
+        return RankState(
+            rank=self.rank,
+            node=self.place.address,
+            pid=self.place.pid,
+            device=gpus or "cpu",
+            step=self.last.step,
+            operation=self.last.operation,
+            ticks=self.last.ticks,
+            last_step_s=None if done_s is None else done_s + time.monotonic() - self.told,
+        )
+
     def read(self) -> list[rank_wire.ToExecutor]:
         """What has come; `ended` is set where nothing will. Raises BadFrame."""
         try:
@@ -77,7 +96,7 @@ class RankLink:
         messages = [rank_wire.from_rank(body) for body in _frames(self.unread)]
         for message in messages:
             if isinstance(message, rank_wire.Alive):
-                self.last = message
+                self.last, self.told = message, self.heard
             elif isinstance(message, rank_wire.Failed):
                 self.failed = message
             elif isinstance(message, rank_wire.Stuck):

@@ -83,11 +83,15 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, array_like=True):
 
 
 class Alive(msgspec.Struct, tag="alive", frozen=True, array_like=True):
-    """A sign of life: the last plan begun, what is being done of it, the last plan done."""
+    """A sign of life: the last plan begun, what is being done of it, the last plan done and when,
+    and a number that grows with every word of progress.
+    """
 
     step: int
     operation: str
     finished: int
+    ticks: int = 0
+    finished_s: float | None = None
 
 
 class Stuck(msgspec.Struct, tag="stuck", frozen=True, array_like=True):

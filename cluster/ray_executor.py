@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -30,6 +31,7 @@ from ..engine.config import EngineConfig
 from ..engine.errors import LoadError, WorkerLost
 from ..engine.executor import Capacity
 from ..engine.plan import Plan, Result
+from ..engine.request import RankState
 from ..engine.seat import Seat, num_ranks
 from . import placement, rank_wire, wire
 from .facts import node_address
@@ -126,21 +128,9 @@ class RayExecutor:
             answers[rank] = answer.value
         return [answers[rank.rank] for rank in self._ranks]
 
-    def ranks(self) -> list[dict[str, object]]:
-        """Who the ranks are and how far they have come, for whoever shows the cluster."""
-        now = time.monotonic()
-        return [
-            {
-                "rank": rank.rank,
-                "node": rank.place.address,
-                "pid": rank.place.pid,
-                "device": ",".join(rank.place.devices) or "cpu",
-                "step": rank.last.finished,
-                "operation": rank.last.operation,
-                "heard_s": round(now - rank.heard, 3),
-            }
-            for rank in self._ranks
-        ]
+    def ranks(self) -> list[RankState]:
+        """Who the ranks are and how far they have come, as of their last signs of life."""
+        return [rank.rank_state() for rank in tuple(self._ranks)]
 
     def close(self) -> None:
         """End the ranks and give their places back; harmless when repeated."""
@@ -160,15 +150,16 @@ class RayExecutor:
         config = self._config
         gpus = placement.wants_gpus(config)
         placement.check_enough(config, gpus)
-        asked = placement.bundles(config, gpus)
+        asked = placement.bundles(config, gpus, self._strategy)
         group = placement.own_group(asked)
-        skipped = 1
         if group is None:
             group, skipped = placement.reserve(asked, self._strategy), 0
             self._stack.callback(remove_placement_group, group)
+        else:
+            skipped, asked = placement.of_ranks(group.bundle_specs)
         width = num_ranks(config) // len(asked)
         bundle_of = [bundle for bundle in range(len(asked)) for _ in range(width)]
-        actors = [self._actor(group, skipped + at, asked[at], width) for at in bundle_of]
+        actors = [self._actor(group, skipped + at, asked[-1], width) for at in bundle_of]
         try:
             places = ray.get([actor.place.remote() for actor in actors], timeout=JOIN_S)
         except ray.exceptions.RayError as error:
@@ -247,13 +238,24 @@ class RayExecutor:
             )
             rank.connection.sendall(wire.frame(rank_wire.Start(config, seat)))
         found: dict[int, Capacity] = {}
-        for rank, message in self._messages():
+        bound_s = config.load_timeout or math.inf
+        until = time.monotonic() + bound_s
+
+        def over() -> bool:
+            return time.monotonic() > until or self._closing.is_set()
+
+        for rank, message in messages(self._ranks, config.stall_timeout, over):
             if isinstance(message, rank_wire.Started):
                 found[rank.rank] = message.capacity
                 if len(found) == len(self._ranks):
                     break
             elif isinstance(message, rank_wire.Loading) and rank.rank == 0 and self._on_load:
                 self._on_load(message.done, message.total)
+        if late := [rank.words for rank in self._ranks if rank.rank not in found]:
+            raise LoadError(
+                f"not loaded within {bound_s:g} s: {', '.join(late)}; see the logs there for where "
+                f"it hangs, or raise load_timeout"
+            )
         return _together(found, self._ranks)
 
     def _messages(self) -> Iterator[tuple[RankLink, rank_wire.ToExecutor]]:

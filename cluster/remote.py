@@ -12,7 +12,10 @@ from .. import __version__
 from ..engine.errors import EngineLost, Overloaded, ShoalError
 from ..engine.request import FinishReason, Request, Update
 from . import wire
+from .backlog import Backlog
+from .choice import Standing
 from .link import LinkLost, Load, ModelCard
+from .prefixes import PrefixIndex
 
 MAX_UNSENT = 64 << 20
 
@@ -23,17 +26,23 @@ OnUpdate = Callable[[Update | ShoalError], None]
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """Who waits for a request's updates, and which start of it they must come from."""
+    """Who waits for a request's updates, and which start of it they must come from.
+
+    `number` and `tokens`: what the backlog knows it by, until it has begun.
+    """
 
     on_update: OnUpdate
     epoch: int
+    number: int = 0
+    tokens: int = 0
 
 
 class RemoteLink:
     """A Link over an open connection; made by `connect`, used on its event loop alone.
 
     `leaving`: the replica takes nothing new. `lost`: why the connection ended, once it has; every
-    live request, `num_lost` sequences in all, then has got LinkLost.
+    live request, `num_lost` sequences in all, then has got LinkLost. `stalled`: it
+    ended because the replica stands still.
     """
 
     def __init__(
@@ -42,17 +51,23 @@ class RemoteLink:
         writer: asyncio.StreamWriter,
         welcome: wire.Welcome,
         on_lost: Callable[[RemoteLink], None],
+        prefixes: PrefixIndex,
     ) -> None:
         self.replica = welcome.replica
         self.index = welcome.index
+        self.node, self.pid = welcome.node, welcome.pid
         self.card: ModelCard = welcome.card
         self.load: Load = welcome.load
+        self.streams: dict[str, int] = {}
         self.leaving = False
         self.lost: str | None = None
+        self.stalled = False
         self.num_lost = 0
         self._reader = reader
         self._writer = writer
         self._on_lost = on_lost
+        self._prefixes = prefixes
+        self._backlog = Backlog(self.load)
         self._streams: dict[tuple[str, int], _Stream] = {}
         self._others = self.load.running + self.load.waiting
         self._loop = asyncio.get_running_loop()
@@ -61,14 +76,33 @@ class RemoteLink:
         self._ticking = self._loop.call_later(wire.BEAT_S, self._tick, self._loop.time())
 
     @property
+    def state(self) -> str:
+        """See Link; dead once the connection has ended."""
+        if self.lost is None:
+            return "draining" if self.leaving else "ready"
+        return "stalled" if self.stalled else "dead"
+
+    @property
     def num_live(self) -> int:
         """Sequences of this gateway that have not ended."""
         return len(self._streams)
 
-    @property
-    def pressure(self) -> int:
-        """Sequences at the replica: other gateways' as last told, this one's as they are now."""
-        return self._others + len(self._streams)
+    def standing(self, cached: int = 0, last_used: int = 0) -> Standing:
+        """See Candidate; of its sequences other gateways' are as last told, this one's as they are
+        now.
+        """
+        return Standing(
+            self.replica,
+            cached,
+            self._backlog.tokens,
+            self._others + len(self._streams),
+            self._backlog.room,
+            last_used,
+        )
+
+    def cached(self, request: Request) -> int:
+        """See Link."""
+        return self._prefixes.cached(request, self.card.block_size, [self.replica])[self.replica]
 
     def submit(self, request: Request, on_update: OnUpdate) -> None:
         """See Link."""
@@ -76,7 +110,10 @@ class RemoteLink:
         if refusal is not None:
             self._loop.call_soon(on_update, refusal)
             return
-        stream = _Stream(on_update, request.epoch)
+        num = request.params.n
+        left = len(request.prompt) + len(request.emitted) - self.cached(request) + num - 1
+        number = self._backlog.send(left, num)
+        stream = _Stream(on_update, request.epoch, number, left)
         for sibling in range(request.sibling, request.sibling + request.params.n):
             self._streams[request.id, sibling] = stream
 
@@ -104,6 +141,7 @@ class RemoteLink:
         self._writer.close()
         streams = {id(stream): stream for stream in self._streams.values()}
         self._streams.clear()
+        self._prefixes.forget(self.replica)
         for stream in streams.values():
             error = LinkLost(f"replica {self.replica} is lost: {reason}", died and not self.leaving)
             _deliver(stream, error)
@@ -143,14 +181,21 @@ class RemoteLink:
                 self._update(update)
         elif isinstance(message, wire.Beat):
             if message.load is not None:
-                self.load = message.load
+                self.load, self.streams = message.load, message.streams
                 self._others = max(0, self.load.running + self.load.waiting - message.yours)
+                self._backlog.told(message.load, message.taken)
+        elif isinstance(message, wire.Cached):
+            if message.anew:
+                self._prefixes.forget(self.replica)
+            gained, lost = wire.keys_of(message.gained), wire.keys_of(message.lost)
+            self._prefixes.update(self.replica, gained, lost)
         elif isinstance(message, wire.Refused):
             self._refused(message)
         elif isinstance(message, wire.Leaving):
             self.leaving = True
         elif isinstance(message, wire.Lost):
-            self.close(message.reason, died=True)
+            self.stalled = message.stalled
+            self.close(message.reason, died=not message.stalled)
         else:
             raise wire.BadFrame(f"a {type(message).__name__} on an open link")
 
@@ -163,21 +208,22 @@ class RemoteLink:
             return
         if stream.epoch != update.epoch:
             return
+        if stream.tokens:
+            self._backlog.begun(stream.number, stream.tokens)
+            stream.tokens = 0
         if update.finish is not None:
             del self._streams[key]
+            self._backlog.ended()
         _deliver(stream, update)
 
     def _refused(self, message: wire.Refused) -> None:
-        siblings = range(message.sibling, message.sibling + message.n)
-        keys = [(message.id, sibling) for sibling in siblings]
-        refused = [
-            key
-            for key in keys
-            if key in self._streams and self._streams[key].epoch == message.epoch
-        ]
-        streams = [self._streams.pop(key) for key in refused]
-        if streams:
-            _deliver(streams[0], wire.error_of(message))
+        refused = []
+        for sibling in range(message.sibling, message.sibling + message.n):
+            stream = self._streams.get((message.id, sibling))
+            if stream is not None and stream.epoch == message.epoch:
+                refused.append(self._streams.pop((message.id, sibling)))
+        if refused:
+            _deliver(refused[0], wire.error_of(message))
 
     def _tick(self, due: float) -> None:
         """Send a sign of life and look for the replica's."""
@@ -185,6 +231,7 @@ class RemoteLink:
         if now - due > 2 * wire.BEAT_S:
             self._heard = now  # this loop was held up itself: what came meanwhile is still unread
         if now - self._heard > wire.SILENCE_S:
+            self.stalled = True
             self.close(f"no sign of life for {now - self._heard:.1f} s")
             return
         self._writer.write(wire.frame(wire.Beat()))
@@ -198,9 +245,11 @@ async def connect(
     secret: bytes,
     gateway: str,
     on_lost: Callable[[RemoteLink], None],
+    prefixes: PrefixIndex | None = None,
 ) -> RemoteLink:
     """Open a link to the replica at `host:port`; `on_lost` is called once, when it ends.
 
+    What the replica has cached is entered into `prefixes`, and stays there until it is lost.
     Raises EngineLost with what the replica said or did.
     """
     try:
@@ -221,7 +270,7 @@ async def connect(
     except (wire.BadFrame, OSError) as error:
         reason = str(error)
     else:
-        return RemoteLink(reader, writer, welcome, on_lost)
+        return RemoteLink(reader, writer, welcome, on_lost, prefixes or PrefixIndex())
     raise EngineLost(f"replica at {host}:{port} cannot be reached: {reason}")
 
 

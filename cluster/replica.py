@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from ..engine.checkpoint import check_tokenizer
@@ -19,11 +20,14 @@ from .card import model_card
 from .channel import Channel
 from .config import ModelConfig, ServeConfig
 from .facts import Facts, Loading, node_address
+from .stall import StallWatch, stacks
 
 if TYPE_CHECKING:
     from ..engine.engine import AsyncEngine
 
 WATCH_S = 0.2
+LOADING_GRACE_S = 5.0
+"""Ranks that do not come up in time are named by their executor, which knows more."""
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +49,10 @@ class Replica:
         self._id = context.replica_id.unique_id
         self._index = context.rank.rank
         self._stopped = threading.Event()
+        self._loaded = threading.Event()
         logs.start(config, f"replica-{self._index}")
         _set_threads(self._model)
+        threading.Thread(target=self._bound_loading, name="replica-loading", daemon=True).start()
         try:
             self._start()
         except (ConfigError, LoadError) as error:
@@ -81,13 +87,14 @@ class Replica:
             await asyncio.to_thread(self._channel.drain, self._config.shutdown_timeout)
             self._channel.close()
             await asyncio.to_thread(self._engine.close)
+            self._facts.remove("replica", self._id)
 
     def _start(self) -> None:
-        name = self._model.name
-        self._facts.put("replica", self._id, {"model": name, "phase": "load the model"})
+        self._state("load the model")
         check_tokenizer(self._model.engine)
         self._engine = self.make_engine(self._model)
         capacity = self._engine.start()
+        self._loaded.set()
         card = model_card(self._model, capacity)
         self._channel = Channel(
             self._engine,
@@ -100,19 +107,54 @@ class Replica:
         self._channel.start()
         threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()
         ready = {"card": card, "table": capacity.table, "phases": capacity.phases}
-        self._facts.put("replica", self._id, {"model": name, "phase": "ready"} | ready)
+        self._state("ready", **ready)
+
+    def _state(self, phase: str, **more: object) -> None:
+        """State how far this replica is, and where it runs."""
+        context = ray.get_runtime_context()
+        fact = {
+            "model": self._model.name,
+            "phase": phase,
+            "node": node_address(),
+            "pid": os.getpid(),
+            "actor": context.get_actor_id(),
+        }
+        self._facts.put("replica", self._id, fact | more)
+
+    def _bound_loading(self) -> None:
+        """End the process when its engine does not come up in time."""
+        bound_s = self._model.engine.load_timeout
+        if not bound_s or self._loaded.wait(bound_s + LOADING_GRACE_S):
+            return
+        log.critical("%s", stacks())
+        late = LoadError(
+            f"{self._model.name} was not loaded within {bound_s:g} s on {node_address()}; see its "
+            f"log for where it hangs, or raise load_timeout"
+        )
+        log.critical("%s", late.message)
+        self._facts.put_failure(self._id, late)
+        os._exit(1)
 
     def _watch(self) -> None:
-        """End the process when its engine has died."""
+        """End the process when its engine has died or does not get on."""
+        stall = StallWatch(self._model.engine.stall_timeout)
         while not self._stopped.wait(WATCH_S):
             try:
-                self._engine.load()
+                if blame := stall.look(self._engine.load()):
+                    self._give_up(blame)
             except EngineLost as error:
                 log.critical("the engine died: %s", error)
                 time.sleep(WATCH_S)  # what the engine told its streams is being sent
                 os._exit(1)
             except ShoalError:
                 log.exception("the engine does not tell its load")
+
+    def _give_up(self, blame: str) -> None:
+        log.error("%s", stacks())
+        log.critical("replica %s on %s is stuck: %s", self._id, node_address(), blame)
+        self._channel.give_up(blame)
+        time.sleep(WATCH_S)  # what gateways are told is being sent
+        os._exit(1)
 
 
 def _set_threads(model: ModelConfig) -> None:

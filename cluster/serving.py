@@ -15,6 +15,7 @@ from starlette.responses import Response
 from ..engine.admission import Seeds
 from ..engine.errors import InvalidRequest, ShoalError, UnknownModel
 from ..engine.text import Tokenizer
+from .census import Census
 from .config import ModelConfig, ServeConfig
 from .errors import HTTPFailure, failure
 from .failover import Failover
@@ -34,9 +35,10 @@ LEFT = 499
 class Serving:
     """The state of one gateway."""
 
-    def __init__(self, config: ServeConfig, router: Router, pool: Pool) -> None:
+    def __init__(self, config: ServeConfig, router: Router, pool: Pool, census: Census) -> None:
         self.config = config
         self.router = router
+        self.census = census
         self.pool = pool
         self.metrics = pool.metrics
         self.failover = Failover(

@@ -1,4 +1,4 @@
-"""All that must be known of an answer under way to go on with it anywhere: plain data.
+"""All that must be known of an answer to go on with it anywhere: one object of plain data.
 
 What parsers and draws need follows from it: prompt, parameters, seed and the tokens so far. It can
 be stored, and a `Generation` made of what was stored goes on from the next token.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from math import fsum
 
 from .catalog import Family
 
@@ -41,13 +42,9 @@ def merge(into: Figures, later: Figures) -> None:
 
 
 def total(sources: Iterable[Figures]) -> Figures:
-    """The sum over all sources."""
-    found: Figures = {}
+    """The sum over all sources, the same to the last bit in whichever order they come."""
+    found: dict[Key, list[Cell]] = {}
     for figures in sources:
         for key, values in figures.items():
-            known = found.get(key)
-            if known is None:
-                found[key] = [*values]
-            else:
-                found[key] = [a + b for a, b in zip(known, values, strict=True)]
-    return found
+            found.setdefault(key, []).append(values)
+    return {key: [*map(fsum, zip(*cells, strict=True))] for key, cells in found.items()}

@@ -11,10 +11,8 @@ import logging
 import os
 import select
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +23,7 @@ from ..engine.errors import ShoalError
 from . import rank_wire, wire
 from .facts import node_address
 from .greeting import introduce, receive
+from .stall import stacks
 
 if TYPE_CHECKING:
     from ..engine.worker.worker import Worker
@@ -154,11 +153,15 @@ class _Link:
             if progress.ticks != ticks or progress.operation == "idle":
                 ticks, since, reports = progress.ticks, now, 0
             report: msgspec.Struct = rank_wire.Alive(
-                progress.step, progress.operation, progress.finished
+                progress.step,
+                progress.operation,
+                progress.finished,
+                progress.ticks,
+                progress.since_s,
             )
             if self._stall_s and now - since > self._stall_s * (1 + reports):
                 reports += 1
-                report = rank_wire.Stuck(progress.step, progress.operation, now - since, _stacks())
+                report = rank_wire.Stuck(progress.step, progress.operation, now - since, stacks())
             with contextlib.suppress(OSError):
                 self._send(report)
         time.sleep(REPORT_S)  # where the rank's own thread sees the end first, it says more
@@ -181,16 +184,6 @@ def _answer(call: Callable[..., object], method: str, *args: object) -> rank_wir
         return rank_wire.Answer(call(method, *args))
     except Exception as error:
         return rank_wire.Answer(None, f"{type(error).__name__}: {error}")
-
-
-def _stacks() -> str:
-    """What every thread of this process is doing."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    parts: list[str] = []
-    for ident, frame in sys._current_frames().items():
-        parts.append(f"thread {names.get(ident, ident)}:\n")
-        parts += traceback.format_stack(frame)
-    return "".join(parts)
 
 
 def _say_threads() -> None:

@@ -165,8 +165,14 @@ class EngineConfig:
     )
     stall_timeout: float = setting(
         10.0,
-        "Seconds without progress, or without a sign of life, after which a rank is given up; "
-        "0: never.",
+        "Seconds without progress, or without a sign of life, after which a replica or one of its "
+        "ranks is given up; 0: never.",
+        group="Parallel",
+    )
+    load_timeout: float = setting(
+        3600.0,
+        "Seconds that a model may take to be fetched and loaded, after which its replica is given "
+        "up; 0: any number.",
         group="Parallel",
     )
     enforce_eager: bool = setting(
@@ -281,7 +287,8 @@ def _check(config: EngineConfig) -> None:
         )
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         _at_least(config, name, 1)
-    _at_least(config, "stall_timeout", 0)
+    for name in ("stall_timeout", "load_timeout"):
+        _at_least(config, name, 0)
 
 
 def _of_kind(config: EngineConfig, name: str, annotation: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .errors import WorkerLost
 from .plan import CacheSpec, Plan, Result
+from .request import RankState
 
 if TYPE_CHECKING:
     from .config import EngineConfig
@@ -56,6 +57,10 @@ class Executor(Protocol):
         """Once started: have `on_lost` called, on any thread, when a rank is lost though nobody
         collects.
         """
+        ...
+
+    def ranks(self) -> list[RankState]:
+        """Who the ranks are and how far they have come, as far as is known; for any thread."""
         ...
 
     def submit(self, plan: Plan) -> None:

@@ -13,6 +13,7 @@ from .config import EngineConfig
 from .errors import WorkerLost
 from .executor import Capacity
 from .plan import Plan, Result
+from .request import RankState
 
 
 class Rank(Protocol):
@@ -28,6 +29,10 @@ class Rank(Protocol):
 
     def call(self, method: str, *args: object) -> object:
         """Run a control method."""
+        ...
+
+    def state(self) -> RankState:
+        """What it does; for any thread."""
         ...
 
     def close(self) -> None:
@@ -74,6 +79,11 @@ class LocalExecutor:
 
     def watch(self, on_lost: Callable[[WorkerLost], None]) -> None:
         """This process computes itself, and no rank can be lost without it."""
+
+    def ranks(self) -> list[RankState]:
+        """What the one rank does; nothing before it is made and after it is gone."""
+        rank = self._rank
+        return [] if rank is None else [rank.state()]
 
     def submit(self, plan: Plan) -> None:
         """Compute a plan, or queue it for the executor's thread. Raises WorkerLost."""

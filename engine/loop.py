@@ -13,11 +13,12 @@ from .request import FinishReason, Request, Update
 
 
 class Loop:
-    """Keeps up to `executor.depth` plans under way."""
+    """Keeps up to `executor.depth` plans under way; `num_steps` have been done."""
 
     def __init__(self, scheduler: Scheduler, executor: Executor) -> None:
         self.scheduler = scheduler
         self.executor = executor
+        self.num_steps = 0
         self._under_way = 0
 
     @property
@@ -52,5 +53,6 @@ class Loop:
             return []
         self._under_way -= 1
         result = self.executor.collect()
+        self.num_steps += 1
         self.scheduler.tell_time(time.monotonic())
         return self.scheduler.commit(result)

@@ -6,7 +6,7 @@ Who holds them, what they are known to contain, which is reused next.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 NULL = 0
 """The block that stands for "none": never handed out, may be written to by padding."""
@@ -16,12 +16,14 @@ class Blocks:
     """Ids 1 .. num_blocks - 1 with reference counts.
 
     A block with no holder is free, and keeps its content and key until it is taken again: the least
-    recently freed goes first, one without a key before all others.
+    recently freed goes first, one without a key before all others. `on_forget` is told the key
+    that a block had.
     """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.holders = [0] * num_blocks
+        self.on_forget: Callable[[bytes], None] | None = None
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
@@ -39,6 +41,8 @@ class Blocks:
             self.holders[block] = 1
             if (key := self._key_of.pop(block, None)) is not None:
                 del self._block_of[key]
+                if self.on_forget is not None:
+                    self.on_forget(key)
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Iterable
-from hashlib import blake2b
 
 from ..executor import Capacity
+from ..holdings import Holdings
+from ..keys import chained_keys, root_key, told_every
 from ..plan import Copy
 from ..sequence import Sequence
 from .blocks import NULL, Blocks
@@ -18,9 +18,9 @@ BlockLists = list[list[int]]
 class KVManager:
     """Hands out the blocks of every cache group, and finds cached prefixes.
 
-    A block's key is a 128-bit digest chained over adapter, salt and all tokens up to the block's
-    end, so that one caller can never be handed another's cache by a collision. A group with a
-    window needs only the blocks inside it: NULL stands for those before.
+    Blocks are found by their `keys`. A group with a window needs only the blocks inside it: NULL
+    stands for those before. `holdings` tells of what can be found; of several groups it follows the
+    first without a window, which forgets the end of a prefix before its beginning.
     """
 
     def __init__(self, capacity: Capacity, *, caching: bool) -> None:
@@ -29,6 +29,9 @@ class KVManager:
         self.groups = [Blocks(num) for num in capacity.num_blocks]
         self.windows = [spec.window for spec in capacity.groups]
         self._windowed = any(self.windows)
+        self.holdings = Holdings(told_every(self.block_size))
+        self._told = self.windows.index(None) if None in self.windows else 0
+        self.groups[self._told].on_forget = self.holdings.lose
         self.version = 0
 
     @property
@@ -153,17 +156,22 @@ class KVManager:
         for group, blocks in zip(self.groups, seq.blocks, strict=True):
             for position in range(seq.published, full):
                 group.publish(blocks[position], keys[position])
+        self._tell(keys[seq.published : full], seq.published)
         self.version += 1
+
+    def _tell(self, keys: list[bytes], first: int) -> None:
+        """Tell of the prefixes that end with the blocks of these keys, from block `first` on."""
+        group, every = self.groups[self._told], self.holdings.every
+        for key in keys[every - 1 - first % every :: every]:
+            if group.find(key) is not None:
+                self.holdings.gain(key)
 
     def _keys(self, seq: Sequence, num: int) -> list[bytes]:
         """The keys of the first `num` blocks; each is computed once in a sequence's life."""
         keys, size = seq.keys, self.block_size
         if len(keys) < num:
-            parent = keys[-1] if keys else _root(seq.request.adapter, seq.request.cache_salt)
-            for start in range(len(keys) * size, num * size, size):
-                ids = array("q", seq.tokens[start : start + size])
-                parent = blake2b(parent + ids.tobytes(), digest_size=16).digest()
-                keys.append(parent)
+            parent = keys[-1] if keys else root_key(seq.request.adapter, seq.request.cache_salt)
+            keys += chained_keys(parent, seq.tokens[len(keys) * size : num * size], size)
         return keys[:num] if len(keys) > num else keys
 
     def _longest(self, keys: list[bytes]) -> int:
@@ -204,9 +212,3 @@ class KVManager:
         block = group.find(key)
         assert block is not None
         return block
-
-
-def _root(adapter: str | None, salt: str) -> bytes:
-    """The parent of a first block: parts adapters and salts from each other."""
-    named = f"{adapter is not None}{len(adapter or '')}:{adapter or ''}{salt}"
-    return blake2b(named.encode(errors="surrogatepass"), digest_size=16).digest()

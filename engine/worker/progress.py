@@ -52,6 +52,11 @@ class Progress:
         self.finished = step
         self.at(IDLE)
 
+    @property
+    def since_s(self) -> float | None:
+        """Seconds since a plan was done; None before the first."""
+        return time.monotonic() - self.timeline[-1][2] if self.timeline else None
+
     def watch(self, model: nn.Module) -> None:
         """Tell when each layer of a model begins: a long prompt in a large model is progress."""
         for path, module in model.named_modules():

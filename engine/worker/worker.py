@@ -24,6 +24,7 @@ from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh, Stage
 from ..model.zoo.registry import CausalLM, build, num_bytes, token_width
 from ..plan import CacheSpec, Plan, Result
+from ..request import RankState
 from ..seat import Seat
 from ..sizing import Footprint, Sizing
 from .cache import allocate
@@ -214,6 +215,20 @@ class Worker:
         result = self._runner.run(plan)
         self.progress.done(plan.step)
         return result
+
+    def state(self) -> RankState:
+        """Who this rank is and what it does; for any thread."""
+        progress = self.progress
+        return RankState(
+            rank=self._seat.rank,
+            node=None,
+            pid=os.getpid(),
+            device=str(self._device.place) if self._device else "",
+            step=progress.step,
+            operation=progress.operation,
+            ticks=progress.ticks,
+            last_step_s=progress.since_s,
+        )
 
     def call(self, method: str, *args: object) -> object:
         """Run a control method by its name: `health`, or `timeline` of the last steps."""

@@ -134,6 +134,16 @@ def test_garbage_is_refused_and_harms_nothing() -> None:
     assert http(a) == 1
 
 
+def test_the_order_of_sources_changes_no_bit_of_a_sum() -> None:
+    rng = random.Random(2)
+    sources: list[Figures] = [{("x", ()): [rng.random() * 10**e]} for e in range(-9, 9)]
+    sums = set()
+    for _ in range(50):
+        rng.shuffle(sources)
+        sums.add(total(sources)["x", ()][0])
+    assert len(sums) == 1
+
+
 def test_the_answers_of_one_replica_number_are_those_of_its_model_alone() -> None:
     assert total([{("x", ("m", "0")): [1.0]}, {("x", ("n", "0")): [2.0]}]) == {
         ("x", ("m", "0")): [1.0],

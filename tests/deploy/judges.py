@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +69,31 @@ def variables(path: Path) -> dict[str, str]:
 def env_of(container: dict[str, Any]) -> dict[str, str]:
     """The variables of a container of Kubernetes that are not secrets."""
     return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+
+
+@cache
+def builds_from(names: frozenset[str]) -> bool:
+    """Whether these files and folders of the tree are all that a wheel is built of."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        source = folder / "source"
+        source.mkdir()
+        for name in names:
+            here = ROOT / name
+            if here.is_dir():
+                shutil.copytree(here, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(here, source / name)
+        flags = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-q")
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", *flags, "-w", made, str(source)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        (wheel,) = folder.glob("shoal-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            packed = set(archive.namelist())
+    wanted = {"shoal/cluster/cli.py", "shoal/kernels/ops.py", "shoal/configs/tiny/config.json"}
+    return wanted <= packed and any(n.startswith("shoal/cluster/static/") for n in packed)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from shoal.cluster.config import ServeConfig
-from shoal.cluster.flags import configure
 from shoal.cluster.ray_variables import ON_EVERY_NODE, ON_THE_HEAD
 from shoal.cluster.rayservice import Target, rayservice, settings
+from shoal.cluster.resolve import configure
 from shoal.cluster.settings import serve_config
 from shoal.engine.errors import ConfigError
 

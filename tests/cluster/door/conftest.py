@@ -5,8 +5,10 @@ import contextlib
 import json
 import shutil
 import socket
+import sys
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -14,7 +16,7 @@ import uvicorn
 from openai import OpenAI
 from shoal.cluster.card import model_card
 from shoal.cluster.gateway import Gateway, build_gateway
-from shoal.cluster.link import Load, ModelCard
+from shoal.cluster.link import Load, ModelCard, anywhere
 from shoal.cluster.local import LocalRouter, MemoryLink
 from shoal.cluster.settings import serve_config
 from shoal.cluster.web import web_config
@@ -24,6 +26,8 @@ from shoal.engine.request import FinishReason, TokenLogprobs, Update
 from shoal.engine.text import Tokenizer
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 CONTEXT = 256
 NAMES = ("scripted", "alias/of it")
@@ -60,7 +64,7 @@ def tokenizer(tokenizer_folder):
     return Tokenizer.load(tokenizer_folder)
 
 
-@dataclass
+@dataclass(eq=False)
 class ScriptedLink:
     """A replica whose answers are written beforehand; a step gives each live sibling one token.
 
@@ -83,6 +87,7 @@ class ScriptedLink:
     reply: object = None
     refusal: object = None
     paused: bool = False
+    leaving: bool = False
     fail_after: int | None = None
     num_cached: int = 3
     seen: list = field(default_factory=list)
@@ -93,7 +98,7 @@ class ScriptedLink:
     def submit(self, request, on_update):
         self.seen.append(request)
         if self.refusal is not None:
-            on_update(self.refusal)
+            asyncio.get_running_loop().call_soon(on_update, self.refusal)
             return
         reply = self.reply or (lambda request, sibling: "hello world")
         for sibling in range(request.params.n):
@@ -105,6 +110,9 @@ class ScriptedLink:
                 ids *= request.params.max_tokens
             self.live[request.id, sibling] = (request, on_update, ids, [0])
         self._wake()
+
+    def cached(self, request):
+        return 2
 
     def abort(self, request_id, sibling=None, reason=FinishReason.ABORT):
         self.aborted.append((request_id, sibling))
@@ -174,13 +182,18 @@ class ScriptedRouter:
     links_: list
     state: str = "ready"
 
-    def choose(self, model, request):
+    def choose(self, model, request, fit=anywhere):
         if not self.links_:
             raise EngineLost("no replica is alive")
         for link in self.links_:
-            if model is None or model in link.card.names:
+            if (model is None or model in link.card.names) and fit(link):
                 return link
+        if model in NAMES:
+            raise EngineLost("no replica can take it")
         raise UnknownModel(model)
+
+    def check_room(self, model):
+        pass
 
     def statuses(self):
         return {NAMES[0]: self.state}
@@ -218,12 +231,12 @@ class Door:
 
 
 @contextlib.contextmanager
-def opened(app):
+def opened(app, **settings):
     """`app` under a real uvicorn on a loopback port; its port and event loop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = web_config(
-        serve_config({"uvicorn_log_level": "warning"}, environ={}), app, lifespan="off"
+        serve_config({"uvicorn_log_level": "warning", **settings}, environ={}), app, lifespan="off"
     )
     server = uvicorn.Server(config)
     begun = threading.Event()
@@ -276,7 +289,8 @@ def open_door(tokenizer, card):
             )
             link = ScriptedLink(tokenizer, card)
             router = ScriptedRouter([link] if with_link else [], state)
-            port, loop = stack.enter_context(opened(build_gateway(config, router)))
+            gateway = build_gateway(config, router)
+            port, loop = stack.enter_context(opened(gateway, root_path=config.root_path))
             return Door(f"http://127.0.0.1:{port}", port, link, router, loop)
 
         yield open_

@@ -9,6 +9,7 @@ import httpx2 as httpx
 import openai
 import pytest
 from shoal.cluster.card import model_card
+from shoal.cluster.link import LinkLost
 from shoal.cluster.local import LocalRouter, MemoryLink
 from shoal.cluster.settings import serve_config
 from shoal.engine.engine import AsyncEngine
@@ -168,6 +169,7 @@ def test_an_engine_that_is_gone_is_down(served, model_folder):
         link.submit(Request(id="b", prompt=(5, 6), params=params), heard.append)
         with pytest.raises(EngineLost):
             router.choose(model_folder, Request(id="c", prompt=(5,)))
+        await asyncio.sleep(0)
 
     asyncio.run(run())
-    assert [type(word) for word in heard[-2:]] == [EngineLost, EngineLost]
+    assert [type(word) for word in heard[-2:]] == [LinkLost, EngineLost]

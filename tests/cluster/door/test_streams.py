@@ -1,5 +1,6 @@
 """What happens to a stream when its client, its engine or its server does not do what it should."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -10,7 +11,8 @@ import httpx2 as httpx
 import openai
 import pytest
 from shoal.cluster import sender
-from shoal.engine.errors import EngineLost
+from shoal.cluster.link import LinkLost
+from shoal.engine.errors import Overloaded
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 LONG = {"messages": MESSAGES, "max_tokens": 200, "ignore_eos": True}
@@ -62,12 +64,12 @@ def test_one_of_several_prompts_that_is_refused_takes_the_others_with_it(door):
 
     def second_is_refused(request, on_update):
         if door.link.seen:
-            on_update(EngineLost("gone"))
+            asyncio.get_running_loop().call_soon(on_update, Overloaded("gone"))
         else:
             submit(request, on_update)
 
     door.link.submit = second_is_refused
-    with pytest.raises(openai.InternalServerError, match="gone"):
+    with pytest.raises(openai.RateLimitError, match="gone"):
         door.client().completions.create(model="scripted", prompt=["a", "b"])
     assert not door.link.live
 
@@ -95,7 +97,8 @@ def test_a_plain_answer_that_fails_is_a_status(door):
     assert "row went bad" in answer.json()["error"]["message"]
 
 
-def test_an_engine_that_dies_in_the_middle_is_told(door):
+def test_an_engine_that_dies_and_is_not_replaced_is_told(open_door):
+    door = open_door(failover_timeout=0)
     door.link.paused = True
     answers = []
     body = {**LONG, "stream": True}
@@ -111,8 +114,9 @@ def test_an_engine_that_dies_in_the_middle_is_told(door):
         door.link.paused = False
         door.link._step()
         door.link.paused = True
+        door.router.links_ = []
         for _, on_update, _, _ in list(door.link.live.values()):
-            on_update(EngineLost("the engine died"))
+            on_update(LinkLost("the engine died", died=True))
 
     door.call(one_step_then_death)
     reader.join(10)

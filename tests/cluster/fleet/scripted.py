@@ -1,6 +1,7 @@
 """An engine that counts, and a door of a few lines: all of shoal's Ray side but the model.
 
-`python scripted.py KEY=VALUE ...` serves them. Ray's workers find this module by PYTHONPATH.
+`python scripted.py KEY=VALUE ...` serves them, with `door=real` behind shoal's own door. Ray's
+workers find this module by PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
+from shoal.cluster.census import Census
 from shoal.cluster.config import ModelConfig
 from shoal.cluster.ingress import Ingress
 from shoal.cluster.link import Load, Router
@@ -21,15 +24,20 @@ from shoal.cluster.pool import Pool
 from shoal.cluster.replica import Replica
 from shoal.engine.errors import ConfigError, EngineLost, InvalidRequest, Overloaded, ShoalError
 from shoal.engine.executor import Capacity
+from shoal.engine.holdings import Holdings
 from shoal.engine.request import FinishReason, Request, SamplingParams, Update
 
 DEADLY = 666
 """Whoever asks for this many numbers kills the engine."""
 
+HANGING = 667
+"""Whoever asks for this many makes the engine's thread stand still."""
+
 
 class ScriptedEngine:
     """Gives every sequence the tokens 0, 1, 2, ... one a step, `max_tokens` of them.
 
+    `told` is said of its load besides.
     With `step_s` None a step is made by `step()`, else by a thread.
     """
 
@@ -38,6 +46,9 @@ class ScriptedEngine:
         self.aborted: list[tuple[str, int | None]] = []
         self.lock = threading.Lock()
         self.full = self.dead = False
+        self.holdings = Holdings(8)
+        self.told: dict[str, Any] = {}
+        self.num_steps = 0
         self.closed = threading.Event()
         if step_s is not None:
             threading.Thread(target=self._run, args=(step_s,), daemon=True).start()
@@ -80,7 +91,9 @@ class ScriptedEngine:
     def load(self) -> Load:
         if self.dead:
             raise EngineLost("the script said so")
-        return Load(running=len(self.live), counters={"aborted": float(len(self.aborted))})
+        counters = {"aborted": float(len(self.aborted))}
+        load = Load(running=len(self.live), counters=counters, ticks=self.num_steps)
+        return replace(load, **self.told)
 
     def die(self) -> None:
         """As an engine whose loop raised: its streams are told, and nothing runs any more."""
@@ -104,6 +117,12 @@ class ScriptedEngine:
             sink(updates)
         if any(request.params.max_tokens == DEADLY for _, request, _ in self.live.values()):
             self.die()
+        if any(request.params.max_tokens == HANGING for _, request, _ in self.live.values()):
+            self.hang()
+        self.num_steps += 1
+
+    def hang(self) -> None:
+        threading.Event().wait()
 
     def close(self) -> None:
         self.closed.set()
@@ -125,13 +144,14 @@ class ScriptedReplica(Replica):
 class ScriptedIngress(Ingress):
     """A gateway that streams `?n=` numbers, a line each, after the pid of its own process."""
 
-    def make_app(self, router: Router, pool: Pool) -> Any:
-        return Counter(router)
+    def make_app(self, router: Router, pool: Pool, census: Census) -> Any:
+        return Counter(router, census)
 
 
 class Counter:
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, census: Census) -> None:
         self.router = router
+        self.census = census
         self.ids = iter(range(1 << 60))
 
     def stop(self) -> None:
@@ -145,6 +165,19 @@ class Counter:
             aborted = sum(link.load.counters["aborted"] for link in self.router.links())
             body = {"status": self.router.status(), "pid": os.getpid(), "loads": loads}
             await answer(send, 200, json.dumps(body | {"aborted": aborted}).encode())
+            return
+        if scope["path"] == "/cluster":
+            own = sum(link.num_live for link in self.router.links())
+            overview = await self.census.overview(own)
+            await answer(send, 200, json.dumps(overview | {"pid": os.getpid()}).encode())
+            return
+        if scope["path"] == "/cluster/drain":
+            node = dict(parse_qsl(scope["query_string"].decode()))["node"]
+            try:
+                body, status = await self.census.registry.drain(node), 200
+            except ShoalError as error:
+                body, status = {"error": error.message}, 400
+            await answer(send, status, json.dumps(body).encode())
             return
         asked = dict(parse_qsl(scope["query_string"].decode()))
         await self.count(asked.get("model", next(iter(self.router.statuses()))), asked["n"], send)
@@ -190,12 +223,16 @@ if __name__ == "__main__":
     from shoal.cluster.app import run
     from shoal.cluster.settings import serve_config
 
-    keys = dict(word.split("=", 1) for word in sys.argv[1:])
+    keys: dict[str, Any] = dict(word.split("=", 1) for word in sys.argv[1:])
+    ingress = Ingress if keys.pop("door", None) == "real" else scripted.ScriptedIngress
+    if "models" in keys:
+        keys["models"] = json.loads(keys["models"])
+        del keys["model"]
     try:
         run(
             serve_config(keys),
             replica=scripted.ScriptedReplica,
-            ingress=scripted.ScriptedIngress,
+            ingress=ingress,
         )
     except ShoalError as error:
         sys.exit(f"error: {type(error).__name__}: {error}")

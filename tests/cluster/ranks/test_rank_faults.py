@@ -41,7 +41,7 @@ def gone(pid: int) -> bool:
 def test_a_killed_rank_is_named_and_takes_the_others_along(
     engine: Any, until: Callable[..., None]
 ) -> None:
-    pids = [rank["pid"] for rank in engine.executor.ranks()]
+    pids = [rank.pid for rank in engine.executor.ranks()]
     engine.loop.add(Request(id="a", prompt=(5, 6), params=LONG))
     engine.loop.step()
     os.kill(pids[1], signal.SIGKILL)
@@ -67,7 +67,7 @@ def test_an_idle_engine_hears_that_a_rank_is_gone(
     engine.start()
     try:
         executor: Any = engine.executor
-        os.kill(executor.ranks()[0]["pid"], signal.SIGKILL)
+        os.kill(executor.ranks()[0].pid, signal.SIGKILL)
 
         def lost() -> bool:
             try:
@@ -82,7 +82,7 @@ def test_an_idle_engine_hears_that_a_rank_is_gone(
 
 
 def test_a_stopped_rank_is_found_by_its_silence(engine: Any, until: Callable[..., None]) -> None:
-    pids = [rank["pid"] for rank in engine.executor.ranks()]
+    pids = [rank.pid for rank in engine.executor.ranks()]
     engine.loop.add(Request(id="a", prompt=(5, 6), params=LONG))
     engine.loop.step()
     os.kill(pids[0], signal.SIGSTOP)
@@ -134,7 +134,7 @@ def test_an_executor_that_dies_takes_its_ranks_along(
         "llm = LLM(sys.argv[1], tokenizer=sys.argv[2],"
         " tensor_parallel_size=2, max_model_len=128, num_gpu_blocks_override=40)\n"
         "ranks = llm._engine.executor.ranks()\n"
-        "print(*[rank['pid'] for rank in ranks], flush=True)\n"
+        "print(*[rank.pid for rank in ranks], flush=True)\n"
         "time.sleep(100)\n"
     )
     tiny = Path(__file__).resolve().parents[3] / "configs" / "tiny"

@@ -114,6 +114,9 @@ class FakeExecutor:
     def watch(self, on_lost: object) -> None:
         pass
 
+    def ranks(self) -> list[object]:
+        return []
+
     def submit(self, plan: Plan) -> None:
         self.plans.append(plan)
         self.most_under_way = max(self.most_under_way, len(self.plans))
