@@ -82,8 +82,8 @@ def own_group(asked: Sequence[Bundle]) -> PlacementGroup | None:
     if group is None:
         return None
     total, wanted = _total(group.bundle_specs), _total([CONTROL, *asked])
-    fits = all(total.get(kind, 0) >= amount - 1e-3 for kind, amount in wanted.items())
-    return group if fits else None
+    enough = all(total.get(kind, 0) >= amount - 1e-3 for kind, amount in wanted.items())
+    return group if enough and len(of_ranks(group.bundle_specs)[1]) == len(asked) else None
 
 
 def reserve(asked: Sequence[Bundle], strategy: str, timeout_s: float = PLACE_S) -> PlacementGroup:

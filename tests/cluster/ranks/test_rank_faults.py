@@ -215,7 +215,9 @@ def test_a_stranger_is_hung_up_on_and_the_ranks_come_all_the_same(
         engine.executor.close()
 
 
+@pytest.mark.parametrize("bundles", [[{"CPU": 0.1}], [{"CPU": 0.3}] * 3])
 def test_a_group_that_was_made_for_something_else_is_let_be(
+    bundles: list[dict[str, float]],
     ray_here: None,
     uneven_model: Path,
     engine_of: Callable[..., Any],
@@ -223,7 +225,7 @@ def test_a_group_that_was_made_for_something_else_is_let_be(
 ) -> None:
     import ray
 
-    group = placement.reserve([{"CPU": 0.1}], "PACK")
+    group = placement.reserve(bundles, "PACK")
     monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: group)
     try:
         engine = engine_of(uneven_model, tensor_parallel_size=2)
