@@ -18,6 +18,7 @@ from .commands import (
     chat,
     complete,
     completion,
+    doctor,
     drain,
     k8s,
     logs,
@@ -81,7 +82,7 @@ def _forget_output() -> None:
 serve_command.add_to(app)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(chat.chat, complete.complete, ps.ps, status.status, drain.drain, logs.logs, stop.stop),
-    *(pull.pull, ls.ls),
+    *(pull.pull, ls.ls, doctor.doctor),
 )
 for command in _COMMANDS:
     app.command()(command)

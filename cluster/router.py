@@ -156,7 +156,7 @@ class FleetRouter:
                 )
                 break
             except EngineLost as error:
-                if error.message != said:
+                if error.message != said and wait_s >= MAX_RETRY_S:
                     said = error.message
                     log.warning("%s", said)
             await asyncio.sleep(wait_s)

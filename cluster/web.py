@@ -32,7 +32,6 @@ def web_config(
         http=Connection,
         ws="none",
         lifespan=lifespan,
-        root_path=config.root_path,
         ssl_keyfile=config.ssl_keyfile if tls else None,
         ssl_certfile=config.ssl_certfile if tls else None,
         timeout_keep_alive=KEEP_ALIVE_S,

@@ -13,6 +13,7 @@ from .errors import ContextTooLong, InvalidRequest
 from .executor import Capacity
 from .keys import KEY_BYTES
 from .request import FinishReason, Request, Update
+from .seat import num_ranks
 
 
 class Seeds:
@@ -55,6 +56,12 @@ def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
     elif params.best_of is not None:
         raise InvalidRequest(
             "best_of is chosen where the text is: ask for request.candidates_of(params)", "best_of"
+        )
+    if params.logits_processors and num_ranks(config) > 1:
+        raise InvalidRequest(
+            f"logits_processors are code of this process, and {num_ranks(config)} ranks compute in "
+            f"others; use logit_bias, allowed_token_ids or bad_words, or an engine of one rank",
+            "logits_processors",
         )
     if params.bad_words and not params.bad_words_ids:
         raise InvalidRequest(

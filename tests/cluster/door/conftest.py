@@ -231,12 +231,12 @@ class Door:
 
 
 @contextlib.contextmanager
-def opened(app):
+def opened(app, **settings):
     """`app` under a real uvicorn on a loopback port; its port and event loop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = web_config(
-        serve_config({"uvicorn_log_level": "warning"}, environ={}), app, lifespan="off"
+        serve_config({"uvicorn_log_level": "warning", **settings}, environ={}), app, lifespan="off"
     )
     server = uvicorn.Server(config)
     begun = threading.Event()
@@ -289,7 +289,8 @@ def open_door(tokenizer, card):
             )
             link = ScriptedLink(tokenizer, card)
             router = ScriptedRouter([link] if with_link else [], state)
-            port, loop = stack.enter_context(opened(build_gateway(config, router)))
+            gateway = build_gateway(config, router)
+            port, loop = stack.enter_context(opened(gateway, root_path=config.root_path))
             return Door(f"http://127.0.0.1:{port}", port, link, router, loop)
 
         yield open_
