@@ -50,6 +50,7 @@ from .ports import check_port
 from .replica import Replica
 from .settings import remarks, serve_config
 from .shares import shared, shares
+from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
@@ -143,6 +144,7 @@ def run(
     logs.start(config, "serve", terminal=True)
     if _address(config) is None:
         check_port(config.host, config.port)
+        check_tls(config)
         with progress.phase("find the model"):
             for model in config.models:
                 _find(model, progress, named=len(config.models) > 1)

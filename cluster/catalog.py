@@ -131,5 +131,6 @@ FAMILIES = (
     *(LOST, MOVED, SCALING, HTTP, HTTP_SECONDS),
 )
 
+CAUSES = ("died", "silent", "left")
 REASONS = ("stop", "length", "abort", "error")
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ..engine.errors import EngineLost, ShoalError
+from ..engine.errors import EngineLost, ShoalError, WorkerStalled
 from ..engine.holdings import Holdings
 from ..engine.request import MAX_N, FinishReason, Request, SamplingParams, Update
 from . import wire
@@ -296,7 +296,8 @@ class Peer:
 
     def _sink(self, updates: list[Update]) -> None:
         if any(u.finish is FinishReason.ERROR for u in updates) and (lost := self._engine_lost()):
-            self.send(wire.frame(wire.Lost(lost.message)))
+            stalled = isinstance(lost, WorkerStalled)
+            self.send(wire.frame(wire.Lost(lost.message, stalled)))
             return
         for update in updates:
             if update.finish is not None:

@@ -28,6 +28,7 @@ from .commands import (
     status,
     stop,
 )
+from .escapes import clean
 from .exits import FAILED, INTERRUPTED, MEANING, exit_code
 
 COMPLETE = "_SHOAL_COMPLETE"
@@ -67,7 +68,7 @@ def main() -> None:
 
 def tell(error: ShoalError) -> None:
     """Print an error for a person."""
-    print(f"error: {error.message}", file=sys.stderr)
+    print(f"error: {clean(error.message)}", file=sys.stderr)
 
 
 def _debug() -> bool:

@@ -42,6 +42,10 @@ def exposition(figures: Figures, links: Sequence[Link], *, vllm_names: bool = Fa
 
 def _add_zeros(figures: Figures, links: Sequence[Link]) -> None:
     """So that what has not happened yet shows as 0, and a rate begins there."""
+    for name in {link.card.names[0] for link in links}:
+        for family in (catalog.LOST, catalog.MOVED):
+            for cause in catalog.CAUSES:
+                cell(figures, family, name, cause)
     for name, index in {(link.card.names[0], link.index) for link in links}:
         for family in FAMILIES:
             if family.labels == OF_MODEL:

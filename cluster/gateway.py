@@ -110,7 +110,6 @@ def build_gateway(
     app = FastAPI(
         title="shoal",
         version=__version__,
-        root_path=config.root_path,
         openapi_url="/openapi.json" if shown else None,
         docs_url=None,
         redoc_url=None,

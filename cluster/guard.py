@@ -45,6 +45,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
+        scope["root_path"] = self._root_path
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id

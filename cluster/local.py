@@ -33,7 +33,7 @@ from .prefixes import PrefixIndex
 from .shares import shared
 from .stall import StallWatch, stacks
 from .turnstile import Turnstile
-from .web import loop_factory, web_config
+from .web import check_tls, loop_factory, web_config
 
 WATCH_S = 0.5
 
@@ -238,6 +238,7 @@ def run_local(config: ServeConfig, progress: Progress | None = None) -> None:
     Raises ConfigError, LoadError.
     """
     check_port(config.host, config.port)
+    check_tls(config)
     logs.start(config, "server", terminal=True)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_Local(config, progress or Progress()).serve())

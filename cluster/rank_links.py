@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from ..engine import errors
-from ..engine.errors import ConfigError, LoadError, WorkerLost
+from ..engine.errors import ConfigError, LoadError, WorkerLost, WorkerStalled
 from ..engine.request import RankState
 from . import rank_wire, wire
 from .facts import node_address
@@ -170,7 +170,8 @@ def blame(ranks: Sequence[RankLink]) -> Exception:
         if found:
             first, others = found[0], [r for r in ranks if r is not found[0]]
             told = "; ".join(f"rank {other.rank} {other.state(now)}" for other in others)
-            return WorkerLost(f"{first.words} {what}: {first.state(now)} [{told}]")
+            kind = WorkerStalled if what in ("is silent", "is stuck") else WorkerLost
+            return kind(f"{first.words} {what}: {first.state(now)} [{told}]")
     raise AssertionError("there is a rank")
 
 

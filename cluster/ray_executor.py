@@ -150,9 +150,9 @@ class RayExecutor:
         config = self._config
         gpus = placement.wants_gpus(config)
         placement.check_enough(config, gpus)
-        group = ray.util.get_current_placement_group()
+        asked = placement.bundles(config, gpus, self._strategy)
+        group = placement.own_group(asked)
         if group is None:
-            asked = placement.bundles(config, gpus, self._strategy)
             group, skipped = placement.reserve(asked, self._strategy), 0
             self._stack.callback(remove_placement_group, group)
         else:

@@ -51,7 +51,7 @@ class Replica:
         self._index = context.rank.rank
         self._stopped = threading.Event()
         self._loaded = threading.Event()
-        logs.start(config, f"replica-{self._index}")
+        logs.start(config, f"replica-{context.deployment}-{self._index}")
         _set_threads(self._model)
         threading.Thread(target=self._bound_loading, name="replica-loading", daemon=True).start()
         try:

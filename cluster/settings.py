@@ -36,6 +36,9 @@ from .values import convert, shown
 MODELS = "models"
 AUTO = "auto"
 
+SWITCHES = ("config", "detach", "print_config", "debug")
+"""Flags of the command line that are no settings."""
+
 
 class _Given(NamedTuple):
     """The values of some keys, and each key as it was written."""
@@ -128,6 +131,8 @@ def _held(raw: str, name: str, value: object) -> object:
 def _hint(raw: str, value: object) -> str:
     if plain(raw) in ("applications", "proxy_location", "http_options"):
         return ": a file that holds it is for `serve deploy`"
+    if plain(raw) in SWITCHES and not raw.startswith("-"):
+        return f": it is a flag of `shoal serve` alone, --{plain(raw).replace('_', '-')}"
     if isinstance(value, Mapping):
         return ": settings stand at the left edge, not in a block"
     if isinstance(value, list | tuple):
@@ -140,7 +145,7 @@ def nearest(raw: str) -> str | None:
     """The known key most like `raw`, in its style of dashes."""
     known = [*keys(), *RENAMED, *IDLE, *NOT_BUILT]
     near = difflib.get_close_matches(plain(raw), known, n=1, cutoff=0.6)
-    if not near:
+    if not near or plain(raw) in SWITCHES:
         return None
     dashed = near[0].replace("_", "-")
     return f"--{dashed}" if raw.startswith("--") else dashed if "-" in raw else near[0]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from . import admission
 from .config import EngineConfig
 from .core.scheduler import Scheduler
-from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost
+from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost, WorkerStalled
 from .executor import Capacity, Executor
 from .executors import executor_for
 from .features.beams import search_of
@@ -215,7 +215,7 @@ class AsyncEngine:
 
     def _check_alive(self) -> None:
         if self._lost is not None:
-            raise EngineLost(*self._lost.args)
+            raise type(self._lost)(*self._lost.args)
         if self._closing:
             raise EngineLost("the engine is closed")
         if self._capacity is None:
@@ -286,7 +286,8 @@ class AsyncEngine:
                 self._scheduler.verify()
             self._end(EngineLost("the engine is closed"))
         except BaseException as error:
-            lost = EngineLost(f"the engine died: {error or type(error).__name__}")
+            kind = WorkerStalled if isinstance(error, WorkerStalled) else EngineLost
+            lost = kind(f"the engine died: {error or type(error).__name__}")
             lost.__cause__ = error
             log.critical("%s", lost, exc_info=error)
             self._end(lost)

@@ -21,6 +21,7 @@ from hosts import Hosts, hosts, wait
 pytestmark = pytest.mark.netns
 
 TINY = Path(__file__).resolve().parents[3] / "configs" / "tiny"
+CHECKS = ("versions", "clock", "network", "interface", "shared memory", "checkpoint")
 PROMPT = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
 
 
@@ -99,9 +100,28 @@ def serve(two: Hosts, tmp_path: Path) -> Iterator[Callable[..., Served]]:
         served.stop()
 
 
-def test_a_pipeline_over_two_hosts_gives_one_host_s_text(
+OTHER = """
+import ray, sys
+from ray import serve
+ray.init(address="auto", log_to_driver=False)
+if sys.argv[1] == "start":
+    class Other:
+        def __call__(self): return "still here"
+    serve.start(proxy_location="Disabled")
+    app = serve.deployment(Other).options(ray_actor_options={"num_cpus": 0}).bind()
+    serve.run(app, name="other", route_prefix=None)
+else:
+    print(list(serve.status().applications))
+    print(serve.get_app_handle("other").remote().result(timeout_s=20))
+    serve.shutdown()
+"""
+
+
+def test_a_pipeline_over_two_hosts_gives_one_host_s_text_beside_another_application(
     two: Hosts, serve: Callable[..., Served], text: str
 ) -> None:
+    started = two.run(0, [sys.executable, "-c", OTHER, "start"])
+    assert started.returncode == 0, started.stderr
     served = serve("--pipeline-parallel-size", "2", "--placement-strategy", "STRICT_SPREAD")
     assert served.text() == text
     (replica,) = served.replicas()
@@ -111,6 +131,9 @@ def test_a_pipeline_over_two_hosts_gives_one_host_s_text(
         return all(r["last_step_s"] is not None for r in served.replicas()[0]["ranks"])
 
     wait(told)  # ranks say how far they are twice a second
+    served.stop()
+    there = two.run(0, [sys.executable, "-c", OTHER, "end"])
+    assert there.stdout.splitlines() == ["['other']", "still here"], there.stderr
 
 
 def test_a_drained_node_is_left_without_breaking_a_stream(
@@ -141,8 +164,39 @@ def test_another_version_of_shoal_is_refused_by_the_node_s_name(two: Hosts, tmp_
     assert served.process.wait(60) == 2
     assert f"{two.address[1]} has shoal 0.0.1" in served.said()
     assert two.address[0] not in served.said().split("must have it")[1]
+    examined, found = doctor(two)
+    assert examined.returncode == 1
+    (broken,) = [f for f in found if f["level"] == "failure"]
+    assert (broken["check"], broken["node"]) == ("versions", two.address[1])
+    assert broken["fix"].startswith("pip install shoal==")
     two.kill(1)
     two.start_ray(1)
+
+
+def doctor(two: Hosts, *args: str) -> tuple[Any, list[dict[str, Any]]]:
+    """What `shoal doctor` says on host 0, and its findings."""
+    line = [sys.executable, "-m", "shoal", "doctor", "--json", *args]
+    examined = two.run(0, [*line, "--ray-address", two.ray_address], 120)
+    assert examined.returncode in (0, 1), examined.stderr
+    return examined, json.loads(examined.stdout)
+
+
+def test_the_doctor_sees_both_hosts_the_way_between_them_and_ranks_on_both(
+    two: Hosts, tmp_path: Path
+) -> None:
+    keys = {"model": str(TINY), "tensor-parallel-size": 2, "placement-strategy": "STRICT_SPREAD"}
+    file = tmp_path / "two.yaml"
+    file.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    examined, found = doctor(two, str(file))
+    assert examined.returncode == 0, found
+    nodes = {check: [f["node"] for f in found if f["check"] == check] for check in CHECKS}
+    for check in ("versions", "clock", "interface", "shared memory", "checkpoint"):
+        assert sorted(nodes[check]) == two.address
+    one, other = two.address
+    assert sorted(nodes["network"]) == [f"{one} > {other}", f"{other} > {one}"]
+    (met,) = [f for f in found if f["check"] == "ranks"]
+    assert met["level"] == "ok" and met["words"].startswith("2 ranks met")
+    assert set(met["node"].split(", ")) == set(two.address)
 
 
 def test_a_cut_link_is_blamed_on_the_rank_and_node_behind_it(
