@@ -123,6 +123,11 @@ def test_every_model_is_a_deployment_of_its_own(fleet: Served) -> None:
     assert (len(pids(fleet, "a")), len(pids(fleet, "b")), len(pids(fleet, "Gateway"))) == (2, 1, 2)
 
 
+def test_every_process_has_a_log_of_its_own(fleet: Served) -> None:
+    logs = {path.stem for path in fleet.log_dir.glob("*.log")}
+    assert logs == {"serve", "gateway-0", "gateway-1", "replica-a-0", "replica-a-1", "replica-b-0"}
+
+
 def test_the_death_of_one_model_leaves_the_other_alone(fleet: Served) -> None:
     wait_healthy(fleet)
     pieces: list[str] = []
