@@ -228,6 +228,8 @@ class RayExecutor:
             meeting = ray.get(opened, timeout=JOIN_S)
         except ray.exceptions.RayError as error:
             raise WorkerLost(f"{first.words} opened no meeting for the ranks: {error}") from error
+        if one_node:  # ranks that met have removed it; those that failed before have not
+            self._stack.callback(shutil.rmtree, os.path.dirname(meeting), ignore_errors=True)
         for rank in self._ranks:
             seat = Seat(
                 rank=rank.rank,

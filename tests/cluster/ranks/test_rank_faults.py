@@ -94,6 +94,27 @@ def test_a_stopped_rank_is_found_by_its_silence(engine: Any, until: Callable[...
     until(lambda: all(map(gone, pids)))
 
 
+def test_ranks_that_never_met_leave_no_file(
+    ray_here: None,
+    uneven_model: Path,
+    engine_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from shoal.cluster import ray_executor
+
+    plain, meetings = ray_executor.Seat, []
+
+    def seat(**values: Any) -> Any:
+        meetings.append(Path(values["meeting"]))
+        assert meetings[-1].parent.is_dir()
+        return plain(**values)
+
+    monkeypatch.setattr(ray_executor, "Seat", seat)
+    with pytest.raises(ConfigError, match="cannot cut"):
+        engine_of(uneven_model, tensor_parallel_size=3)
+    assert len(meetings) == 3 and not meetings[0].parent.exists()
+
+
 @pytest.mark.parametrize(
     ("phase", "said"),
     [
