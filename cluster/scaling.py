@@ -173,7 +173,7 @@ def sustained(state: State, targets: Targets) -> float | None:
         return None
     most = max(known.values())
     knee = min(bucket for bucket, rate in known.items() if rate >= NEARLY * most)
-    return 1.5 * 2**knee * targets.target_load
+    return 1.5 * 2.0**knee * targets.target_load
 
 
 def _learn(state: State, fleet: Fleet) -> State:

@@ -73,7 +73,7 @@ def test_the_schema_of_models_is_that_of_the_code() -> None:
 
 def test_its_configurations_are_read(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         file = tmp_path / "serve.yaml"
         file.write_text(block)
