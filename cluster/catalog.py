@@ -132,5 +132,6 @@ FAMILIES = (
 )
 
 CAUSES = ("died", "silent", "left")
+DIRECTIONS = ("up", "down", "stay")
 REASONS = ("stop", "length", "abort", "error")
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")

@@ -46,6 +46,8 @@ def _add_zeros(figures: Figures, links: Sequence[Link]) -> None:
         for family in (catalog.LOST, catalog.MOVED):
             for cause in catalog.CAUSES:
                 cell(figures, family, name, cause)
+        for direction in catalog.DIRECTIONS:
+            cell(figures, catalog.SCALING, name, direction)
     for name, index in {(link.card.names[0], link.index) for link in links}:
         for family in FAMILIES:
             if family.labels == OF_MODEL:
