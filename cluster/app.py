@@ -34,7 +34,7 @@ from . import logs, nodes, placement
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
 from .exits import INTERRUPTED
-from .facts import Facts, weights_read
+from .facts import Facts, node_address, weights_read
 from .ingress import Ingress
 from .launch import joined_ray, private_ray
 from .link import ModelCard
@@ -42,6 +42,7 @@ from .ports import check_port
 from .replica import Replica
 from .settings import remarks, serve_config
 from .shares import Share, shared, shares
+from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
@@ -65,9 +66,13 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def application(
-    config: ServeConfig, *, replica: type[Replica] = Replica, ingress: type[Ingress] = Ingress
+    config: ServeConfig,
+    *,
+    replica: type[Replica] = Replica,
+    ingress: type[Ingress] = Ingress,
+    door: str | None = None,
 ) -> Application:
-    """The deployments of `config`: one a model, and the gateways."""
+    """The deployments of `config`: one a model, and the gateways; an only one is on node `door`."""
     config = _anywhere(config)
     shape = serve.deployment(
         max_ongoing_requests=MAX_ONGOING,
@@ -97,7 +102,7 @@ def application(
         name="Gateway",
         num_replicas=config.gateways,
         max_replicas_per_node=1 if 1 < config.gateways <= num_nodes else None,  # type: ignore[arg-type]
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0} | _only_at(door if config.gateways == 1 else None),
     )
     app: Application = gateways.bind(config.model_dump(mode="json"), *models)
     return app
@@ -132,6 +137,7 @@ def run(
     check_port(config.host, config.port)
     logs.start(config, "serve", terminal=True)
     if _address(config) is None:
+        check_tls(config)
         with progress.phase("find the model"):
             for model in config.models:
                 _find(model, progress, named=len(config.models) > 1)
@@ -146,7 +152,8 @@ def run(
         if stop.is_set():
             return
         with progress.phase("start Serve"):
-            _deploy(application(config, replica=replica, ingress=ingress), config)
+            app = application(config, replica=replica, ingress=ingress, door=node_address())
+            _deploy(app, config)
         with progress.phase("load the model" if len(config.models) == 1 else "load the models"):
             _await_ready(config, stop, progress)
         if stop.is_set():
@@ -188,16 +195,22 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
 def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
     """What Serve sets aside for a replica: its own place, and one a stage where it has ranks."""
     if num_ranks(model.engine) > 1:
-        ranks = placement.bundles(model.engine, bool(share.num_gpus))
+        strategy = model.placement_strategy
+        ranks = placement.bundles(model.engine, bool(share.num_gpus), strategy)
         return {
             "ray_actor_options": {"num_cpus": placement.CONTROL["CPU"]},
-            "placement_group_bundles": [placement.CONTROL, *ranks],
-            "placement_group_strategy": model.placement_strategy,
+            "placement_group_bundles": placement.with_control(ranks, strategy),
+            "placement_group_strategy": strategy,
         }
     options: dict[str, Any] = {"num_cpus": share.num_cpus}
     if share.num_gpus:
         options["num_gpus"] = share.num_gpus
     return {"ray_actor_options": options}
+
+
+def _only_at(node: str | None) -> dict[str, Any]:
+    """What keeps an actor on a node: clients of an only gateway know where it is."""
+    return {"resources": {f"node:{node}": 0.001}} if node else {}
 
 
 def _resources_there() -> dict[str, float]:
@@ -261,7 +274,8 @@ def _check_placed(config: ServeConfig, facts: Facts) -> None:
     for model in config.models:
         if model.name not in placed:
             ranks = num_ranks(model.engine)
-            asked = placement.bundles(model.engine, placement.wants_gpus(model.engine))
+            gpus = placement.wants_gpus(model.engine)
+            asked = placement.bundles(model.engine, gpus, model.placement_strategy)
             raise ConfigError(
                 f"{model.name}: no place for a replica of {ranks} rank{'s'[: ranks > 1]} within "
                 f"{config.placement_timeout:g} s: {placement.shortage(asked)}. Free some, add "
@@ -277,14 +291,20 @@ def _last_line(message: str) -> str:
 
 
 def _health(config: ServeConfig) -> str | None:
-    """What the gateway says of the cluster; None while it does not answer."""
+    """What a gateway, here or elsewhere, says of the cluster; None while none answers."""
     trusting = ssl._create_unverified_context() if config.ssl_certfile else None
-    request = urllib.request.Request(f"{config.url}/health")
-    try:
-        with urllib.request.urlopen(request, timeout=2, context=trusting) as answer:
-            return str(json.load(answer)["status"])
-    except (OSError, ValueError):
-        return None
+    ways = {f"{config.url}/health": trusting}
+    for fact in Facts(config.name).all("gateway").values():
+        if "port" in fact:
+            host = f"[{fact['host']}]" if ":" in fact["host"] else fact["host"]
+            ways[f"http://{host}:{fact['port']}/health"] = None
+    for url, context in ways.items():
+        try:
+            with urllib.request.urlopen(url, timeout=2, context=context) as answer:
+                return str(json.load(answer)["status"])
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _loaded(config: ServeConfig) -> list[Loaded]:

@@ -26,6 +26,7 @@ def model_card(model: ModelConfig, capacity: Capacity) -> ModelCard:
         digest=capacity.digest,
         created=int(time.time()),
         cache=_cache(engine, capacity),
+        block_size=capacity.block_size if engine.enable_prefix_caching else 0,
     )
 
 

@@ -54,6 +54,13 @@ PROMPT = _counter("prompt_tokens", "Prompt tokens of requests that began.")
 SOURCE = _counter("prompt_tokens_by_source", "Prompt tokens, by where they came from.", "source")
 CACHED = _counter("prompt_tokens_cached", "Prompt tokens that the cache spared.")
 GENERATED = _counter("generation_tokens", "Tokens generated.")
+PREDICTED = Family(
+    "prompt_tokens_cached_predicted",
+    "Prompt tokens that the gateway took to be cached where it sent them.",
+    OF_MODEL,
+    (),
+    None,
+)
 QUERIES = _counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
 HITS = _counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
 PREEMPTIONS = _counter("num_preemptions", "Sequences that had to give their cache back.")
@@ -111,7 +118,7 @@ HTTP_SECONDS = Family(
 )
 
 FAMILIES = (
-    *(SUCCESS, PROMPT, SOURCE, CACHED, GENERATED, QUERIES, HITS, PREEMPTIONS),
+    *(SUCCESS, PROMPT, SOURCE, CACHED, PREDICTED, GENERATED, QUERIES, HITS, PREEMPTIONS),
     *(TO_FIRST, GAP, PER_TOKEN, LATENCY, QUEUE, PREFILL, DECODE, INFERENCE),
     *(PROMPT_LENGTH, COMPUTED_LENGTH, LENGTH, LONGEST, ASKED, ANSWERS, STEP),
     *(LOST, MOVED, HTTP, HTTP_SECONDS),

@@ -22,11 +22,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ..engine.errors import EngineLost, ShoalError
+from ..engine.errors import EngineLost, ShoalError, WorkerStalled
+from ..engine.holdings import Holdings
 from ..engine.request import MAX_N, FinishReason, Request, SamplingParams, Update
 from . import wire
 from .greeting import Roles, greet, limit_silence, receive
 from .link import Load, ModelCard
+from .news import News
 
 MAX_BACKLOG = 64 << 20
 MAX_GREETINGS = 32
@@ -57,6 +59,11 @@ class Engine(Protocol):
         """How busy it is. Raises EngineLost once it has died."""
         ...
 
+    @property
+    def holdings(self) -> Holdings:
+        """Which prefixes it has cached."""
+        ...
+
 
 class Channel:
     """Listens on `host` for gateways that hold `secret` and feeds their requests to `engine`."""
@@ -77,6 +84,7 @@ class Channel:
         self.card = card
         self.secret = secret
         self.leaving = False
+        self.news = News(engine.holdings)
         self._peers: set[Peer] = set()
         self._greetings = threading.BoundedSemaphore(MAX_GREETINGS)
         self._closed = threading.Event()
@@ -149,6 +157,7 @@ class Channel:
             if gateway is not None:
                 peer = Peer(connection, gateway, self)
                 self._peers.add(peer)
+                self.news.join(peer)
                 peer.read()
         except (wire.BadFrame, OSError) as error:
             if peer is None or not peer.gone:
@@ -156,6 +165,7 @@ class Channel:
         finally:
             if peer is not None:
                 self._peers.discard(peer)
+                self.news.leave(peer)
                 peer.hang_up()
                 peer.abort_all()
             connection.close()
@@ -182,13 +192,15 @@ class Channel:
     def _beat(self) -> None:
         while not self._closed.wait(wire.BEAT_S):
             with contextlib.suppress(ShoalError):
+                self.news.tell()
+                # Counted before the load is taken: what comes in between must not go uncounted.
+                counts = [(peer, len(peer.live), peer.num_taken) for peer in tuple(self._peers)]
                 load = self.engine.load()
-                peers = tuple(self._peers)
-                streams = dict.fromkeys((peer.gateway for peer in peers), 0)
-                for peer in peers:
-                    streams[peer.gateway] += len(peer.live)
-                for peer in peers:
-                    peer.send(wire.frame(wire.Beat(load, len(peer.live), streams)))
+                streams: dict[str, int] = {}
+                for peer, yours, _ in counts:
+                    streams[peer.gateway] = streams.get(peer.gateway, 0) + yours
+                for peer, yours, taken in counts:
+                    peer.send(wire.frame(wire.Beat(load, yours, taken, streams)))
 
     def _tell(self, message: wire.Leaving | wire.Lost) -> None:
         for peer in tuple(self._peers):
@@ -201,6 +213,7 @@ class Peer:
     def __init__(self, connection: socket.socket, gateway: str, channel: Channel) -> None:
         self.gateway = gateway
         self.live: dict[tuple[str, int], int] = {}
+        self.num_taken = 0
         self.gone = False
         self.sink = self._sink  # one object: engines tell sinks apart by identity
         self._connection = connection
@@ -215,10 +228,16 @@ class Peer:
             message = wire.from_gateway(body)
             if isinstance(message, wire.Submit):
                 self._submit(message)
+                self.num_taken += 1
             elif isinstance(message, wire.Abort):
                 self._abort(message)
             elif not isinstance(message, wire.Beat):
                 raise wire.BadFrame(f"a second {type(message).__name__}")
+
+    @property
+    def unread(self) -> int:
+        """See Reader."""
+        return len(self._backlog)
 
     def send(self, frame: bytes) -> None:
         """Send at once what the socket takes and leave the rest to the writing thread."""
@@ -277,11 +296,14 @@ class Peer:
 
     def _sink(self, updates: list[Update]) -> None:
         if any(u.finish is FinishReason.ERROR for u in updates) and (lost := self._engine_lost()):
-            self.send(wire.frame(wire.Lost(lost.message)))
+            stalled = isinstance(lost, WorkerStalled)
+            self.send(wire.frame(wire.Lost(lost.message, stalled)))
             return
         for update in updates:
             if update.finish is not None:
                 self.live.pop((update.id, update.sibling), None)
+        if any(u.finish is not None or u.num_cached is not None for u in updates):
+            self._channel.news.tell()
         self._send_step(updates)
 
     def _engine_lost(self) -> EngineLost | None:

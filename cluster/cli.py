@@ -18,6 +18,7 @@ from .commands import (
     chat,
     complete,
     completion,
+    doctor,
     drain,
     k8s,
     logs,
@@ -27,6 +28,7 @@ from .commands import (
     status,
     stop,
 )
+from .escapes import clean
 from .exits import FAILED, INTERRUPTED, MEANING, exit_code
 
 COMPLETE = "_SHOAL_COMPLETE"
@@ -66,7 +68,7 @@ def main() -> None:
 
 def tell(error: ShoalError) -> None:
     """Print an error for a person."""
-    print(f"error: {error.message}", file=sys.stderr)
+    print(f"error: {clean(error.message)}", file=sys.stderr)
 
 
 def _debug() -> bool:
@@ -81,7 +83,7 @@ def _forget_output() -> None:
 serve_command.add_to(app)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(chat.chat, complete.complete, ps.ps, status.status, drain.drain, logs.logs, stop.stop),
-    *(pull.pull, ls.ls),
+    *(pull.pull, ls.ls, doctor.doctor),
 )
 for command in _COMMANDS:
     app.command()(command)

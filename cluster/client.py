@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, RemoteDisconnected
+from ssl import SSLCertVerificationError, SSLError
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -71,8 +72,7 @@ class Client:
                 raise ClientError(refusal(error.code, error.read())) from None
         except (URLError, OSError, HTTPException) as error:
             raise ClientError(
-                f"no server answers at {self.url} ({_reason(error)}). "
-                "Start one with `shoal serve`, or name another with --url"
+                f"no server answers at {self.url} ({_reason(error)}). {_way_out(error)}"
             ) from None
 
 
@@ -91,14 +91,19 @@ def base(url: str) -> str:
 
 def refusal(status: int, body: bytes) -> str:
     """What a refusing server said, for a person."""
+    hint = ". Give the server's key with --api-key or SHOAL_API_KEY" if status == 401 else ""
+    return f"the server answered {status}: {said_in(body)}{hint}"
+
+
+def said_in(body: bytes) -> str:
+    """The message of an error object, or what else came in its place."""
     try:
         error = json.loads(body)
         said = error.get("error", error)
         said = said.get("message", said) if isinstance(said, dict) else said
     except (ValueError, AttributeError):
         said = body.decode(errors="replace").strip()[:200]
-    hint = ". Give the server's key with --api-key or SHOAL_API_KEY" if status == 401 else ""
-    return f"the server answered {status}: {said}{hint}"
+    return str(said)
 
 
 def _events(response: HTTPResponse) -> Generator[dict[str, Any], None, None]:
@@ -110,7 +115,7 @@ def _events(response: HTTPResponse) -> Generator[dict[str, Any], None, None]:
             return
         chunk = _decode(data)
         if chunk.get("error"):
-            raise ClientError(refusal(int(chunk["error"].get("code") or 500), data))
+            raise ClientError(f"the answer broke off: {said_in(data)}")
         yield chunk
     raise ClientError("the answer broke off: the stream ended without [DONE]")
 
@@ -125,6 +130,19 @@ def _decode(data: bytes) -> dict[str, Any]:
     return found
 
 
+def _way_out(error: Exception) -> str:
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, SSLCertVerificationError):
+        return "SSL_CERT_FILE=FILE, its own certificate or its authority's, makes it trusted"
+    if isinstance(cause, SSLError):
+        return "If it serves http, say http:// in --url"
+    if isinstance(cause, RemoteDisconnected):
+        return "If it serves https, say https:// in --url"
+    return "Start one with `shoal serve`, or name another with --url"
+
+
 def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", error)
+    if isinstance(cause, SSLCertVerificationError):
+        return str(cause.verify_message)
     return str(getattr(cause, "strerror", None) or cause or type(cause).__name__)

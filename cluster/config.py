@@ -83,7 +83,11 @@ class ServeConfig(BaseModel):
     shutdown_timeout: float = option(
         30.0, "Seconds that running streams may take to end on Ctrl-C.", group="Server", ge=0
     )
-    root_path: str = option("", "Path that a proxy in front strips from requests.", group="Server")
+    root_path: str = option(
+        "",
+        "Path below which a proxy in front shows the server; requests may come with or without it.",
+        group="Server",
+    )
     disable_fastapi_docs: bool = option(
         False, "Serve neither /docs nor /openapi.json.", group="Server"
     )

@@ -171,6 +171,10 @@ class Failover:
             return
         now = time.monotonic()
         if not isinstance(error, LinkLost):
+            others = [link for link in self._there(generation) if link is not life.link]
+            if not resumed and not others:
+                self._fail(generation, error)  # as where no replica is there to begin with
+                return
             self._wait(generation, choices, life.since, error.message, due=now + TICK_S)
             return
         cause = self._count_loss(life, error)
@@ -223,6 +227,7 @@ class Failover:
         self._life_of.update(dict.fromkeys(choices, life))
         self._lives.setdefault(link, {})[life] = None
         self._anew[link] = self._anew.get(link, 0) + anew
+        generation.predicted = link.cached(request)
         link.submit(request, partial(self._receive, life))
         self._tick_later()
         return life

@@ -110,7 +110,6 @@ def build_gateway(
     app = FastAPI(
         title="shoal",
         version=__version__,
-        root_path=config.root_path,
         openapi_url="/openapi.json" if shown else None,
         docs_url=None,
         redoc_url=None,
@@ -123,7 +122,7 @@ def build_gateway(
         app.add_route("/docs", _docs, include_in_schema=False)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(Exception, _failed)
-    guarded = Guard(app, config.api_key, serving.metrics)
+    guarded = Guard(app, config.api_key, serving.metrics, config.root_path)
     outermost = _with_cors(guarded, config) if config.allowed_origins else guarded
     return Gateway(outermost, serving)
 
@@ -155,7 +154,10 @@ def _bound(action: Action, serving: Serving) -> Handler:
 
 def _description(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        generated = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        servers = [{"url": app.root_path}] if app.root_path else None
+        generated = get_openapi(
+            title=app.title, version=app.version, routes=app.routes, servers=servers
+        )
         app.openapi_schema = describe(generated, app.version)
     return app.openapi_schema
 
@@ -172,7 +174,8 @@ async def _unrouted(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow", "")
         failure = HTTPFailure(405, "method_not_allowed", f"{where}: allowed is {allowed}")
     elif error.status_code == 404:
-        failure = HTTPFailure(404, "not_found", f"{where}: no such route; /docs lists them")
+        described = ("/docs lists them",) if request.app.openapi_url else ()
+        failure = HTTPFailure(404, "not_found", "; ".join((f"{where}: no such route", *described)))
     else:
         failure = HTTPFailure(error.status_code, "http_error", str(error.detail))
     response = failure_response(failure)

@@ -28,10 +28,14 @@ class Guard:
 
     Answers 401 without one of `keys` (any will do where there are none), gives each request an id
     (`X-Request-Id`, the caller's own if it sent one) and returns it, counts and logs the answer.
+    A proxy may strip `root_path` from what it passes on, or leave it.
     """
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str], metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Iterable[str], metrics: Metrics, root_path: str = ""
+    ) -> None:
         self._app = app
+        self._root_path = root_path
         self._keys = tuple(key.encode() for key in keys)
         self._metrics = metrics
 
@@ -41,6 +45,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
+        scope["root_path"] = self._root_path
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id
@@ -55,7 +60,7 @@ class Guard:
             await send(message)
 
         try:
-            if self._allows(scope["path"], headers):
+            if self._allows(self._route(scope), headers):
                 with logs.request_id(request_id):
                     await self._app(scope, receive, named)
             else:
@@ -73,6 +78,9 @@ class Guard:
         finally:
             self._tell(scope, request_id, status, time.monotonic() - began)
 
+    def _route(self, scope: Scope) -> str:
+        return str(scope["path"]).removeprefix(self._root_path)
+
     def _allows(self, path: str, headers: dict[bytes, bytes]) -> bool:
         if not self._keys or path in OPEN_PATHS:
             return True
@@ -89,7 +97,7 @@ class Guard:
         handler = getattr(route, "path", "other")
         status = status or LEFT
         self._metrics.answered(handler, scope["method"], status, seconds)
-        polled = scope["path"] in (*OPEN_PATHS, "/metrics")
+        polled = self._route(scope) in (*OPEN_PATHS, "/metrics")
         log.log(
             logging.DEBUG if polled else logging.INFO,
             "%s %s %s %s %.3fs",

@@ -30,7 +30,7 @@ from .ports import check_port, holder
 from .registry import FactRegistry
 from .router import FleetRouter
 from .turnstile import Turnstile
-from .web import CLOSE_S, loop_factory, web_config
+from .web import CLOSE_S, check_tls, loop_factory, web_config
 
 START_S = 30.0
 CLAIM_S = 1.0
@@ -56,6 +56,7 @@ class Ingress:
             log.warning(line)
         self._facts.put("gateway", self._id, {"pid": os.getpid()})
         try:
+            check_tls(self._config)
             self._public = _claim(self._config, self._facts)
         except ConfigError as error:
             self._facts.put_failure(self._id, error)

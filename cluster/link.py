@@ -23,6 +23,7 @@ class ModelCard:
     `names` are the served names, the first one is answered with. `model` and `tokenizer` are
     folders or hub ids that the gateway can open too. `sampling_defaults` comes from
     generation_config.json. `digest` names the weights. `cache`: how the KV cache is made, in words.
+    `block_size`: of how many tokens each a prompt's cached blocks are; 0 where none are kept.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class ModelCard:
     digest: str
     created: int
     cache: dict[str, str] = field(default_factory=dict)
+    block_size: int = 0
 
 
 class LinkLost(EngineLost):
@@ -73,6 +75,10 @@ class Link(Protocol):
     @property
     def load(self) -> Load:
         """Its load, as of its last message."""
+        ...
+
+    def cached(self, request: Request) -> int:
+        """Tokens of a request that the replica is known to hold."""
         ...
 
     def submit(self, request: Request, on_update: Callable[[Update | ShoalError], None]) -> None:
@@ -114,6 +120,10 @@ class Router(Protocol):
 
         Raises UnknownModel, or EngineLost while none that fits is alive.
         """
+        ...
+
+    def check_room(self, model: str) -> None:
+        """Raise Overloaded while the queue of every replica of `model` is full, UnknownModel."""
         ...
 
     def cards(self) -> list[ModelCard]:

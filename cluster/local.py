@@ -23,14 +23,17 @@ from . import health, logs
 from .banner import Loaded, Progress
 from .card import model_card
 from .census import HERE
+from .choice import Standing
+from .chooser import Chooser, check_room
 from .config import ModelConfig, ServeConfig
 from .gateway import build_gateway
 from .link import Fit, Link, LinkLost, Load, ModelCard, anywhere
 from .ports import check_port
+from .prefixes import PrefixIndex
 from .shares import shared
 from .stall import StallWatch, stacks
 from .turnstile import Turnstile
-from .web import loop_factory, web_config
+from .web import check_tls, loop_factory, web_config
 
 WATCH_S = 0.5
 
@@ -50,6 +53,7 @@ class MemoryLink:
         self.stalled: str | None = None
         self._stall = StallWatch(engine.config.stall_timeout)
         self.leaving = False
+        self.prefixes = PrefixIndex()
         self.streams: dict[str, int] = {}
         self._engine = engine
         self._loop = asyncio.get_running_loop()
@@ -80,10 +84,25 @@ class MemoryLink:
             return False
         return True
 
-    @property
-    def pressure(self) -> int:
-        """Sequences under way."""
-        return len(self._streams)
+    def standing(self, cached: int = 0, last_used: int = 0) -> Standing:
+        """See Candidate; all of it as it is now."""
+        load = self.load
+        sequences = load.running + load.waiting
+        return Standing(self.replica, cached, load.tokens, sequences, load.room, last_used)
+
+    def cached(self, request: Request) -> int:
+        """See Link."""
+        return self.prefixes.cached(request, self.card.block_size, [self.replica])[self.replica]
+
+    def enter(self, prefixes: PrefixIndex) -> None:
+        """Keep `prefixes` true from now on, as often as it is told to `hear`."""
+        self.prefixes = prefixes
+        prefixes.update(self.replica, self._engine.holdings.watch(), ())
+
+    def hear(self) -> None:
+        """Enter into `prefixes` what has changed in the engine's cache."""
+        if change := self._engine.holdings.changes():
+            self.prefixes.update(self.replica, *change)
 
     def submit(self, request: Request, on_update: OnUpdate) -> None:
         """See Link."""
@@ -154,20 +173,26 @@ class LocalRouter:
     def __init__(self, models: Sequence[ModelConfig]) -> None:
         self._models = models
         self._links: list[MemoryLink] = []
+        self._chooser = Chooser()
 
     def add(self, link: MemoryLink) -> None:
         """Take a loaded engine into service."""
+        link.enter(self._chooser.prefixes)
         self._links.append(link)
 
     def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
-        """The engine with the fewest sequences. Raises UnknownModel, EngineLost."""
-        if not any(model in known.served_model_name for known in self._models):
-            raise UnknownModel(f"The model `{model}` does not exist.", "model")
-        links = [link for link in self._links if model in link.card.names]
+        """See Router and `choice.py`."""
+        links = self._of(model)
         alive = [link for link in links if link.alive and fit(link)]
         if not alive:
             raise EngineLost(f"no engine of {model} is alive" if links else "it is still loading")
-        return min(alive, key=lambda link: link.pressure)
+        for link in alive:
+            link.hear()
+        return self._chooser.choose(alive, request)
+
+    def check_room(self, model: str) -> None:
+        """See Router."""
+        check_room([link for link in self._of(model) if link.alive], model)
 
     def cards(self) -> list[ModelCard]:
         """The models that have been loaded."""
@@ -193,6 +218,11 @@ class LocalRouter:
         """See Router."""
         return {model.name: self._status_of(model) for model in self._models}
 
+    def _of(self, model: str) -> list[MemoryLink]:
+        if not any(model in known.served_model_name for known in self._models):
+            raise UnknownModel(f"The model `{model}` does not exist.", "model")
+        return [link for link in self._links if model in link.card.names]
+
     def _status_of(self, model: ModelConfig) -> str:
         links = [link for link in self._links if link.card.names[0] == model.name]
         return health.of_model(sum(link.alive for link in links), model.replicas, bool(links))
@@ -205,6 +235,7 @@ def run_local(config: ServeConfig, progress: Progress | None = None) -> None:
     Raises ConfigError, LoadError.
     """
     check_port(config.host, config.port)
+    check_tls(config)
     logs.start(config, "server", terminal=True)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_Local(config, progress or Progress()).serve())

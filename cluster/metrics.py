@@ -64,6 +64,7 @@ class Meter:
         num_prompt, num_cached = len(generation.request.prompt), generation.state.num_cached or 0
         self._add(catalog.PROMPT, num_prompt)
         self._add(catalog.CACHED, num_cached)
+        self._add(catalog.PREDICTED, generation.predicted)
         self._add(catalog.SOURCE, num_prompt - num_cached, "local_compute")
         self._add(catalog.SOURCE, num_cached, "local_cache_hit")
         self._enter(catalog.TO_FIRST, generation.first_token - generation.began)

@@ -28,17 +28,36 @@ def wants_gpus(config: EngineConfig) -> bool:
     return config.device == "cuda" or bool(ray.cluster_resources().get("GPU"))
 
 
-def bundles(config: EngineConfig, gpus: bool) -> list[Bundle]:
-    """A bundle a stage; a bundle a rank where no node has GPUs for a whole stage.
+def bundles(config: EngineConfig, gpus: bool, strategy: str = "PACK") -> list[Bundle]:
+    """A bundle a stage; a bundle a rank where no node has GPUs for a whole stage, or where the
+    ranks of an only stage are to be spread.
 
     The CPUs of ranks are shares, so that the ranks of several replicas fit on few cores.
     """
     cpu = round(1 / (config.sharers * num_ranks(config)), 3)
     one: Bundle = {"CPU": cpu} | ({"GPU": 1.0} if gpus else {})
     width, stages = config.tensor_parallel_size, config.pipeline_parallel_size
-    if gpus and width > max(_gpus_a_node(), default=0):
+    wide = gpus and width > max(_gpus_a_node(), default=0)
+    if wide or (stages == 1 and strategy.endswith("SPREAD")):
         return [one] * (width * stages)
     return [{kind: width * amount for kind, amount in one.items()}] * stages
+
+
+def with_control(asked: Sequence[Bundle], strategy: str) -> list[Bundle]:
+    """The bundles of a replica: one for the process that holds the executor, then those of ranks.
+
+    Where no two bundles may share a node, that process is in the first rank's.
+    """
+    if strategy != "STRICT_SPREAD":
+        return [CONTROL, *asked]
+    first = {kind: amount + CONTROL.get(kind, 0) for kind, amount in asked[0].items()}
+    return [first, *asked[1:]]
+
+
+def of_ranks(replica: Sequence[Bundle]) -> tuple[int, list[Bundle]]:
+    """Of the bundles of a replica: how many come before those of its ranks, and these."""
+    skipped = int(replica[0] == CONTROL)
+    return skipped, list(replica[skipped:])
 
 
 def check_enough(config: EngineConfig, gpus: bool) -> None:

@@ -91,6 +91,7 @@ def told(default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra=bounds)
 
 
+MAX_SESSION = 256
 IDLE = "Taken, and changes nothing."
 _TOKENS: dict[str, Any] = {"items": {"type": "integer", "minimum": 0}}
 
@@ -161,6 +162,11 @@ class Sampling(BaseModel):
     truncation_side: Literal["left", "right"] = told("left", "Where it is cut.")
     return_tokens_as_token_ids: bool = told(False, "Call tokens of logprobs `token_id:5`.")
     return_token_ids: bool = told(False, "Add the ids of prompt and answer.")
+    session_id: str | None = Field(
+        None,
+        description="Requests of one session meet at one replica; or send X-Session-Id.",
+        max_length=MAX_SESSION,
+    )
     cache_salt: str = Field("", description="Parts the prefix cache.", max_length=1024)
     priority: Whole = told(0, "Lower goes first; needs --scheduling-policy priority.")
     echo: bool = told(False, "Begin the answer with the prompt; in chats the message continued.")

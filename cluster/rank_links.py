@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from ..engine import errors
-from ..engine.errors import ConfigError, LoadError, WorkerLost
+from ..engine.errors import ConfigError, LoadError, WorkerLost, WorkerStalled
 from ..engine.request import RankState
 from . import rank_wire, wire
 from .facts import node_address
@@ -25,6 +25,11 @@ GATHER_S = 0.3
 """After a first sign of death, how long others may report: who went first is who is to blame."""
 _CHUNK = 1 << 16
 _NOT_BEGUN = rank_wire.Alive(-1, "loading", -1)
+
+
+def rank_words(rank: int, place: Place) -> str:
+    """Who a rank is."""
+    return f"rank {rank} (node {place.address}, pid {place.pid})"
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +53,12 @@ class RankLink:
     @property
     def words(self) -> str:
         """Who it is."""
-        return f"rank {self.rank} (node {self.place.address}, pid {self.place.pid})"
+        return rank_words(self.rank, self.place)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is stuck because another stage sends it nothing."""
+        return self.stuck is not None and "waiting" in self.stuck.operation
 
     def state(self, now: float) -> str:
         """The last that is known of it."""
@@ -120,8 +130,21 @@ def messages(
                 for message in key.data.read():
                     yield key.data, message
             now = time.monotonic()
+            _excuse(ranks)
             if any(_troubled(rank, now, stall_s) for rank in ranks):
                 raise blame(ranks)
+
+
+def _excuse(ranks: Sequence[RankLink]) -> None:
+    """A long step of one stage is progress, and no stall of those that wait for its end.
+
+    They say so again after another while.
+    """
+    for rank in ranks:
+        if rank.stuck is not None and rank.waits:
+            step, before = rank.stuck.step, ranks[: ranks.index(rank)]
+            if any(other.stuck is None and other.last.finished < step for other in before):
+                rank.stuck = None
 
 
 def _troubled(rank: RankLink, now: float, stall_s: float) -> bool:
@@ -137,18 +160,18 @@ def blame(ranks: Sequence[RankLink]) -> Exception:
         if rank.failed is not None and kind in (ConfigError, LoadError):
             return kind(rank.failed.message, rank.failed.key)  # type: ignore[no-any-return]
     now = time.monotonic()
-    waiting = [r for r in ranks if r.stuck and "waiting" in r.stuck.operation]
     for found, what in (
         ([r for r in ranks if r.ended and r.failed is None], "ended without a word"),
         ([r for r in ranks if r.failed and r.failed.error != WorkerLost.__name__], "failed"),
         ([r for r in ranks if now - r.heard > 3 * rank_wire.BEAT_S and not r.ended], "is silent"),
-        ([r for r in ranks if r.stuck and r not in waiting], "is stuck"),
+        ([r for r in ranks if r.stuck and not r.waits], "is stuck"),
         (ranks, "is lost"),
     ):
         if found:
             first, others = found[0], [r for r in ranks if r is not found[0]]
             told = "; ".join(f"rank {other.rank} {other.state(now)}" for other in others)
-            return WorkerLost(f"{first.words} {what}: {first.state(now)} [{told}]")
+            kind = WorkerStalled if what in ("is silent", "is stuck") else WorkerLost
+            return kind(f"{first.words} {what}: {first.state(now)} [{told}]")
     raise AssertionError("there is a rank")
 
 

@@ -7,6 +7,7 @@ reading thread     reads all sockets, hears signs of life, and finds out who is 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import logging
@@ -19,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -36,10 +36,13 @@ from ..engine.seat import Seat, num_ranks
 from . import placement, rank_wire, wire
 from .facts import node_address
 from .greeting import greet
-from .rank_links import GATHER_S, RankLink, messages
+from .rank_links import GATHER_S, RankLink, messages, rank_words
+from .shared_ray import shared_ray
 from .workers import Place, WorkerActor
 
 JOIN_S = 60.0
+CHECK_S = 0.5
+"""While ranks are awaited, how often it is asked whether they still live."""
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +82,9 @@ class RayExecutor:
 
         Raises ConfigError, LoadError, WorkerLost; nothing is left behind then.
         """
+        atexit.register(self.close)  # before Ray's own end, which looks like the death of the ranks
         try:
-            self._ready_ray()
+            self._stack.enter_context(shared_ray())
             self._join(self._place())
             return self._load(config)
         except BaseException:
@@ -130,6 +134,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the ranks and give their places back; harmless when repeated."""
+        atexit.unregister(self.close)
         self._closing.set()
         for rank in self._ranks:
             with contextlib.suppress(OSError):
@@ -140,32 +145,21 @@ class RayExecutor:
 
     # Placing and meeting.
 
-    def _ready_ray(self) -> None:
-        if not ray.is_initialized():
-            from .launch import joined_ray, private_ray
-
-            address = os.environ.get("RAY_ADDRESS")
-            if address is None:
-                logs = Path(tempfile.mkdtemp(prefix="shoal-logs-"))
-                self._stack.callback(shutil.rmtree, logs, ignore_errors=True)
-                self._stack.enter_context(private_ray(logs))
-            else:
-                self._stack.enter_context(joined_ray(address))
-
     def _place(self) -> list[tuple[Any, Place]]:
         """The actors, in the order of their ranks. Raises ConfigError."""
         config = self._config
         gpus = placement.wants_gpus(config)
         placement.check_enough(config, gpus)
-        asked = placement.bundles(config, gpus)
         group = ray.util.get_current_placement_group()
-        skipped = 1
         if group is None:
+            asked = placement.bundles(config, gpus, self._strategy)
             group, skipped = placement.reserve(asked, self._strategy), 0
             self._stack.callback(remove_placement_group, group)
+        else:
+            skipped, asked = placement.of_ranks(group.bundle_specs)
         width = num_ranks(config) // len(asked)
         bundle_of = [bundle for bundle in range(len(asked)) for _ in range(width)]
-        actors = [self._actor(group, skipped + at, asked[at], width) for at in bundle_of]
+        actors = [self._actor(group, skipped + at, asked[-1], width) for at in bundle_of]
         try:
             places = ray.get([actor.place.remote() for actor in actors], timeout=JOIN_S)
         except ray.exceptions.RayError as error:
@@ -198,18 +192,20 @@ class RayExecutor:
         near = all(place.address == here for _, place in placed)
         secret = secrets.token_bytes(32)
         with _listen(None if near else here, len(placed)) as (listener, address):
-            for rank, (actor, _) in enumerate(placed):
-                actor.serve.remote(address, secret, rank)
+            called = [actor.serve.remote(address, secret, r) for r, (actor, _) in enumerate(placed)]
             coming = dict(enumerate(placed))
             until = time.monotonic() + JOIN_S
             while coming:
-                listener.settimeout(max(0.01, until - time.monotonic()))
+                listener.settimeout(CHECK_S)
                 try:
                     connection, _ = listener.accept()
                     connection.settimeout(None)
                     name = greet(connection, secret, rank_wire.RANKS)
                     actor, place = coming.pop(int(name or -1))
                 except TimeoutError:
+                    _check_coming(called, placed)
+                    if time.monotonic() < until:
+                        continue
                     missing = ", ".join(f"{r} on {p.address}" for r, (_, p) in coming.items())
                     raise WorkerLost(
                         f"ranks did not come to their executor at {address} within {JOIN_S:g} s: "
@@ -226,9 +222,12 @@ class RayExecutor:
         """Have all ranks load. Raises what one of them raised."""
         nodes = tuple(rank.place.address for rank in self._ranks)
         one_node = len(set(nodes)) == 1
-        meeting = ray.get(
-            self._ranks[0].actor.open_meeting.remote(None if one_node else nodes[0]), timeout=JOIN_S
-        )
+        first = self._ranks[0]
+        try:
+            opened = first.actor.open_meeting.remote(None if one_node else nodes[0])
+            meeting = ray.get(opened, timeout=JOIN_S)
+        except ray.exceptions.RayError as error:
+            raise WorkerLost(f"{first.words} opened no meeting for the ranks: {error}") from error
         for rank in self._ranks:
             seat = Seat(
                 rank=rank.rank,
@@ -338,6 +337,18 @@ def _listen(
             yield listener, path
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_coming(called: list[Any], placed: list[tuple[Any, Place]]) -> None:
+    """Raise WorkerLost for a rank that has died, or failed, on its way to the executor."""
+    done, _ = ray.wait(called, num_returns=len(called), timeout=0)
+    for answer in done:
+        try:
+            ray.get(answer)
+        except ray.exceptions.RayError as error:
+            rank = called.index(answer)
+            words = rank_words(rank, placed[rank][1])
+            raise WorkerLost(f"{words} did not come to its executor: {error}") from error
 
 
 def _kill(actor: Any) -> None:

@@ -12,7 +12,10 @@ from .. import __version__
 from ..engine.errors import EngineLost, Overloaded, ShoalError
 from ..engine.request import FinishReason, Request, Update
 from . import wire
+from .backlog import Backlog
+from .choice import Standing
 from .link import LinkLost, Load, ModelCard
+from .prefixes import PrefixIndex
 
 MAX_UNSENT = 64 << 20
 
@@ -23,10 +26,15 @@ OnUpdate = Callable[[Update | ShoalError], None]
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """Who waits for a request's updates, and which start of it they must come from."""
+    """Who waits for a request's updates, and which start of it they must come from.
+
+    `number` and `tokens`: what the backlog knows it by, until it has begun.
+    """
 
     on_update: OnUpdate
     epoch: int
+    number: int = 0
+    tokens: int = 0
 
 
 class RemoteLink:
@@ -43,6 +51,7 @@ class RemoteLink:
         writer: asyncio.StreamWriter,
         welcome: wire.Welcome,
         on_lost: Callable[[RemoteLink], None],
+        prefixes: PrefixIndex,
     ) -> None:
         self.replica = welcome.replica
         self.index = welcome.index
@@ -57,6 +66,8 @@ class RemoteLink:
         self._reader = reader
         self._writer = writer
         self._on_lost = on_lost
+        self._prefixes = prefixes
+        self._backlog = Backlog(self.load)
         self._streams: dict[tuple[str, int], _Stream] = {}
         self._others = self.load.running + self.load.waiting
         self._loop = asyncio.get_running_loop()
@@ -76,10 +87,22 @@ class RemoteLink:
         """Sequences of this gateway that have not ended."""
         return len(self._streams)
 
-    @property
-    def pressure(self) -> int:
-        """Sequences at the replica: other gateways' as last told, this one's as they are now."""
-        return self._others + len(self._streams)
+    def standing(self, cached: int = 0, last_used: int = 0) -> Standing:
+        """See Candidate; of its sequences other gateways' are as last told, this one's as they are
+        now.
+        """
+        return Standing(
+            self.replica,
+            cached,
+            self._backlog.tokens,
+            self._others + len(self._streams),
+            self._backlog.room,
+            last_used,
+        )
+
+    def cached(self, request: Request) -> int:
+        """See Link."""
+        return self._prefixes.cached(request, self.card.block_size, [self.replica])[self.replica]
 
     def submit(self, request: Request, on_update: OnUpdate) -> None:
         """See Link."""
@@ -87,7 +110,10 @@ class RemoteLink:
         if refusal is not None:
             self._loop.call_soon(on_update, refusal)
             return
-        stream = _Stream(on_update, request.epoch)
+        num = request.params.n
+        left = len(request.prompt) + len(request.emitted) - self.cached(request) + num - 1
+        number = self._backlog.send(left, num)
+        stream = _Stream(on_update, request.epoch, number, left)
         for sibling in range(request.sibling, request.sibling + request.params.n):
             self._streams[request.id, sibling] = stream
 
@@ -115,6 +141,7 @@ class RemoteLink:
         self._writer.close()
         streams = {id(stream): stream for stream in self._streams.values()}
         self._streams.clear()
+        self._prefixes.forget(self.replica)
         for stream in streams.values():
             error = LinkLost(f"replica {self.replica} is lost: {reason}", died and not self.leaving)
             _deliver(stream, error)
@@ -156,6 +183,12 @@ class RemoteLink:
             if message.load is not None:
                 self.load, self.streams = message.load, message.streams
                 self._others = max(0, self.load.running + self.load.waiting - message.yours)
+                self._backlog.told(message.load, message.taken)
+        elif isinstance(message, wire.Cached):
+            if message.anew:
+                self._prefixes.forget(self.replica)
+            gained, lost = wire.keys_of(message.gained), wire.keys_of(message.lost)
+            self._prefixes.update(self.replica, gained, lost)
         elif isinstance(message, wire.Refused):
             self._refused(message)
         elif isinstance(message, wire.Leaving):
@@ -175,8 +208,12 @@ class RemoteLink:
             return
         if stream.epoch != update.epoch:
             return
+        if stream.tokens:
+            self._backlog.begun(stream.number, stream.tokens)
+            stream.tokens = 0
         if update.finish is not None:
             del self._streams[key]
+            self._backlog.ended()
         _deliver(stream, update)
 
     def _refused(self, message: wire.Refused) -> None:
@@ -208,9 +245,11 @@ async def connect(
     secret: bytes,
     gateway: str,
     on_lost: Callable[[RemoteLink], None],
+    prefixes: PrefixIndex | None = None,
 ) -> RemoteLink:
     """Open a link to the replica at `host:port`; `on_lost` is called once, when it ends.
 
+    What the replica has cached is entered into `prefixes`, and stays there until it is lost.
     Raises EngineLost with what the replica said or did.
     """
     try:
@@ -231,7 +270,7 @@ async def connect(
     except (wire.BadFrame, OSError) as error:
         reason = str(error)
     else:
-        return RemoteLink(reader, writer, welcome, on_lost)
+        return RemoteLink(reader, writer, welcome, on_lost, prefixes or PrefixIndex())
     raise EngineLost(f"replica at {host}:{port} cannot be reached: {reason}")
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable, Mapping
 
 from ..engine.errors import EngineLost, UnknownModel
 from ..engine.request import Request
 from . import health
+from .chooser import Chooser, check_room
 from .link import Fit, Link, ModelCard, anywhere
 from .membership import Member, Membership
 from .remote import RemoteLink, connect
@@ -44,8 +44,7 @@ class FleetRouter:
         self._cards: dict[str, ModelCard] = {}
         self._ended: dict[str, str] = {}
         self.on_gone: Callable[[Link], None] | None = None
-        self._turn = itertools.count(1)
-        self._last_turn: dict[str, int] = {}
+        self._chooser = Chooser()
 
     def watch(self, members: Membership) -> None:
         """Follow `members` from now on; called on the event loop."""
@@ -58,17 +57,17 @@ class FleetRouter:
         members.watch(follow)
 
     def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
-        """See Router: the replica with the fewest sequences, the longest unused one of equals."""
-        names = next((names for names in self._wanted if model in names), None)
-        if names is None:
-            raise UnknownModel(f"The model `{model}` does not exist.", "model")
-        able = [link for link in self._able(names[0]) if fit(link)]
+        """See Router and `choice.py`."""
+        name = self._first_name(model)
+        able = [link for link in self._able(name) if fit(link)]
         if not able:
-            state = self.statuses()[names[0]]
+            state = self.statuses()[name]
             raise EngineLost(f"no replica of {model} can take requests: it is {state}")
-        link = min(able, key=self._rank)
-        self._last_turn[link.replica] = next(self._turn)
-        return link
+        return self._chooser.choose(able, request)
+
+    def check_room(self, model: str) -> None:
+        """See Router."""
+        check_room(self._able(self._first_name(model)), model)
 
     def cards(self) -> list[ModelCard]:
         """See Router; a model stays known while its replicas are being replaced."""
@@ -105,13 +104,16 @@ class FleetRouter:
         for link in tuple(self._links.values()):
             link.close()
 
+    def _first_name(self, model: str) -> str:
+        for names in self._wanted:
+            if model in names:
+                return names[0]
+        raise UnknownModel(f"The model `{model}` does not exist.", "model")
+
     def _able(self, name: str) -> list[RemoteLink]:
         """The replicas of a model, by its first name, that take requests."""
         links = self._links.values()
         return [link for link in links if link.card.names[0] == name and not link.leaving]
-
-    def _rank(self, link: RemoteLink) -> tuple[int, int]:
-        return link.pressure, self._last_turn.get(link.replica, 0)
 
     def _follow(self, snapshot: tuple[Member, ...]) -> None:
         """Connect to who is new; let go of who is no longer there once nothing runs on it."""
@@ -150,10 +152,11 @@ class FleetRouter:
                     secret=self._secret,
                     gateway=self._gateway,
                     on_lost=self._lost,
+                    prefixes=self._chooser.prefixes,
                 )
                 break
             except EngineLost as error:
-                if error.message != said:
+                if error.message != said and wait_s >= MAX_RETRY_S:
                     said = error.message
                     log.warning("%s", said)
             await asyncio.sleep(wait_s)
@@ -167,8 +170,8 @@ class FleetRouter:
     def _lost(self, link: RemoteLink) -> None:
         if self._links.get(link.replica) is link:
             del self._links[link.replica]
+            self._chooser.forget(link.replica)
             self._ended[link.replica] = link.state
-            self._last_turn.pop(link.replica, None)
             if self.on_gone is not None:
                 self.on_gone(link)
             log.log(

@@ -18,8 +18,9 @@ from .conversation import content_text
 from .formats import ChatFormat, CompletionFormat, Format, Heading
 from .link import ModelCard
 from .logprobs import TokenNames
+from .prefixes import prompt_keys
 from .prompts import chat_prompt, completion_prompts, output_room, truncated
-from .protocol import ChatRequest, CompletionRequest
+from .protocol import MAX_SESSION, ChatRequest, CompletionRequest
 from .sampling import num_logprobs, sampling_params
 from .serving import Serving
 from .state import new_state
@@ -34,6 +35,7 @@ async def create_completion(serving: Serving, http: HTTPRequest) -> Response:
     """Continue each prompt."""
     request = await serving.read(http, CompletionRequest)
     card = serving.card(request.model)
+    serving.router.check_room(card.names[0])
     tokenizer = await serving.tokenizer(card)
     prompts = await completion_prompts(request, tokenizer, card)
     if request.max_tokens_given:
@@ -48,7 +50,7 @@ async def create_completion(serving: Serving, http: HTTPRequest) -> Response:
     ]
     silent = request.max_tokens == 0
     return _answer(
-        serving, request, card, tokenizer, CompletionFormat(heading, echoes), asked, silent
+        serving, http, request, card, tokenizer, CompletionFormat(heading, echoes), asked, silent
     )
 
 
@@ -56,6 +58,7 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
     """Answer a conversation."""
     request = await serving.read(http, ChatRequest)
     card = serving.card(request.model)
+    serving.router.check_room(card.names[0])
     tokenizer = await serving.tokenizer(card)
     messages, ids = await chat_prompt(request, tokenizer)
     ids = truncated(ids, request, card)
@@ -74,6 +77,7 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
     echo = content_text(messages[-1]) if request.echo and messages[-1]["role"] == role else ""
     return _answer(
         serving,
+        http,
         request,
         card,
         tokenizer,
@@ -121,6 +125,7 @@ def _heading(
 
 def _answer(
     serving: Serving,
+    http: HTTPRequest,
     request: CompletionRequest | ChatRequest,
     card: ModelCard,
     tokenizer: Tokenizer,
@@ -141,6 +146,7 @@ def _answer(
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
     unique = uuid.uuid4().hex[:8]
+    session = request.session_id or http.headers.get("x-session-id", "")[:MAX_SESSION]
     answer.generations = [
         Generation(
             new_state(
@@ -148,6 +154,8 @@ def _answer(
                     id=f"{format.heading.id}-{unique}-{i}",
                     prompt=ids,
                     params=params,
+                    keys=prompt_keys(ids, card.block_size, salt=request.cache_salt),
+                    session=session,
                     cache_salt=request.cache_salt,
                     priority=request.priority,
                 ),

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ..engine import config as engine_config
 from ..engine.config import EngineConfig
@@ -251,6 +251,7 @@ def _as_written(written: Mapping[str, str], where: str = "") -> Iterator[None]:
 
 
 def _check(given: Mapping[str, object]) -> None:
+    _check_door(given)
     if bool(given.get("ssl_keyfile")) != bool(given.get("ssl_certfile")):
         key = "ssl_keyfile" if given.get("ssl_keyfile") else "ssl_certfile"
         raise ConfigError("ssl_keyfile and ssl_certfile go together: give both or neither", key)
@@ -258,3 +259,24 @@ def _check(given: Mapping[str, object]) -> None:
         raise ConfigError("gateways: --local has one gateway; leave one of the two out", "gateways")
     if given.get("local") and given.get("ray_address"):
         raise ConfigError("ray_address: --local needs no Ray; leave one of the two out", "local")
+
+
+def _check_door(given: Mapping[str, object]) -> None:
+    """What pydantic's bounds cannot say of a key: who would get in, and where paths would lead."""
+    if not all(key.strip() for key in cast(tuple[str, ...], given.get("api_key", ()))):
+        raise ConfigError(
+            "api_key is empty, which would let everybody in: give a key (is a variable unset?), "
+            "or leave it out to ask for none",
+            "api_key",
+        )
+    name, root = given.get("name", "a"), str(given.get("root_path", ""))
+    if not re.fullmatch(r"\w[\w .-]*", str(name)):
+        raise ConfigError(
+            f"name is {name!r}; it is part of file names: letters, digits, _, - and . only", "name"
+        )
+    if root and not re.fullmatch(r"(/[^/\s?#]+)+", root):
+        raise ConfigError(
+            f"root_path is {root!r}; it begins with a / and does not end with one, as "
+            f"/{root.strip('/') or 'llm'}",
+            "root_path",
+        )

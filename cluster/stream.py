@@ -87,7 +87,8 @@ class Generation:
     """One prompt and its siblings, from `state` on, which may be new or have been stored.
 
     `on_delta` gets what is new of each choice, `on_error` the error that ended all of them; neither
-    is called once it has `ended`. `meter` counts what comes, once it has begun somewhere.
+    is called once it has `ended`. `meter` counts what comes, once it has begun somewhere;
+    `predicted` are the prompt tokens that were taken to be cached there.
     """
 
     __slots__ = (
@@ -99,6 +100,7 @@ class Generation:
         "first_token",
         "last_token",
         "meter",
+        "predicted",
         "state",
         "waits",
     )
@@ -117,6 +119,7 @@ class Generation:
         self.first_token = 0.0
         self.last_token = 0.0
         self.meter: Meter | None = None
+        self.predicted = 0
         self.waits: Waits | None = None
         self.ended = False
         self._on_delta = on_delta

@@ -53,7 +53,7 @@ class Turnstile:
 
 async def _refuse(scope: Any, send: Any) -> None:
     """503, in the form that the route has at other times too."""
-    body = _HEALTH if scope["path"] == "/health" else _REFUSAL
+    body = _HEALTH if scope["path"].endswith("/health") else _REFUSAL
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any, Literal
 
 import uvicorn
 
+from ..engine.errors import ConfigError
 from .config import ServeConfig
 from .connection import Connection
 
@@ -32,7 +34,6 @@ def web_config(
         http=Connection,
         ws="none",
         lifespan=lifespan,
-        root_path=config.root_path,
         ssl_keyfile=config.ssl_keyfile if tls else None,
         ssl_certfile=config.ssl_certfile if tls else None,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -44,3 +45,24 @@ def web_config(
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """The event loop that uvicorn would choose: uvloop where it is installed."""
     return uvicorn.Config("", log_config=None).get_loop_factory()
+
+
+def check_tls(config: ServeConfig) -> None:
+    """Read the certificate and its key, if https is served. Raises ConfigError."""
+    if not config.ssl_certfile or not config.ssl_keyfile:
+        return
+    for key, file in (("ssl_certfile", config.ssl_certfile), ("ssl_keyfile", config.ssl_keyfile)):
+        try:
+            open(file, "rb").close()
+        except OSError as error:
+            raise ConfigError(f"{key} {file} cannot be read: {error.strerror}", key) from None
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # A key behind a passphrase would ask the terminal for it; the empty one is refused.
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile, password="")
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"ssl_certfile {config.ssl_certfile} and ssl_keyfile {config.ssl_keyfile} are not a "
+            f"certificate and its key in PEM form, without a passphrase: {error}",
+            "ssl_certfile",
+        ) from None

@@ -6,7 +6,7 @@
     Proof    ->
              <-  Welcome | Refusal            the gateway proves it
     Submit, Abort, Beat ->
-             <-  Step, Refused, Beat, Leaving, Lost
+             <-  Step, Refused, Beat, Cached, Leaving, Lost
 
 A frame is its length in four bytes, big end first, and one msgpack message. The secret itself is
 never sent: each side returns the HMAC-SHA256 of both nonces under it.
@@ -26,6 +26,7 @@ import msgspec
 from .. import __version__
 from ..engine import errors, request
 from ..engine.errors import EngineLost, InvalidRequest, ShoalError
+from ..engine.keys import KEY_BYTES
 from ..engine.request import FinishReason, Request, SamplingParams, Update
 from .link import Load, ModelCard
 
@@ -122,13 +123,25 @@ class Abort(msgspec.Struct, tag="abort", frozen=True, array_like=True):
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True, array_like=True):
-    """A sign of life; a replica's carries its load, how much of it this gateway sent, and how much
-    each gateway did, by their names.
+    """A sign of life; a replica's carries its load, how many sequences of it this gateway sent, how
+    many requests from it are in the load or were, and the sequences of each gateway by its name.
     """
 
     load: Load | None = None
     yours: int = 0
+    taken: int = 0
     streams: dict[str, int] = {}
+
+
+class Cached(msgspec.Struct, tag="cached", frozen=True, array_like=True):
+    """Which prefixes came into the replica's cache and which went: their keys, end to end.
+
+    `anew`: forget what was told before. See `keys_of`.
+    """
+
+    gained: bytes
+    lost: bytes
+    anew: bool = False
 
 
 class Step(msgspec.Struct, tag="step", frozen=True, array_like=True):
@@ -160,7 +173,7 @@ class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
 
 
 ToReplica = Hello | Proof | Submit | Abort | Beat
-ToGateway = Challenge | Refusal | Welcome | Step | Refused | Beat | Leaving | Lost
+ToGateway = Challenge | Refusal | Welcome | Step | Refused | Beat | Cached | Leaving | Lost
 
 _encoder = msgspec.msgpack.Encoder()
 _from_gateway = msgspec.msgpack.Decoder(ToReplica)
@@ -235,6 +248,13 @@ def request_of(message: Submit) -> Request:
 
 def _values(struct: Any, of: object) -> dict[str, Any]:
     return {name: getattr(of, name) for name in struct.__struct_fields__}
+
+
+def keys_of(joined: bytes) -> list[bytes]:
+    """The keys in a `Cached`. Raises BadFrame."""
+    if len(joined) % KEY_BYTES:
+        raise BadFrame(f"{len(joined)} bytes are no keys of {KEY_BYTES} bytes each")
+    return [joined[start : start + KEY_BYTES] for start in range(0, len(joined), KEY_BYTES)]
 
 
 def refused_of(request: Request, error: ShoalError) -> Refused:

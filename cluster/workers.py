@@ -141,16 +141,17 @@ class _Link:
             self._socket.sendall(wire.frame(message))
 
     def _beat(self) -> None:
-        """Say what the rank does, and whether it gets on; end with the executor."""
+        """Say what the rank does, and every `stall_timeout` without progress that it is stuck; end
+        with the executor."""
         gone = select.poll()
         gone.register(self._socket, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
-        ticks, since, reported = -1, time.monotonic(), False
+        ticks, since, reports = -1, time.monotonic(), 0
         while not gone.poll(1000 * rank_wire.BEAT_S):
             if self._worker is None:
                 continue
             now, progress = time.monotonic(), self._worker.progress
             if progress.ticks != ticks or progress.operation == "idle":
-                ticks, since, reported = progress.ticks, now, False
+                ticks, since, reports = progress.ticks, now, 0
             report: msgspec.Struct = rank_wire.Alive(
                 progress.step,
                 progress.operation,
@@ -158,8 +159,8 @@ class _Link:
                 progress.ticks,
                 progress.since_s,
             )
-            if self._stall_s and now - since > self._stall_s and not reported:
-                reported = True
+            if self._stall_s and now - since > self._stall_s * (1 + reports):
+                reports += 1
                 report = rank_wire.Stuck(progress.step, progress.operation, now - since, stacks())
             with contextlib.suppress(OSError):
                 self._send(report)

@@ -11,7 +11,9 @@ from hashlib import blake2b
 from .config import EngineConfig
 from .errors import ContextTooLong, InvalidRequest
 from .executor import Capacity
+from .keys import KEY_BYTES
 from .request import FinishReason, Request, Update
+from .seat import num_ranks
 
 
 class Seeds:
@@ -55,6 +57,12 @@ def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
         raise InvalidRequest(
             "best_of is chosen where the text is: ask for request.candidates_of(params)", "best_of"
         )
+    if params.logits_processors and num_ranks(config) > 1:
+        raise InvalidRequest(
+            f"logits_processors are code of this process, and {num_ranks(config)} ranks compute in "
+            f"others; use logit_bias, allowed_token_ids or bad_words, or an engine of one rank",
+            "logits_processors",
+        )
     if params.bad_words and not params.bad_words_ids:
         raise InvalidRequest(
             "bad_words are enforced as token ids: fill in bad_words_ids with text.with_bad_words",
@@ -66,11 +74,25 @@ def check(request: Request, config: EngineConfig, capacity: Capacity) -> None:
         _check_ids(name, getattr(params, name) or (), capacity.vocab_size)
     for ids in params.bad_words_ids:
         _check_ids("bad_words", ids, capacity.vocab_size)
+    _check_keys(request, capacity)
     if not isinstance(request.priority, int):
         raise InvalidRequest(f"priority must be an integer, got {request.priority!r}", "priority")
     for name in ("logprobs", "prompt_logprobs"):
         _check_logprobs(name, getattr(params, name), config.max_logprobs)
     room_for_output(len(request.prompt), None, capacity.max_model_len)
+
+
+def _check_keys(request: Request, capacity: Capacity) -> None:
+    """Keys of blocks of another size would stand for other tokens."""
+    blocks = len(request.prompt) // capacity.block_size
+    if request.keys and (
+        len(request.keys) != blocks or any(len(key) != KEY_BYTES for key in request.keys)
+    ):
+        raise InvalidRequest(
+            f"{len(request.keys)} keys were sent for a prompt of {blocks} full blocks of "
+            f"{capacity.block_size} tokens; send one of {KEY_BYTES} bytes for each, or none",
+            "keys",
+        )
 
 
 def _check_beams(request: Request, config: EngineConfig) -> None:

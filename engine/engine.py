@@ -16,10 +16,11 @@ from typing import NamedTuple
 from . import admission
 from .config import EngineConfig
 from .core.scheduler import Scheduler
-from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost
+from .errors import EngineLost, InvalidRequest, Overloaded, WorkerLost, WorkerStalled
 from .executor import Capacity, Executor
 from .executors import executor_for
 from .features.beams import search_of
+from .holdings import Holdings
 from .loop import Loop
 from .request import FinishReason, Load, Request, Update
 
@@ -88,6 +89,12 @@ class AsyncEngine:
         """What start-up found out."""
         assert self._capacity is not None, "start comes first"
         return self._capacity
+
+    @property
+    def holdings(self) -> Holdings:
+        """Which prefixes its cache holds; empty where prefix caching is off."""
+        assert self._capacity is not None, "start comes first"
+        return self._scheduler.kv.holdings
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Take on a request. A missing seed is drawn from `config.seed`.
@@ -166,6 +173,8 @@ class AsyncEngine:
         with self._wake:
             self._check_alive()
             waiting = self._scheduler.num_waiting + self._coming
+            coming = [len(r.prompt) for r in self._inbox if isinstance(r, Request)]
+            room = max(0, self.config.max_waiting + self._num_free() - waiting)
         counters = self._scheduler.counters
         counted: dict[str, float] = {}
         for field in dataclasses.fields(counters):
@@ -179,6 +188,8 @@ class AsyncEngine:
             running=self._scheduler.num_running,
             waiting=waiting,
             deferred=self._scheduler.num_deferred,
+            tokens=self._scheduler.num_behind + sum(coming),
+            room=room,
             kv_usage=self._scheduler.kv_usage,
             counters=counted,
             ticks=self._loop.num_steps + sum(rank.ticks for rank in ranks),
@@ -204,7 +215,7 @@ class AsyncEngine:
 
     def _check_alive(self) -> None:
         if self._lost is not None:
-            raise EngineLost(*self._lost.args)
+            raise type(self._lost)(*self._lost.args)
         if self._closing:
             raise EngineLost("the engine is closed")
         if self._capacity is None:
@@ -214,8 +225,10 @@ class AsyncEngine:
         """Sequences that wait, as far as one can know while a step is under way: of those to come,
         as many as there are free slots will not.
         """
-        free = self.config.max_num_seqs - self._scheduler.num_running
-        return max(0, self._scheduler.num_waiting + self._coming - free)
+        return max(0, self._scheduler.num_waiting + self._coming - self._num_free())
+
+    def _num_free(self) -> int:
+        return self.config.max_num_seqs - self._scheduler.num_running
 
     def _forget(self, request_id: str, sibling: int) -> None:
         family = self._live[request_id]
@@ -273,7 +286,8 @@ class AsyncEngine:
                 self._scheduler.verify()
             self._end(EngineLost("the engine is closed"))
         except BaseException as error:
-            lost = EngineLost(f"the engine died: {error or type(error).__name__}")
+            kind = WorkerStalled if isinstance(error, WorkerStalled) else EngineLost
+            lost = kind(f"the engine died: {error or type(error).__name__}")
             lost.__cause__ = error
             log.critical("%s", lost, exc_info=error)
             self._end(lost)

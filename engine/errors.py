@@ -8,6 +8,7 @@
     ├── Overloaded            come again later
     ├── EngineLost            an engine died under its requests
     │   └── WorkerLost        one of its ranks did
+    │       └── WorkerStalled it was alive, and stuck or silent
     ├── FatalRequest          a request that kills the engines which compute it
     ├── ConfigError           flags, YAML or machine do not allow what was asked
     └── LoadError             a checkpoint cannot be had or read
@@ -65,6 +66,10 @@ class EngineLost(ShoalError):
 
 class WorkerLost(EngineLost):
     """A rank of the engine died or stopped answering."""
+
+
+class WorkerStalled(WorkerLost):
+    """A rank was alive and came no further, or fell silent; its requests are not to blame."""
 
 
 class FatalRequest(ShoalError):

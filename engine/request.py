@@ -309,7 +309,9 @@ class Request:
     if it had made them itself. `params.n` siblings are numbered `sibling` .. `sibling + n - 1`; a
     single sibling that moves is sent again with n = 1, its own `sibling` and its own `emitted`.
     `params.seed` is set at the door, never None here. `cache_salt` and `adapter` part the prefix
-    cache. `epoch` counts the starts of this stream.
+    cache. `keys` are those of the prompt's full blocks (`keys.py`), where the door has hashed
+    it. Requests of one `session` like to meet at one replica. `epoch` counts the starts of this
+    stream.
     """
 
     id: str
@@ -322,6 +324,8 @@ class Request:
     priority: int = 0
     tenant: str = ""
     epoch: int = 0
+    keys: tuple[bytes, ...] = ()
+    session: str = ""
 
 
 def candidates_of(params: SamplingParams) -> SamplingParams:
@@ -405,7 +409,9 @@ class RankState(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """How busy an engine is: sequences that run and wait (`deferred` of them for a sibling, not for
-    room), KV blocks held (0 to 1), and what has happened since its start, by name.
+    room), the tokens yet to be computed until each has its next one, how many sequences more would
+    be taken (None: any number), KV blocks held (0 to 1), and what has happened since its start, by
+    name.
 
     `ticks` grows as long as an engine that has work gets on.
     """
@@ -413,6 +419,8 @@ class Load:
     running: int = 0
     waiting: int = 0
     deferred: int = 0
+    tokens: int = 0
+    room: int | None = None
     kv_usage: float = 0.0
     counters: dict[str, float] | None = None
     ticks: int = 0

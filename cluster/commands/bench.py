@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ...engine.errors import ConfigError
 from ..exits import FAILED
+from ..running import running
 from .options import Model, Secret, Url, client
 
 app = typer.Typer(help="Measure a running server.", no_args_is_help=True)
@@ -72,4 +74,59 @@ def bench_serve(
     server = client(url, api_key)
     vocabulary = vocab_size or tokenizer
     if not run(server, shape, plan, model=model, vocabulary=vocabulary, json_file=json_file):
+        raise typer.Exit(FAILED)
+
+
+@app.command("chaos", context_settings={"ignore_unknown_options": True})
+def bench_chaos(
+    serve: Annotated[
+        list[str] | None,
+        typer.Argument(help="Flags of a `shoal serve` to start, if no --url names one."),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server that runs on this machine.", metavar="URL")
+    ] = None,
+    streams: Annotated[int, typer.Option(help="Streams in all.", min=1, metavar="N")] = 1000,
+    distinct: Annotated[
+        int, typer.Option(help="Different ones among them.", min=1, metavar="N")
+    ] = 120,
+    concurrency: Annotated[int, typer.Option(help="Streams at once.", min=1, metavar="N")] = 64,
+    output_len: Annotated[int, typer.Option(help="Tokens a choice.", min=1, metavar="N")] = 64,
+    faults: Annotated[
+        str, typer.Option(help="Of kill, worker, stop, term, in turn.", metavar="KIND,..")
+    ] = "kill,stop",
+    every: Annotated[float, typer.Option(help="Seconds between faults.", metavar="S")] = 5.0,
+    stop_for: Annotated[float, typer.Option(help="Seconds that `stop` lasts.", metavar="S")] = 6.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all figures.", metavar="FILE")
+    ] = None,
+    api_key: Secret = None,
+) -> None:
+    """Kill replicas under streams, and compare each stream with the undisturbed run.
+
+    Without --url a server of three replicas of the bundled model, or as the flags after `--` say,
+    is started for it.
+    """
+    from .. import chaos
+
+    plan = chaos.Plan(
+        streams=streams,
+        distinct=distinct,
+        concurrency=concurrency,
+        output_len=output_len,
+        faults=tuple(faults.split(",")),
+        every_s=every,
+        stop_s=stop_for,
+        timeout_s=120.0,
+    )
+    if url is not None:
+        server = client(url, api_key)
+        found = [entry.pid for entry in running() if entry.url == server.url]
+        if not found:
+            raise ConfigError(f"no serve of this user on this machine has {server.url}", "url")
+        same = chaos.run(server, plan, found[0], json_file)
+    else:
+        with chaos.served(serve or ["--replicas", "3"]) as (address, pid):
+            same = chaos.run(client(address, api_key), plan, pid, json_file)
+    if not same:
         raise typer.Exit(FAILED)

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..executor import Capacity
+from ..holdings import Holdings
+from ..keys import chained_keys, root_key, told_every
 from ..plan import Copy
 from ..sequence import Sequence
 from .blocks import NULL, Blocks
-from .holdings import Holdings
-from .keys import chained_keys, root_key, told_every
 
 BlockLists = list[list[int]]
 

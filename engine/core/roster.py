@@ -91,6 +91,14 @@ class Roster:
         """Those that wait for something else than a place."""
         return self._blocked
 
+    @property
+    def num_behind(self) -> int:
+        """Tokens yet to be computed until each sequence has its next one; a sibling that will fork
+        has its leader's. Any thread may ask: an estimate while a step is under way.
+        """
+        seqs = [seq for family in [*self.live.values()] for seq in [*family]]
+        return sum(seq.behind if seq.leader is None else 1 for seq in seqs)
+
     def add(self, request: Request) -> None:
         """Take on a request: `params.n` sequences, of which all but the first wait for its prompt
         to be computed.
@@ -121,6 +129,7 @@ class Roster:
                 num_prompt=len(request.prompt),
                 limit=limit,
                 shared=len(request.prompt) - 1,
+                keys=[*request.keys],
             )
             for sibling in siblings
         ]

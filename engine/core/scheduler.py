@@ -97,6 +97,11 @@ class Scheduler:
         return self.roster.num_deferred
 
     @property
+    def num_behind(self) -> int:
+        """Tokens yet to be computed until each sequence has its next one."""
+        return self.roster.num_behind
+
+    @property
     def unfinished(self) -> bool:
         """Whether any sequence still wants tokens, or a plan is under way."""
         return bool(self.roster.live or self._plans)

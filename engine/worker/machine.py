@@ -47,21 +47,27 @@ def num_cores(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int:
 
 def interface_of(address: str) -> str:
     """The network interface that has this address. Raises ConfigError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        names = [name for _, name in socket.if_nameindex()]
-        for name in names:
-            query = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(asking, _SIOCGIFADDR, query)
-            except OSError:
-                continue  # it has no address
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
+    for name, found in addresses():
+        if found == address:
+            return name
+    names = [name for _, name in socket.if_nameindex()]
     raise ConfigError(
         f"no network interface of this node has the address {address} by which Ray knows it; "
         f"there are {', '.join(names)}: name one with --interface",
         "interface",
     )
+
+
+def addresses() -> Iterator[tuple[str, str]]:
+    """The network interfaces that have an IPv4 address, and that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            query = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(asking, _SIOCGIFADDR, query)
+            except OSError:
+                continue  # it has no address
+            yield name, socket.inet_ntoa(answer[20:24])
 
 
 def _affinity() -> int:

@@ -86,7 +86,6 @@ class Runner:
             self._progress.at("handing over to the next stage")
             self._team.send(hidden)
             return nothing
-        self._progress.at("sampling")
         hidden = hidden.index_select(0, batch.wanted)
         num_sampled = len(layout.sampled)
         drawn = self._sample(layout, hidden[:num_sampled])
@@ -132,6 +131,7 @@ class Runner:
         made = _Drawn([], {}, {}, {})
         for first in range(0, len(slot), self._piece):
             piece = slice(first, first + self._piece)
+            self._progress.at("sampling")
             logits = self._model.logits(hidden[piece])
             drawn = NOTHING
             if self._seat.answers:
@@ -169,6 +169,7 @@ class Runner:
             most = np.full(span.num_tokens, self._columns.prompt_logprobs[span.slot])
             for first in range(0, span.num_tokens, self._piece):
                 piece = slice(first, min(first + self._piece, span.num_tokens))
+                self._progress.at("scoring a prompt")
                 logits = self._model.logits(hidden[piece])
                 if self._seat.answers:
                     entries += score(logits.log_softmax(-1), tokens[piece], most[piece])

@@ -87,6 +87,11 @@ def test_a_value_is_held_in_its_own_type(key: str, value: object, held: object) 
         ("trust-remote-code", True, "is never run"),
         ("uds", "/tmp/s", "use --host and --port"),
         ("ssl_keyfile", "k.pem", "give both or neither"),
+        ("--api-key", "", "would let everybody in"),
+        ("api-key", ("k", " "), "would let everybody in"),
+        ("--name", "../../etc/x", "letters, digits"),
+        ("name", "", "letters, digits"),
+        ("root-path", "llm/", "as /llm"),
     ],
 )
 def test_a_refusal_names_the_key_as_it_was_given(key: str, value: object, said: str) -> None:

@@ -36,6 +36,15 @@ def test_resuming_what_had_ended(
         assert (update.tokens, update.finish, update.stop_reason) == ((), finish, stop)
 
 
+def test_code_cannot_go_to_other_ranks() -> None:
+    params = SamplingParams(logits_processors=[lambda ids, row: row])
+    with (
+        running(tensor_parallel_size=2) as engine,
+        pytest.raises(InvalidRequest, match="2 ranks compute in others; use logit_bias"),
+    ):
+        engine.submit(Request(id="r", prompt=(5,), params=params), Caller().sink)
+
+
 def test_a_full_queue() -> None:
     executor = Executor()
     with running(executor, max_num_seqs=1, max_waiting=2) as engine:

@@ -22,8 +22,8 @@ class Server(ThreadingHTTPServer):
     """Answers chat with the words of the last message, completions with those of the prompt.
 
     A word `hang` is streamed and followed by nothing until the client goes; `break` ends the
-    stream without an end. `escape` is answered with what a terminal would obey, `code` with a
-    long block of code.
+    stream without an end, `fail` with an error. `escape` is answered with what a terminal would
+    obey, `code` with a long block of code.
     """
 
     daemon_threads = True
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def stream(self, words: list[str], choice: Any) -> None:
         if words == ["refuse"]:
-            return self.answer(400, {"error": {"message": "no such thing", "param": "x"}})
+            return self.answer(400, {"error": {"message": "no \x1bsuch thing", "param": "x"}})
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -70,7 +70,10 @@ class Handler(BaseHTTPRequestHandler):
             if word == "hang":
                 self.rfile.read(1)
                 self.server.gone.set()
-            if word in ("hang", "break"):
+            if word == "fail":
+                error = {"error": {"message": "row went bad", "code": "engine_unavailable"}}
+                self.wfile.write(b"data: %s\n\n" % json.dumps(error).encode())
+            if word in ("hang", "break", "fail"):
                 return None
         usage = {"prompt_tokens": 7, "completion_tokens": len(words)}
         end = json.dumps({"choices": [], "usage": usage}).encode()

@@ -44,7 +44,8 @@ def test_through_a_pipe_an_answer_is_exactly_itself(server: Server, shoal: Shoal
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("refuse", "error: the server answered 400: no such thing"),
+        ("refuse", "error: the server answered 400: no \u241bsuch thing"),
+        ("a fail", "error: the answer broke off: row went bad"),
         ("a break", "error: the answer broke off: the stream ended without [DONE]"),
     ],
 )
@@ -94,4 +95,6 @@ def test_a_server_that_speaks_something_else() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ClientError, match="does not speak JSON"):
             Client(f"127.0.0.1:{server.server_address[1]}").models()
+        with pytest.raises(ClientError, match=r"If it serves http, say http://"):
+            Client(f"https://127.0.0.1:{server.server_address[1]}").models()
         server.shutdown()

@@ -111,6 +111,9 @@ class ScriptedLink:
             self.live[request.id, sibling] = (request, on_update, ids, [0])
         self._wake()
 
+    def cached(self, request):
+        return 2
+
     def abort(self, request_id, sibling=None, reason=FinishReason.ABORT):
         self.aborted.append((request_id, sibling))
         for key in list(self.live):
@@ -189,6 +192,9 @@ class ScriptedRouter:
             raise EngineLost("no replica can take it")
         raise UnknownModel(model)
 
+    def check_room(self, model):
+        pass
+
     def statuses(self):
         return {NAMES[0]: self.state}
 
@@ -225,12 +231,12 @@ class Door:
 
 
 @contextlib.contextmanager
-def opened(app):
+def opened(app, **settings):
     """`app` under a real uvicorn on a loopback port; its port and event loop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = web_config(
-        serve_config({"uvicorn_log_level": "warning"}, environ={}), app, lifespan="off"
+        serve_config({"uvicorn_log_level": "warning", **settings}, environ={}), app, lifespan="off"
     )
     server = uvicorn.Server(config)
     begun = threading.Event()
@@ -283,7 +289,8 @@ def open_door(tokenizer, card):
             )
             link = ScriptedLink(tokenizer, card)
             router = ScriptedRouter([link] if with_link else [], state)
-            port, loop = stack.enter_context(opened(build_gateway(config, router)))
+            gateway = build_gateway(config, router)
+            port, loop = stack.enter_context(opened(gateway, root_path=config.root_path))
             return Door(f"http://127.0.0.1:{port}", port, link, router, loop)
 
         yield open_

@@ -280,7 +280,18 @@ def test_the_description_and_its_page_need_no_network(door):
 def test_the_description_can_be_switched_off(open_door):
     door = open_door(disable_fastapi_docs=True)
     for path in ("/docs", "/openapi.json"):
-        error_of(httpx.get(door.url + path), 404)
+        assert "/docs lists" not in error_of(httpx.get(door.url + path), 404)["message"]
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+def test_a_proxy_may_strip_the_root_path_or_leave_it(open_door, prefix):
+    door = open_door(root_path="/llm", api_key=("k",))
+    assert httpx.get(door.url + prefix + "/health").status_code == 200
+    error_of(httpx.get(door.url + prefix + "/v1/models"), 401)
+    key = {"authorization": "Bearer k"}
+    assert post(door, prefix + "/v1/chat/completions", headers=key).status_code == 200
+    described = httpx.get(door.url + prefix + "/openapi.json", headers=key).json()
+    assert described["servers"] == [{"url": "/llm"}]
 
 
 def _references(value):

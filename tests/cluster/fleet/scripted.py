@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -23,6 +24,7 @@ from shoal.cluster.pool import Pool
 from shoal.cluster.replica import Replica
 from shoal.engine.errors import ConfigError, EngineLost, InvalidRequest, Overloaded, ShoalError
 from shoal.engine.executor import Capacity
+from shoal.engine.holdings import Holdings
 from shoal.engine.request import FinishReason, Request, SamplingParams, Update
 
 DEADLY = 666
@@ -35,6 +37,7 @@ HANGING = 667
 class ScriptedEngine:
     """Gives every sequence the tokens 0, 1, 2, ... one a step, `max_tokens` of them.
 
+    `told` is said of its load besides.
     With `step_s` None a step is made by `step()`, else by a thread.
     """
 
@@ -43,6 +46,8 @@ class ScriptedEngine:
         self.aborted: list[tuple[str, int | None]] = []
         self.lock = threading.Lock()
         self.full = self.dead = False
+        self.holdings = Holdings(8)
+        self.told: dict[str, Any] = {}
         self.num_steps = 0
         self.closed = threading.Event()
         if step_s is not None:
@@ -87,7 +92,8 @@ class ScriptedEngine:
         if self.dead:
             raise EngineLost("the script said so")
         counters = {"aborted": float(len(self.aborted))}
-        return Load(running=len(self.live), counters=counters, ticks=self.num_steps)
+        load = Load(running=len(self.live), counters=counters, ticks=self.num_steps)
+        return replace(load, **self.told)
 
     def die(self) -> None:
         """As an engine whose loop raised: its streams are told, and nothing runs any more."""

@@ -111,9 +111,9 @@ def test_the_card_and_the_load_come_by_message(channel, engine, until) -> None:
         link, other = await connect(channel), await connect(channel)
         assert link.card == channel.card and link.replica == "r1"
         link.submit(request("a", n=3), print)
-        assert link.pressure == 3
-        await until(lambda: link.load.running == 3 and other.pressure == 3)
-        assert link.pressure == 3 and link.load.counters == {"aborted": 0.0}
+        assert link.standing().sequences == 3
+        await until(lambda: link.load.running == 3 and other.standing().sequences == 3)
+        assert link.standing().sequences == 3 and link.load.counters == {"aborted": 0.0}
         link.close()
         other.close()
 

@@ -1,16 +1,14 @@
-"""One application on several hosts: ranks across them, lost links, drained nodes, other versions."""
+"""One application on two hosts: ranks on both, a lost link, a drained node, another version."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from hosts import Hosts, hosts, wait
 pytestmark = pytest.mark.netns
 
 TINY = Path(__file__).resolve().parents[3] / "configs" / "tiny"
+CHECKS = ("versions", "clock", "network", "interface", "shared memory", "checkpoint")
 PROMPT = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
 
 
@@ -30,6 +29,17 @@ PROMPT = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 40, "temp
 def two() -> Iterator[Hosts]:
     with hosts(2) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """What one process answers to PROMPT."""
+    from shoal import LLM, SamplingParams
+
+    keys = {"max_model_len": 256, "num_gpu_blocks_override": 64, "threads": 1}
+    llm = LLM(str(TINY), dtype="float32", **keys)
+    params = SamplingParams(temperature=0, max_tokens=PROMPT["max_tokens"])
+    return llm.generate([PROMPT["prompt"]], params)[0].outputs[0].text
 
 
 class Served:
@@ -77,15 +87,151 @@ class Served:
             self.process.kill()
 
 
-def test_ranks_on_two_hosts_give_one_host_s_text(two: Hosts, tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    one = Served(two, tmp_path / "one").ready()
-    text = one.text()
-    one.stop()
-    for flag in ("--tensor-parallel-size", "--pipeline-parallel-size"):
-        folder = tmp_path / flag
-        folder.mkdir()
-        bundles = () if "pipeline" in flag else ("--placement-strategy", "SPREAD")
-        served = Served(two, folder, flag, "2", *(bundles or ("--placement-strategy",)[:0])).ready()
-        assert served.text() == text
+@pytest.fixture
+def serve(two: Hosts, tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    started: list[Served] = []
+
+    def serve(*flags: str) -> Served:
+        started.append(Served(two, tmp_path, *flags))
+        return started[-1].ready()
+
+    yield serve
+    for served in started:
         served.stop()
+
+
+OTHER = """
+import ray, sys
+from ray import serve
+ray.init(address="auto", log_to_driver=False)
+if sys.argv[1] == "start":
+    class Other:
+        def __call__(self): return "still here"
+    serve.start(proxy_location="Disabled")
+    app = serve.deployment(Other).options(ray_actor_options={"num_cpus": 0}).bind()
+    serve.run(app, name="other", route_prefix=None)
+else:
+    print(list(serve.status().applications))
+    print(serve.get_app_handle("other").remote().result(timeout_s=20))
+    serve.shutdown()
+"""
+
+
+def test_a_pipeline_over_two_hosts_gives_one_host_s_text_beside_another_application(
+    two: Hosts, serve: Callable[..., Served], text: str
+) -> None:
+    started = two.run(0, [sys.executable, "-c", OTHER, "start"])
+    assert started.returncode == 0, started.stderr
+    served = serve("--pipeline-parallel-size", "2", "--placement-strategy", "STRICT_SPREAD")
+    assert served.text() == text
+    (replica,) = served.replicas()
+    assert [rank["node"] for rank in replica["ranks"]] == two.address
+
+    def told() -> bool:
+        return all(r["last_step_s"] is not None for r in served.replicas()[0]["ranks"])
+
+    wait(told)  # ranks say how far they are twice a second
+    served.stop()
+    there = two.run(0, [sys.executable, "-c", OTHER, "end"])
+    assert there.stdout.splitlines() == ["['other']", "still here"], there.stderr
+
+
+def test_a_drained_node_is_left_without_breaking_a_stream(
+    two: Hosts, serve: Callable[..., Served], text: str
+) -> None:
+    served = serve("--replicas", "2")
+    wait(lambda: {row["node"] for row in served.replicas()} == set(two.address))
+    streams = [Answer(served) for _ in range(4)]
+    assert served.ask("/cluster/drain", {"node": two.address[1]})["status"] == "draining"
+
+    def left() -> bool:
+        ready = [row["node"] for row in served.replicas() if row["state"] == "ready"]
+        return ready == [two.address[0]] * 2
+
+    wait(left)
+    assert all(stream.text() == text for stream in streams)
+    two.kill(1)
+    two.start_ray(1)
+
+
+def test_another_version_of_shoal_is_refused_by_the_node_s_name(two: Hosts, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "shoal"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text('__version__ = "0.0.1"\n')
+    two.kill(1)
+    two.start_ray(1, PYTHONPATH=str(other.parent))
+    served = Served(two, tmp_path)
+    assert served.process.wait(60) == 2
+    assert f"{two.address[1]} has shoal 0.0.1" in served.said()
+    assert two.address[0] not in served.said().split("must have it")[1]
+    examined, found = doctor(two)
+    assert examined.returncode == 1
+    (broken,) = [f for f in found if f["level"] == "failure"]
+    assert (broken["check"], broken["node"]) == ("versions", two.address[1])
+    assert broken["fix"].startswith("pip install shoal==")
+    two.kill(1)
+    two.start_ray(1)
+
+
+def doctor(two: Hosts, *args: str) -> tuple[Any, list[dict[str, Any]]]:
+    """What `shoal doctor` says on host 0, and its findings."""
+    line = [sys.executable, "-m", "shoal", "doctor", "--json", *args]
+    examined = two.run(0, [*line, "--ray-address", two.ray_address], 120)
+    assert examined.returncode in (0, 1), examined.stderr
+    return examined, json.loads(examined.stdout)
+
+
+def test_the_doctor_sees_both_hosts_the_way_between_them_and_ranks_on_both(
+    two: Hosts, tmp_path: Path
+) -> None:
+    keys = {"model": str(TINY), "tensor-parallel-size": 2, "placement-strategy": "STRICT_SPREAD"}
+    file = tmp_path / "two.yaml"
+    file.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    examined, found = doctor(two, str(file))
+    assert examined.returncode == 0, found
+    nodes = {check: [f["node"] for f in found if f["check"] == check] for check in CHECKS}
+    for check in ("versions", "clock", "interface", "shared memory", "checkpoint"):
+        assert sorted(nodes[check]) == two.address
+    one, other = two.address
+    assert sorted(nodes["network"]) == [f"{one} > {other}", f"{other} > {one}"]
+    (met,) = [f for f in found if f["check"] == "ranks"]
+    assert met["level"] == "ok" and met["words"].startswith("2 ranks met")
+    assert set(met["node"].split(", ")) == set(two.address)
+
+
+def test_a_cut_link_is_blamed_on_the_rank_and_node_behind_it(
+    two: Hosts, serve: Callable[..., Served], text: str
+) -> None:
+    """The last test of this module: it takes a host away."""
+    served = serve("--tensor-parallel-size", "2", "--placement-strategy", "STRICT_SPREAD")
+    assert served.text() == text
+    (replica,) = served.replicas()
+    ranks = {rank["node"]: rank for rank in replica["ranks"]}
+    assert set(ranks) == set(two.address)
+    far = ranks[next(node for node in two.address if node != replica["node"])]
+    two.cut(1)
+    blame = f"rank {far['rank']} (node {far['node']}, pid {far['pid']}) is silent"
+    wait(lambda: any(blame in log.read_text() for log in served.log_dir.glob("replica-*.log")))
+
+
+class Answer(threading.Thread):
+    """A streamed answer to PROMPT."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(daemon=True)
+        data = json.dumps(PROMPT | {"stream": True}).encode()
+        asked = urllib.request.Request(
+            f"{served.url}/v1/completions", data, {"Content-Type": "application/json"}
+        )
+        self.answer = urllib.request.urlopen(asked, timeout=120)
+        self.parts: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        for line in self.answer:
+            if line.startswith(b"data: {"):
+                self.parts.append(json.loads(line[6:])["choices"][0]["text"])
+
+    def text(self) -> str:
+        self.join(120)
+        return "".join(self.parts)

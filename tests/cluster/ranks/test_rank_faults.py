@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from shoal.cluster import placement
+from shoal.cluster.ray_executor import RayExecutor
 from shoal.engine.config import EngineConfig
 from shoal.engine.engine import AsyncEngine
 from shoal.engine.errors import ConfigError, EngineLost, LoadError, WorkerLost
@@ -90,6 +91,37 @@ def test_a_stopped_rank_is_found_by_its_silence(engine: Any, until: Callable[...
         while True:
             engine.loop.step()
     assert time.monotonic() - began >= 2.0  # not before its time
+    until(lambda: all(map(gone, pids)))
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        ("_join", r"rank 0 .* did not come to its executor"),
+        ("_load", r"rank 0 .* opened no meeting"),
+    ],
+)
+def test_a_rank_that_dies_before_it_loads_ends_the_start(
+    phase: str,
+    said: str,
+    ray_here: None,
+    uneven_model: Path,
+    engine_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+) -> None:
+    plain, pids = getattr(RayExecutor, phase), []
+
+    def bereft(executor: RayExecutor, given: Any) -> Any:
+        pids.extend(rank.place.pid for rank in executor._ranks)
+        if phase == "_join":
+            pids.extend(place.pid for _, place in given)
+        os.kill(pids[0], signal.SIGKILL)
+        return plain(executor, given)
+
+    monkeypatch.setattr(RayExecutor, phase, bereft)
+    with pytest.raises(WorkerLost, match=said):
+        engine_of(uneven_model, tensor_parallel_size=2)
     until(lambda: all(map(gone, pids)))
 
 

@@ -82,6 +82,22 @@ def test_of_two_that_are_stuck_the_one_that_does_not_wait_is_to_blame(pair: Pair
         pair.hear()
 
 
+def test_who_waits_for_a_stage_that_gets_on_is_not_stuck(pair: Pair) -> None:
+    waiting = "waiting for the stage before"
+    found = messages(pair.ranks, 0.0, lambda: False)
+    pair.say(0, rank_wire.Alive(7, "layer 3", 6))
+    assert next(found)[0] is pair.ranks[0]
+    pair.say(1, rank_wire.Stuck(7, waiting, 2.0, "stacks"))
+    assert next(found)[0] is pair.ranks[1]
+    pair.say(0, rank_wire.Alive(7, "layer 4", 6))
+    assert next(found)[0] is pair.ranks[0]
+    pair.say(0, rank_wire.Alive(7, "idle", 7))
+    assert next(found)[0] is pair.ranks[0]
+    pair.say(1, rank_wire.Stuck(7, waiting, 4.0, "stacks"))
+    with pytest.raises(WorkerLost, match="without progress for 4.0 s"):
+        list(found)
+
+
 def test_silence_counts_once_a_rank_has_begun(pair: Pair) -> None:
     for rank in (0, 1):
         pair.say(rank, rank_wire.Loading(1, 2))

@@ -6,9 +6,9 @@ import random
 import threading
 
 import pytest
-from shoal.engine.core.holdings import Change, Holdings
-from shoal.engine.core.keys import TOLD_TOKENS, chained_keys, root_key, told_every
 from shoal.engine.core.kv import KVManager
+from shoal.engine.holdings import Change, Holdings
+from shoal.engine.keys import TOLD_TOKENS, chained_keys, root_key, told_every
 from shoal.engine.request import Request
 from shoal.engine.sequence import Sequence
 

@@ -1,0 +1,76 @@
+"""GET /cluster of a server without Ray, and an engine there that stands still."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import httpx2 as httpx
+
+ROW = {"id", "model", "node", "pid", "state", "running", "waiting", "kv_usage", "ranks"}
+
+
+def test_a_server_without_ray_tells_of_its_engine(served):
+    served.complete()
+    told = httpx.get(f"{served.url}/cluster").json()
+    assert set(told) == {"replicas", "gateways"}
+    (row,) = told["replicas"]
+    assert set(row) == ROW
+    assert (row["model"], row["state"], row["pid"]) == ("m", "ready", os.getpid())
+    (rank,) = row["ranks"]
+    assert set(rank) == {"rank", "node", "pid", "device", "last_step_s"}
+    assert (rank["rank"], rank["node"], rank["pid"]) == (0, row["node"], os.getpid())
+    assert rank["device"] == "cpu" and rank["last_step_s"] >= 0
+    assert told["gateways"] == [{"node": row["node"], "pid": os.getpid(), "streams": 0}]
+
+
+def test_there_is_no_node_to_drain(served):
+    answer = httpx.post(f"{served.url}/cluster/drain", json={"node": "here"})
+    assert answer.status_code == 400
+    assert "without Ray" in answer.json()["error"]["message"]
+
+
+def test_an_engine_that_stands_still_is_stalled_until_it_gets_on(served, monkeypatch):
+    """The rank's thread hangs in a step; a look at the engine says so, and /health too."""
+    (link,) = served.router.engines()
+    monkeypatch.setattr(link._stall, "_timeout_s", 0.2)
+    rank = served.engine.executor._rank
+    gate, inside, run = threading.Event(), threading.Event(), rank.run
+
+    def hang(plan):
+        inside.set()
+        gate.wait(30)
+        return run(plan)
+
+    monkeypatch.setattr(rank, "run", hang)
+    answers = []
+
+    def ask():
+        answers.append(httpx.post(f"{served.url}/v1/completions", json=BODY, timeout=60))
+
+    asked = threading.Thread(target=ask)
+    asked.start()
+    try:
+        assert inside.wait(10)
+        until = time.monotonic() + 10
+        while not link.stalled and time.monotonic() < until:
+            link.watch()
+            time.sleep(0.02)
+        assert "no progress for" in link.stalled
+        health = httpx.get(f"{served.url}/health")
+        assert (health.status_code, health.json()["status"]) == (503, "down")
+        (row,) = httpx.get(f"{served.url}/cluster").json()["replicas"]
+        assert row["state"] == "stalled"
+    finally:
+        gate.set()
+    while link.stalled:
+        link.watch()
+        time.sleep(0.02)
+    asked.join(60)
+    assert answers[0].status_code == 200  # it went on where it was
+    assert httpx.get(f"{served.url}/health").json()["status"] == "ready"
+    assert served.complete().choices[0].text
+
+
+BODY = {"model": "m", "prompt": "the quick", "max_tokens": 4}

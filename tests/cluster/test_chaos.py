@@ -1,0 +1,51 @@
+"""What `shoal bench chaos` counts as the same, and its report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from shoal.cluster.chaos import FAULTS, Fault, Plan, summary, table
+from shoal.cluster.chaos_streams import Told, bodies
+from shoal.engine.errors import ConfigError
+
+
+def told(text: str = "a", logprob: float = -0.5, error: str | None = None) -> Told:
+    piece = {"text": text, "logprobs": {"token_logprobs": [logprob]}, "finish_reason": None}
+    return Told(choices={0: [piece]}, usage={"total_tokens": 3}, error=error, pause_s=0.25)
+
+
+def test_a_byte_that_differs_is_found_with_its_place() -> None:
+    assert told().difference(told(logprob=-0.500001)) is None
+    assert told().difference(told("b")) == "[0].0[0].text: 'a' != 'b'"
+    assert "token_logprobs" in (told().difference(told(logprob=-0.6)) or "")
+    longer = told()
+    longer.choices[0] = longer.choices[0] * 2
+    assert longer.difference(told())
+    assert told().difference(Told(choices={1: []})) is not None
+
+
+def test_the_report_counts_what_finished_and_what_is_the_same() -> None:
+    faults = [Fault("kill", 7, 1.0, 2.5), Fault("stop", 8, 4.0, None)]
+    streams = [told(), told("x"), told(), told(error="lost")]
+    found = summary([told(), told()], streams, faults, 9.0)
+    assert (found["streams"], found["finished"], found["identical"]) == (4, 3, 2)
+    assert found["pause_ms"]["p99"] == 250
+    assert found["errors"] == ["lost"] and len(found["differences"]) == 1
+    assert table(found).row_count > 8
+    json.dumps(found)
+
+
+def test_requests_are_of_every_kind_and_each_has_its_seed() -> None:
+    made = [json.loads(body) for body in bodies("m", 12, 8, seed=0)]
+    assert len({one["seed"] for one in made}) == 12
+    assert {"n", "logprobs", "stop", "presence_penalty"} <= {key for one in made for key in one}
+    assert bodies("m", 12, 8, seed=0) == bodies("m", 12, 8, seed=0)
+
+
+def test_an_unknown_fault_is_refused() -> None:
+    shape = {"streams": 1, "distinct": 1, "concurrency": 1, "output_len": 1}
+    times = {"every_s": 1.0, "stop_s": 1.0, "timeout_s": 1.0}
+    Plan(faults=tuple(FAULTS), **shape, **times)
+    with pytest.raises(ConfigError, match="flood"):
+        Plan(faults=("flood",), **shape, **times)
