@@ -15,8 +15,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -30,9 +31,16 @@ from ..engine.checkpoint import check_tokenizer, checkpoint_facts
 from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
 from ..engine.seat import num_ranks
-from . import logs, nodes, placement
+from . import logs, nodes, placement, rollout
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
+from .deployments import (
+    bounded,
+    gateway_options,
+    gateway_settings,
+    replica_options,
+    replica_settings,
+)
 from .exits import INTERRUPTED
 from .facts import Facts, node_address, weights_read
 from .ingress import Ingress
@@ -41,7 +49,7 @@ from .link import ModelCard
 from .ports import check_port
 from .replica import Replica
 from .settings import remarks, serve_config
-from .shares import Share, shared, shares
+from .shares import shared, shares
 from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
@@ -71,9 +79,14 @@ def application(
     replica: type[Replica] = Replica,
     ingress: type[Ingress] = Ingress,
     door: str | None = None,
+    surge: bool = True,
 ) -> Application:
-    """The deployments of `config`: one a model, and the gateways; an only one is on node `door`."""
-    config = _anywhere(config)
+    """The deployments of `config`: one a model, and the gateways; an only one is on node
+    `door`.
+
+    `surge`: whether a changed one may have a replica more while it is replaced.
+    """
+    config = bounded(_anywhere(config))
     shape = serve.deployment(
         max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=1.0,
@@ -85,26 +98,20 @@ def application(
     replicas = shape(replica).options(
         request_router_config={"request_router_class": "shoal.cluster.serve_router:MemberRouter"},
     )
-    gpus, num_nodes = _resources_there().get("GPU", 0), _num_nodes()
+    num_nodes = _num_nodes()
     models = []
     for model, name, share in zip(
         config.models,
         deployment_names(config.models),
-        shares(config.models, num_gpus=gpus, num_nodes=num_nodes),
+        shares(config.models, num_gpus=_resources_there().get("GPU", 0), num_nodes=num_nodes),
         strict=True,
     ):
         model = shared(model, share.sharers)
-        deployment = replicas.options(
-            name=name, num_replicas=model.replicas, **_places(model, share)
-        )
-        models.append(deployment.bind(config.of(model).model_dump(mode="json")))
-    gateways = shape(ingress).options(
-        name="Gateway",
-        num_replicas=config.gateways,
-        max_replicas_per_node=1 if 1 < config.gateways <= num_nodes else None,  # type: ignore[arg-type]
-        ray_actor_options={"num_cpus": 0} | _only_at(door if config.gateways == 1 else None),
-    )
-    app: Application = gateways.bind(config.model_dump(mode="json"), *models)
+        options = replica_options(config, model, name, share, surge=surge)
+        deployment = replicas.options(**options, _internal=True)
+        models.append(deployment.bind(replica_settings(config, model)))
+    gateways = shape(ingress).options(**gateway_options(config, num_nodes, door), _internal=True)
+    app: Application = gateways.bind(gateway_settings(config), *models)
     return app
 
 
@@ -134,9 +141,9 @@ def run(
     LoadError or EngineLost when it cannot be brought up, after cleaning up.
     """
     progress = progress or Progress()
-    check_port(config.host, config.port)
     logs.start(config, "serve", terminal=True)
     if _address(config) is None:
+        check_port(config.host, config.port)
         check_tls(config)
         with progress.phase("find the model"):
             for model in config.models:
@@ -148,19 +155,40 @@ def run(
             if _address(config) is not None:
                 nodes.check_installed()
         _listen(stop)  # Ray has put a handler of its own in place
-        stack.callback(_leave, config, serve_too=not _serve_runs())
+        rolls = rollout.runs(config.name)
+        if not rolls:
+            check_port(config.host, config.port)
+        owner = rollout.Owner(Facts(config.name))
+        leave = partial(_leave, config, owner, serve_too=not _serve_runs())
+        if not rolls:  # what ran before outlives a configuration that does not start
+            stack.callback(leave)
         if stop.is_set():
             return
-        with progress.phase("start Serve"):
-            app = application(config, replica=replica, ingress=ingress, door=node_address())
-            _deploy(app, config)
+
+        def deploy(surge: bool) -> None:
+            app = application(
+                config, replica=replica, ingress=ingress, door=node_address(), surge=surge
+            )
+            _deploy(app, config, owner, anew=not rolls)
+
+        def give_way() -> None:
+            progress.note("no room for one replica more: an old one drains first")
+            deploy(surge=False)
+
+        with progress.phase("roll to this configuration" if rolls else "start Serve"):
+            watch = rollout.Surge(Facts(config.name), config.placement_timeout, give_way)
+            deploy(surge=True)
         with progress.phase("load the model" if len(config.models) == 1 else "load the models"):
-            _await_ready(config, stop, progress)
+            _await_ready(config, stop, progress, watch.look if rolls else None)
         if stop.is_set():
             return
+        if rolls:
+            stack.callback(leave)
         progress.ready(config, _loaded(config))
         while not stop.wait(1.0):
-            pass
+            if not owner.owns:
+                progress.note(f"another `shoal serve` has taken {config.name} over")
+                return
         progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
         _drain(config)
 
@@ -192,27 +220,6 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
     return config.model_copy(update={"models": tuple(map(found, config.models)), **server})
 
 
-def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
-    """What Serve sets aside for a replica: its own place, and one a stage where it has ranks."""
-    if num_ranks(model.engine) > 1:
-        strategy = model.placement_strategy
-        ranks = placement.bundles(model.engine, bool(share.num_gpus), strategy)
-        return {
-            "ray_actor_options": {"num_cpus": placement.CONTROL["CPU"]},
-            "placement_group_bundles": placement.with_control(ranks, strategy),
-            "placement_group_strategy": strategy,
-        }
-    options: dict[str, Any] = {"num_cpus": share.num_cpus}
-    if share.num_gpus:
-        options["num_gpus"] = share.num_gpus
-    return {"ray_actor_options": options}
-
-
-def _only_at(node: str | None) -> dict[str, Any]:
-    """What keeps an actor on a node: clients of an only gateway know where it is."""
-    return {"resources": {f"node:{node}": 0.001}} if node else {}
-
-
 def _resources_there() -> dict[str, float]:
     if not ray.is_initialized():
         return {}
@@ -240,16 +247,23 @@ def _serve_runs() -> bool:
     return bool(serve.status().proxies or serve.status().applications)
 
 
-def _deploy(app: Application, config: ServeConfig) -> None:
+def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner, *, anew: bool) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     serve.start(proxy_location="Disabled", logging_config=quiet)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    Facts(config.name).clear()
+    if anew:
+        Facts(config.name).clear()
+    owner.take()
     serve._run(app, _blocking=False, name=config.name, route_prefix=None, logging_config=quiet)
 
 
-def _await_ready(config: ServeConfig, stop: threading.Event, progress: Progress) -> None:
+def _await_ready(
+    config: ServeConfig,
+    stop: threading.Event,
+    progress: Progress,
+    look: Callable[[], None] | None = None,
+) -> None:
     """Wait until the gateway says that it is ready. Raises what kept a replica from starting."""
     facts = Facts(config.name)
     until = time.monotonic() + config.placement_timeout
@@ -259,6 +273,8 @@ def _await_ready(config: ServeConfig, stop: threading.Event, progress: Progress)
             until = math.inf
         if error := facts.failure(named=len(config.models) > 1):
             raise error
+        if look is not None:
+            look()
         progress.advance(*weights_read(facts))
         overview = serve.status().applications.get(config.name)
         status = overview.status if overview else None
@@ -326,9 +342,9 @@ def _drain(config: ServeConfig) -> None:
             time.sleep(POLL_S)
 
 
-def _leave(config: ServeConfig, serve_too: bool) -> None:
+def _leave(config: ServeConfig, owner: rollout.Owner, serve_too: bool) -> None:
     """Take the application off a Ray that is not ours, and Serve where it was started for it."""
-    if _address(config) is None:
+    if _address(config) is None or not owner.owns:
         return
     with contextlib.suppress(RayError, RayServeException):
         serve.delete(config.name, _blocking=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..engine.request import Load
 
 
@@ -16,7 +18,8 @@ class Backlog:
         self._sent: dict[int, tuple[int, int]] = {}
         self._num_sent = 0
         self._tokens = self._sequences = 0
-        self.told(load, 0)
+        self._load = load
+        self._begun = self._ended = 0
 
     @property
     def tokens(self) -> int:
@@ -46,6 +49,12 @@ class Backlog:
             self._tokens -= waiting
         else:
             self._begun += tokens
+
+    def refused(self) -> None:
+        """The replica had no room, whatever was thought of it."""
+        if self._load.room is not None:
+            self._load = replace(self._load, room=0)
+            self._ended = 0
 
     def ended(self) -> None:
         """A sequence has ended, and made room."""

@@ -106,6 +106,13 @@ MOVED = Family(
     (),
     None,
 )
+SCALING = Family(
+    "scaling_decisions",
+    "Decisions about the number of replicas, by direction; staying counts once a reason.",
+    ("model_name", "direction"),
+    (),
+    None,
+)
 HTTP = Family(
     "http_requests", "HTTP requests, by route, method and status.", (*_OF_HTTP, "status"), (), None
 )
@@ -121,7 +128,7 @@ FAMILIES = (
     *(SUCCESS, PROMPT, SOURCE, CACHED, PREDICTED, GENERATED, QUERIES, HITS, PREEMPTIONS),
     *(TO_FIRST, GAP, PER_TOKEN, LATENCY, QUEUE, PREFILL, DECODE, INFERENCE),
     *(PROMPT_LENGTH, COMPUTED_LENGTH, LENGTH, LONGEST, ASKED, ANSWERS, STEP),
-    *(LOST, MOVED, HTTP, HTTP_SECONDS),
+    *(LOST, MOVED, SCALING, HTTP, HTTP_SECONDS),
 )
 
 CAUSES = ("died", "silent", "left")

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..engine.config import EngineConfig
 from ..engine.errors import ConfigError
 
+ACTOR_OPTIONS = ("num_cpus", "num_gpus", "memory", "runtime_env", "label_selector")
+"""What `ray_actor_options` may set; `resources` and `accelerator_type` are keys of their own."""
+
 BUNDLED = "shoal-tiny"
 """The name of the bundled model, which is served where no other is asked for."""
 
@@ -27,6 +30,27 @@ def option(default: Any, help: str, *, group: str, first: bool = False, **bounds
     """A field with what flags and documentation show of it, like `setting` of the engine."""
     extra: dict[str, Any] = {"group": group, "first": first}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+class Autoscaling(BaseModel):
+    """How a model's replicas follow its load. What one sustains is learned, so nothing must be set.
+
+    `max_replicas` None: as many as the cluster's resources hold. A load beyond `target_load`, 1
+    being what replicas sustain, or past any other target asks for more of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int | None = Field(None, ge=1)
+    target_load: float = Field(1.0, gt=0)
+    target_kv_usage: float = Field(0.85, gt=0, le=1)
+    target_queue_s: float = Field(1.0, gt=0)
+    target_ttft_s: float | None = Field(None, gt=0)
+    target_time_per_token_s: float | None = Field(None, gt=0)
+    scale_down_after_s: float = Field(60.0, ge=0)
+    scale_to_zero_after_s: float = Field(300.0, ge=0)
+    cold_start_timeout_s: float = Field(120.0, gt=0)
 
 
 class ModelConfig(BaseModel):
@@ -44,7 +68,29 @@ class ModelConfig(BaseModel):
     )
     response_role: str = option("assistant", "Role that chat answers carry.", group="Server")
     replicas: int = option(
-        1, "Copies of the model that share the requests.", group="Cluster", first=True, ge=1
+        1,
+        "Copies of the model that share the requests; `auto` follows the load, from 1 to what the "
+        "cluster holds.",
+        group="Cluster",
+        first=True,
+        ge=1,
+    )
+    autoscaling: Autoscaling | None = option(
+        None,
+        "How the replicas follow the load: min_replicas, max_replicas, targets (see README).",
+        group="Cluster",
+    )
+    accelerator_type: str | None = option(
+        None, "Accelerator that a node of the model must have, as Ray calls it.", group="Cluster"
+    )
+    resources: dict[str, float] | None = option(
+        None, "Custom Ray resources that a replica takes, by name.", group="Cluster"
+    )
+    ray_actor_options: dict[str, Any] | None = option(
+        None,
+        "More options of a replica's Ray actor: num_cpus, num_gpus, memory, runtime_env, "
+        "label_selector.",
+        group="Cluster",
     )
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = option(
         "PACK",
@@ -52,6 +98,17 @@ class ModelConfig(BaseModel):
         "spread out.",
         group="Cluster",
     )
+
+    @property
+    def least(self) -> int:
+        """The fewest replicas there may be."""
+        return self.autoscaling.min_replicas if self.autoscaling else self.replicas
+
+    @property
+    def most(self) -> int:
+        """The most replicas there may be; where no bound is known, those it begins with."""
+        bound = self.autoscaling.max_replicas if self.autoscaling else None
+        return bound or self.replicas
 
     @property
     def name(self) -> str:
@@ -212,15 +269,22 @@ def bundled_model() -> Path:
     return Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
 
-def validated(schema: type[Schema], values: Mapping[str, object]) -> Schema:
-    """A `schema` of these values. Raises ConfigError naming the field that is refused."""
+def validated(schema: type[Schema], values: Mapping[str, object], at: str = "") -> Schema:
+    """A `schema` of these values. Raises ConfigError naming the field that is refused.
+
+    `at`: the key that holds them all.
+    """
     try:
         return schema(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
+        path = ".".join(map(str, filter(None, (at, *first["loc"]))))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(schema.model_fields)
+            raise ConfigError(f"{path} is unknown; there are {known}", at or name) from None
         said = first["msg"].removeprefix("Input ")
-        raise ConfigError(f"{name} {said}, got {values[name]!r}", name) from None
+        raise ConfigError(f"{path} {said}, got {first['input']!r}", at or name) from None
 
 
 def warnings(config: ServeConfig) -> list[str]:

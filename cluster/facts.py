@@ -2,6 +2,9 @@
 
 secret             what its processes prove themselves with
 replica/<id>       how far a replica has come: {"model": ..., "phase": ...}, and where it runs
+card/<model>       what a replica last stated of its model: a ModelCard
+scaling/<model>    what the scaling policy last decided; see `scaling_policy`
+driver/owner       which `shoal serve` the application belongs to: {"id": ...}
 loading/<id>       how much of its weights it has read: {"done": bytes, "total": bytes}
 gateway/<id>       a gateway's private address: {"host": ..., "port": ..., "pid": ...}
 figures/<id>       what a gateway that was stopped had counted; see peers.py

@@ -8,9 +8,10 @@ from collections.abc import Collection
 def of_model(able: int, wanted: int, seen: bool) -> str:
     """loading, ready, degraded (fewer replicas than wanted) or down.
 
+    One that may have none is ready without, once it was seen: a request brings it back.
     `able`: replicas that take requests; `seen`: whether there was one before.
     """
-    if able >= wanted:
+    if able >= wanted and (able or seen):
         return "ready"
     if able:
         return "degraded"

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+import msgspec
 import uvicorn
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -20,9 +21,10 @@ from ray.serve.handle import DeploymentHandle
 from ..engine.errors import ConfigError, EngineLost
 from . import logs, membership
 from .census import Census
-from .config import ServeConfig
+from .config import ModelConfig, ServeConfig
+from .decisions import Decisions
 from .facts import Facts, node_address
-from .link import Router
+from .link import ModelCard, Router
 from .open_files import lift_limit
 from .peers import Peers, Told
 from .pool import Pool
@@ -30,6 +32,7 @@ from .ports import check_port, holder
 from .registry import FactRegistry
 from .router import FleetRouter
 from .turnstile import Turnstile
+from .waker import Waker
 from .web import CLOSE_S, check_tls, loop_factory, web_config
 
 START_S = 30.0
@@ -85,6 +88,11 @@ class Ingress:
         if not self._thread.is_alive():
             raise EngineLost(f"the gateway's web server ended: {self._failure}")
 
+    def reconfigure(self, changed: dict[str, Any]) -> None:
+        """Called by Serve with what may change while it runs: `least` replicas by model."""
+        if not self._stopped:
+            self._loop.call_soon_threadsafe(self._router.expect, changed["least"])
+
     def pid(self) -> int:
         """The process of this gateway."""
         return os.getpid()
@@ -111,14 +119,20 @@ class Ingress:
     async def _serve(self) -> None:
         config = self._config
         self._loop = asyncio.get_running_loop()
-        wanted = {model.served_model_name: model.replicas for model in config.models}
+        wanted = {model.served_model_name: model.least for model in config.models}
         secret = self._facts.secret()
-        router = FleetRouter(wanted=wanted, secret=secret, gateway=self._id)
+        router = self._router = FleetRouter(wanted=wanted, secret=secret, gateway=self._id)
+        for card in self._facts.all("card").values():
+            router.know(msgspec.convert(card, ModelCard))
+        for model, handle in zip(config.models, self._handles, strict=True):
+            if model.autoscaling is not None:
+                router.may_sleep(model.name, _waker(model, handle))
         pool = Pool(router, self._id)
         router.on_gone = pool.hear
         router.watch(membership.replicas)
         self._peers = Peers(pool, self._facts, secret, self._id)
         keeping_up = self._loop.create_task(self._peers.keep_up())
+        deciding = self._loop.create_task(self._follow_decisions(pool))
         census = Census(router, self._id, FactRegistry(self._facts, router.ended))
         self._app = self.make_app(router, pool, census)
         self._turnstile = Turnstile(self._app)
@@ -132,7 +146,12 @@ class Ingress:
             *(s.serve([bound]) for s, bound in zip(self._servers, sockets, strict=True))
         )
         keeping_up.cancel()
+        deciding.cancel()
         router.close()
+
+    async def _follow_decisions(self, pool: Pool) -> None:
+        if any(model.autoscaling for model in self._config.models):
+            await Decisions(self._facts, pool).follow()
 
     async def _drain(self) -> None:
         self._app.stop()
@@ -141,6 +160,17 @@ class Ingress:
         await self._peers.leave()
         for server in self._servers:
             server.should_exit = True
+
+
+def _waker(model: ModelConfig, handle: DeploymentHandle[Any]) -> Waker:
+    assert model.autoscaling is not None
+    timeout_s = model.autoscaling.cold_start_timeout_s
+    return Waker(
+        model.name,
+        lambda: handle.pid.remote().result(timeout_s=timeout_s),
+        timeout_s=timeout_s,
+        max_waiting=model.engine.max_waiting,
+    )
 
 
 class _Server(uvicorn.Server):

@@ -122,6 +122,13 @@ class Router(Protocol):
         """
         ...
 
+    async def awake(self, name: str) -> None:
+        """Wait for a replica of a model, by its first name, if it may be without any and is.
+
+        Raises EngineLost where none came in time, Overloaded where too many wait.
+        """
+        ...
+
     def check_room(self, model: str) -> None:
         """Raise Overloaded while the queue of every replica of `model` is full, UnknownModel."""
         ...

@@ -194,6 +194,9 @@ class LocalRouter:
         """See Router."""
         check_room([link for link in self._of(model) if link.alive], model)
 
+    async def awake(self, name: str) -> None:
+        """See Router; engines of this process never sleep."""
+
     def cards(self) -> list[ModelCard]:
         """The models that have been loaded."""
         return list({link.card.names: link.card for link in self._links}.values())

@@ -62,6 +62,7 @@ def installed(nodes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any] | 
     """The versions on each node: shoal's (None where it has none), torch's, Ray's, the driver's."""
 
     def versions() -> dict[str, Any]:
+        import importlib
         import importlib.metadata
         import pathlib
         import platform
@@ -74,9 +75,7 @@ def installed(nodes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any] | 
                 return None
 
         try:
-            import shoal
-
-            own: str | None = shoal.__version__
+            own = importlib.import_module("shoal").__version__
         except ImportError:
             own = None
         driver = pathlib.Path("/proc/driver/nvidia/version")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import ray
@@ -34,7 +35,7 @@ def bundles(config: EngineConfig, gpus: bool, strategy: str = "PACK") -> list[Bu
 
     The CPUs of ranks are shares, so that the ranks of several replicas fit on few cores.
     """
-    cpu = round(1 / (config.sharers * num_ranks(config)), 3)
+    cpu = math.floor(1000 / (config.sharers * num_ranks(config))) / 1000  # never more than a core
     one: Bundle = {"CPU": cpu} | ({"GPU": 1.0} if gpus else {})
     width, stages = config.tensor_parallel_size, config.pipeline_parallel_size
     wide = gpus and width > max(_gpus_a_node(), default=0)
@@ -72,6 +73,19 @@ def check_enough(config: EngineConfig, gpus: bool) -> None:
         )
 
 
+def own_group(asked: Sequence[Bundle]) -> PlacementGroup | None:
+    """The group that this process was placed in, where it has room for the ranks beside this one.
+
+    A caller's group that was made for something else is let be.
+    """
+    group: PlacementGroup | None = ray.util.get_current_placement_group()
+    if group is None:
+        return None
+    total, wanted = _total(group.bundle_specs), _total([CONTROL, *asked])
+    enough = all(total.get(kind, 0) >= amount - 1e-3 for kind, amount in wanted.items())
+    return group if enough and len(of_ranks(group.bundle_specs)[1]) == len(asked) else None
+
+
 def reserve(asked: Sequence[Bundle], strategy: str, timeout_s: float = PLACE_S) -> PlacementGroup:
     """A placement group that is in place.
 
@@ -105,6 +119,11 @@ def order(places: Sequence[Place], bundle_of: Sequence[int]) -> list[int]:
         return places[index].address, bundle_of[index], devices, index
 
     return sorted(range(len(places)), key=key)
+
+
+def _total(bundles: Sequence[Bundle]) -> Bundle:
+    kinds = {kind for bundle in bundles for kind in bundle}
+    return {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in kinds}
 
 
 def _gpus_a_node() -> list[int]:

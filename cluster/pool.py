@@ -64,6 +64,10 @@ class Pool:
             figures[catalog.STEP.name, labels] = [counters.get(key, 0.0) for key in _STEP_KEYS]
             merge(self._sources.setdefault(f"replica/{link.replica}", {}), figures)
 
+    def take(self, source: str, figures: Figures) -> None:
+        """Take in counts of something else, which every gateway may hear of."""
+        merge(self._sources.setdefault(source, {}), figures)
+
     def record(self) -> bytes:
         """All that is known, for another pool to `learn`."""
         self._hear()

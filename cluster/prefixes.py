@@ -7,7 +7,7 @@ reads off how much of it each replica would not have to compute.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import reduce
 from operator import or_
 
@@ -56,18 +56,18 @@ class PrefixIndex:
 
     def lengths(self, keys: Iterable[bytes], replicas: Collection[str]) -> dict[str, int]:
         """How many of a prompt's first `keys` each of the replicas holds, in one walk."""
-        bits = {replica: self._bit_of.get(replica, 0) for replica in replicas}
-        held = dict.fromkeys(bits, 0)
-        left, num = reduce(or_, bits.values(), 0), 0
+        held = dict.fromkeys(replicas, 0)
+        name_of = {self._bit_of[name]: name for name in held if name in self._bit_of}
+        left, num = reduce(or_, name_of, 0), 0
         for key in keys:
             staying = left & self._holders.get(key, 0)
             if staying != left:
-                held.update((r, num) for r, bit in bits.items() if bit & left & ~staying)
+                held.update((name_of[bit], num) for bit in _each_bit(left & ~staying))
                 left = staying
             if not left:
                 break
             num += 1
-        held.update((replica, num) for replica, bit in bits.items() if bit & left)
+        held.update((name_of[bit], num) for bit in _each_bit(left))
         return held
 
     def _enter(self, replica: str) -> int:
@@ -84,6 +84,13 @@ class PrefixIndex:
             self._holders[key] = left
         else:
             del self._holders[key]
+
+
+def _each_bit(bits: int) -> Iterator[int]:
+    while bits:
+        lowest = bits & -bits
+        yield lowest
+        bits ^= lowest
 
 
 def prompt_keys(

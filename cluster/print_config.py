@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
-from .config import BUNDLED, Key, ModelConfig, bundled_model, keys, model_keys
+from .config import BUNDLED, Autoscaling, Key, ModelConfig, bundled_model, keys, model_keys
 from .resolve import Resolved
 
 SECRET = ("api_key",)
@@ -71,5 +71,7 @@ def _line(key: Key, value: object, origins: Mapping[str, str]) -> _Line:
 
 def _yaml(value: object) -> str:
     plain = list(value) if isinstance(value, tuple) else value
+    if isinstance(plain, Autoscaling):
+        plain = plain.model_dump(exclude_none=True)
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").strip()

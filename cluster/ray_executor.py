@@ -150,9 +150,9 @@ class RayExecutor:
         config = self._config
         gpus = placement.wants_gpus(config)
         placement.check_enough(config, gpus)
-        group = ray.util.get_current_placement_group()
+        asked = placement.bundles(config, gpus, self._strategy)
+        group = placement.own_group(asked)
         if group is None:
-            asked = placement.bundles(config, gpus, self._strategy)
             group, skipped = placement.reserve(asked, self._strategy), 0
             self._stack.callback(remove_placement_group, group)
         else:
@@ -228,6 +228,8 @@ class RayExecutor:
             meeting = ray.get(opened, timeout=JOIN_S)
         except ray.exceptions.RayError as error:
             raise WorkerLost(f"{first.words} opened no meeting for the ranks: {error}") from error
+        if one_node:  # ranks that met have removed it; those that failed before have not
+            self._stack.callback(shutil.rmtree, os.path.dirname(meeting), ignore_errors=True)
         for rank in self._ranks:
             seat = Seat(
                 rank=rank.rank,

@@ -223,7 +223,10 @@ class RemoteLink:
             if stream is not None and stream.epoch == message.epoch:
                 refused.append(self._streams.pop((message.id, sibling)))
         if refused:
-            _deliver(refused[0], wire.error_of(message))
+            error = wire.error_of(message)
+            if isinstance(error, Overloaded):
+                self._backlog.refused()
+            _deliver(refused[0], error)
 
     def _tick(self, due: float) -> None:
         """Send a sign of life and look for the replica's."""

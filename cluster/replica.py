@@ -20,6 +20,7 @@ from .card import model_card
 from .channel import Channel
 from .config import ModelConfig, ServeConfig
 from .facts import Facts, Loading, node_address
+from .gauge import Gauge
 from .stall import StallWatch, stacks
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class Replica:
         """Called by Serve every second. Raises EngineLost."""
         self._engine.load()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve twice a second where the model scales; see `Gauge`."""
+        return self._gauge.report()
+
     def pid(self) -> int:
         """The process that runs the engine."""
         return os.getpid()
@@ -96,8 +101,9 @@ class Replica:
         capacity = self._engine.start()
         self._loaded.set()
         card = model_card(self._model, capacity)
+        self._gauge = Gauge(self._engine)
         self._channel = Channel(
-            self._engine,
+            self._gauge,
             replica=self._id,
             index=self._index,
             card=card,
@@ -106,6 +112,7 @@ class Replica:
         )
         self._channel.start()
         threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()
+        self._facts.put("card", self._model.name, card)
         ready = {"card": card, "table": capacity.table, "phases": capacity.phases}
         self._state("ready", **ready)
 

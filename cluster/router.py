@@ -17,6 +17,7 @@ from .chooser import Chooser, check_room
 from .link import Fit, Link, ModelCard, anywhere
 from .membership import Member, Membership
 from .remote import RemoteLink, connect
+from .waker import Waker
 
 RETRY_S = 0.1
 MAX_RETRY_S = 2.0
@@ -28,20 +29,21 @@ log = logging.getLogger(__name__)
 class FleetRouter:
     """The Router over links to remote replicas. Used on one event loop, but for `watch`.
 
-    `wanted`: how many replicas were asked for, by the served names of their model. While Serve is
+    `wanted`: how many replicas there should be, by the served names of their model. While Serve is
     out of reach the last snapshot holds. `on_gone`, if set, is given every link that has ended.
     """
 
     def __init__(
         self, *, wanted: Mapping[tuple[str, ...], int], secret: bytes, gateway: str
     ) -> None:
-        self._wanted = wanted
+        self._wanted = dict(wanted)
         self._secret = secret
         self._gateway = gateway
         self._members: dict[str, Member] = {}
         self._links: dict[str, RemoteLink] = {}
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._cards: dict[str, ModelCard] = {}
+        self._wakers: dict[str, Waker] = {}
         self._ended: dict[str, str] = {}
         self.on_gone: Callable[[Link], None] | None = None
         self._chooser = Chooser()
@@ -55,6 +57,24 @@ class FleetRouter:
                 loop.call_soon_threadsafe(self._follow, snapshot)
 
         members.watch(follow)
+
+    def expect(self, least: Mapping[str, int]) -> None:
+        """From now on a model, by its first name, should have so many replicas at least."""
+        for names in self._wanted:
+            self._wanted[names] = least.get(names[0], self._wanted[names])
+
+    def know(self, card: ModelCard) -> None:
+        """Speak for a model that has no replica now; nothing where one has stated its own card."""
+        self._cards.setdefault(card.names[0], card)
+
+    def may_sleep(self, name: str, waker: Waker) -> None:
+        """A model, by its first name, may have no replica: `waker` brings one back."""
+        self._wakers[name] = waker
+
+    async def awake(self, name: str) -> None:
+        """See Router."""
+        if name in self._wakers and not self._able(name):
+            await self._wakers[name].wake(lambda: self._able(name))
 
     def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
         """See Router and `choice.py`."""

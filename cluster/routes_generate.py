@@ -49,6 +49,7 @@ async def create_completion(serving: Serving, http: HTTPRequest) -> Response:
         for prompt, room in zip(prompts, rooms, strict=True)
     ]
     silent = request.max_tokens == 0
+    await serving.router.awake(card.names[0])
     return _answer(
         serving, http, request, card, tokenizer, CompletionFormat(heading, echoes), asked, silent
     )
@@ -74,6 +75,7 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
         if request.continue_final_message
         else serving.model(card).response_role
     )
+    await serving.router.awake(card.names[0])
     echo = content_text(messages[-1]) if request.echo and messages[-1]["role"] == role else ""
     return _answer(
         serving,

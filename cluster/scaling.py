@@ -41,8 +41,8 @@ RAISE = 1.5
 WINDOW_S = 2.0
 CROWD = 8
 GROWTH = 1.5
-"""Streams, and how many times more of them within WINDOW_S with no more tokens, that tell without
-a knee that the replicas are past theirs."""
+"""Fewer streams than CROWD a replica tell of no knee: it idles between them. GROWTH times as many
+within WINDOW_S with no more tokens tell without one that the replicas are past theirs."""
 
 MAX_STEP = 2.0
 """How many times its size a fleet may grow to at once for a latency, which tells no number."""
@@ -169,11 +169,11 @@ def sustained(state: State, targets: Targets) -> float | None:
     if len(known) < 2:
         return None
     *_, below, top = sorted(known)
-    if known[top] > GAIN * known[below]:
+    if 2**top < CROWD or known[top] > GAIN * known[below]:
         return None
     most = max(known.values())
     knee = min(bucket for bucket, rate in known.items() if rate >= NEARLY * most)
-    return 1.5 * 2**knee * targets.target_load
+    return 1.5 * 2.0**knee * targets.target_load
 
 
 def _learn(state: State, fleet: Fleet) -> State:

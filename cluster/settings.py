@@ -8,6 +8,7 @@ of all of them.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,12 +18,26 @@ from typing import Any, NamedTuple, cast
 from ..engine import config as engine_config
 from ..engine.config import EngineConfig
 from ..engine.errors import ConfigError
-from .config import BUNDLED, ModelConfig, ServeConfig, bundled_model, keys, model_keys, validated
+from .config import (
+    ACTOR_OPTIONS,
+    BUNDLED,
+    Autoscaling,
+    ModelConfig,
+    ServeConfig,
+    bundled_model,
+    keys,
+    model_keys,
+    validated,
+)
 from .environment import from_environment
 from .names import IDLE, NOT_BUILT, RENAMED
 from .values import convert, shown
 
 MODELS = "models"
+AUTO = "auto"
+
+SWITCHES = ("config", "detach", "print_config", "debug")
+"""Flags of the command line that are no settings."""
 
 
 class _Given(NamedTuple):
@@ -50,6 +65,10 @@ def serve_config(
         _check(given.values)
         models = _listed(listed[0], given) if listed else (_model(given.values),)
         door = {k: v for k, v in given.values.items() if k in ServeConfig.model_fields}
+        if door.get("local") and any(model.autoscaling for model in models):
+            raise ConfigError(
+                "autoscaling: --local has no replicas to add; leave one of the two out", "local"
+            )
         return validated(ServeConfig, door | {MODELS: models})
 
 
@@ -104,12 +123,16 @@ def _held(raw: str, name: str, value: object) -> object:
         )
     if RENAMED.get(plain(raw), "").startswith("!"):
         return not converted(raw, value, bool)
+    if name == "replicas" and str(value).lower() == AUTO:
+        return AUTO
     return converted(raw, value, keys()[name].kind)
 
 
 def _hint(raw: str, value: object) -> str:
     if plain(raw) in ("applications", "proxy_location", "http_options"):
         return ": a file that holds it is for `serve deploy`"
+    if plain(raw) in SWITCHES and not raw.startswith("-"):
+        return f": it is a flag of `shoal serve` alone, --{plain(raw).replace('_', '-')}"
     if isinstance(value, Mapping):
         return ": settings stand at the left edge, not in a block"
     if isinstance(value, list | tuple):
@@ -122,7 +145,7 @@ def nearest(raw: str) -> str | None:
     """The known key most like `raw`, in its style of dashes."""
     known = [*keys(), *RENAMED, *IDLE, *NOT_BUILT]
     near = difflib.get_close_matches(plain(raw), known, n=1, cutoff=0.6)
-    if not near:
+    if not near or plain(raw) in SWITCHES:
         return None
     dashed = near[0].replace("_", "-")
     return f"--{dashed}" if raw.startswith("--") else dashed if "-" in raw else near[0]
@@ -231,10 +254,48 @@ def _model(given: Mapping[str, object]) -> ModelConfig:
 
         # Its text goes along: a gateway on another node has not the file.
         values["chat_template"] = template_text(str(values["chat_template"]))
+    _scale(values)
+    _check_options(values.get("ray_actor_options"))
     names = engine_config.engine_keys()
     engine = EngineConfig(**{k: v for k, v in values.items() if k in names})  # type: ignore[arg-type]
     rest = {k: v for k, v in values.items() if k not in names}
     return validated(ModelConfig, rest | {"engine": engine})
+
+
+def _check_options(options: object) -> None:
+    for name in options if isinstance(options, Mapping) else ():
+        if name in ("resources", "accelerator_type"):
+            raise ConfigError(f"{name} is a key of its own: put it beside", "ray_actor_options")
+        if name not in ACTOR_OPTIONS:
+            known = ", ".join(ACTOR_OPTIONS)
+            raise ConfigError(
+                f"ray_actor_options.{name} is not for replicas; there are {known}",
+                "ray_actor_options",
+            )
+
+
+def _scale(values: dict[str, object]) -> None:
+    """Put the number of replicas to begin with in place of `auto`, or of none where they scale."""
+    if values.get("replicas") == AUTO:
+        del values["replicas"]
+        values["autoscaling"] = values.get("autoscaling") or {}
+    scaling = values.get("autoscaling")
+    if not isinstance(scaling, Mapping):
+        return
+    bounds = validated(Autoscaling, scaling, "autoscaling")
+    values["autoscaling"] = bounds
+    least, most = max(1, bounds.min_replicas), bounds.max_replicas or math.inf
+    if most < least:
+        raise ConfigError(
+            f"autoscaling.max_replicas {most} is below min_replicas {least}", "autoscaling"
+        )
+    replicas = values.setdefault("replicas", least)
+    if not isinstance(replicas, int) or not least <= replicas <= most:
+        raise ConfigError(
+            f"replicas={replicas} is what autoscaling begins with: it must be from {least} to "
+            f"{most:g}, or left out",
+            "replicas",
+        )
 
 
 @contextmanager

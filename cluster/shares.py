@@ -24,15 +24,16 @@ def shares(
 ) -> list[Share]:
     """The share of a replica of each model, of a cluster of `num_nodes` with `num_gpus` in all.
 
-    A replica has GPUs of its own where there are enough; otherwise as few as possible share one.
+    Models that scale count with the most replicas that they may have. A replica has GPUs of its
+    own where there are enough; otherwise as few as possible share one.
     Engines on CPUs share their node with those that are placed beside them when replicas are
     spread evenly. CPUs are set aside in parts, so that many replicas fit on few.
     """
     on_gpu = [bool(num_gpus) and model.engine.device != "cpu" for model in models]
-    beside = [math.ceil(model.replicas / num_nodes) for model in models]
+    beside = [math.ceil(model.most / num_nodes) for model in models]
     num_cpus = math.floor(1000 / sum(beside)) / 1000
     on_cpu = sum(n for n, gpu in zip(beside, on_gpu, strict=True) if not gpu)
-    ranks = sum(m.replicas * _ranks(m.engine) for m, gpu in zip(models, on_gpu, strict=True) if gpu)
+    ranks = sum(m.most * _ranks(m.engine) for m, gpu in zip(models, on_gpu, strict=True) if gpu)
     crowd = math.ceil(ranks / num_gpus) if ranks else 1
     return [
         Share(num_cpus, math.floor(100 / crowd) / 100 * _ranks(model.engine), crowd)

@@ -7,9 +7,9 @@ from typing import Any
 
 from .errors import error_body
 
-_REFUSAL = error_body(
-    "the server is shutting down; try again later", "server_error", None, "shutting_down"
-)
+CODE = "shutting_down"
+
+_REFUSAL = error_body("the server is shutting down; try again later", "server_error", None, CODE)
 _HEALTH = b'{"status":"down","models":{}}'
 
 

@@ -17,7 +17,7 @@ _WORDS |= {"false": False, "no": False, "off": False, "0": False}
 
 def convert(value: object, kind: Any) -> object:
     """`value` as the annotation `kind` wants it: str, int, float, bool, a Literal of words,
-    `tuple[str, ...]`, or one of them or None.
+    `tuple[str, ...]`, keys with values (any other annotation), or one of them or None.
 
     Text may stand for any of them, as on a command line. Raises ValueError saying what was
     expected.
@@ -29,7 +29,7 @@ def convert(value: object, kind: Any) -> object:
         return _texts(value)
     if get_origin(kind) is Literal:
         return _word(value, get_args(kind))
-    return {bool: _truth, int: _whole, float: _number, str: _text}[kind](value)
+    return {bool: _truth, int: _whole, float: _number, str: _text}.get(kind, _keys)(value)
 
 
 def shown(value: object) -> str:
@@ -112,6 +112,18 @@ def _word(value: object, words: tuple[str, ...]) -> str:
         if isinstance(value, str) and value.lower() == word.lower():
             return word
     raise ValueError(f"one of {', '.join(words)}")
+
+
+def _keys(value: object) -> dict[str, object]:
+    """A mapping, or JSON of one; dashes in its keys are underscores."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, dict):
+        raise ValueError('keys with values, such as {"min_replicas": 1}')
+    return {str(key): held for key, held in value.items()}
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from pydantic import BaseModel
-from shoal.cluster import connection, conversation, open_files, prompts, sender, web
+from shoal.cluster import connection, conversation, open_files, prompts, sender, turnstile, web
 from shoal.cluster.config import Key, keys, model_keys
 from shoal.cluster.protocol import ChatRequest, CompletionRequest
 from shoal.cluster.resolve import resolve
@@ -73,7 +73,7 @@ def test_the_schema_of_models_is_that_of_the_code() -> None:
 
 def test_its_configurations_are_read(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         file = tmp_path / "serve.yaml"
         file.write_text(block)
@@ -97,6 +97,7 @@ def test_the_table_of_errors_has_every_code() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("HTTPFailure", "_Kind"):
                 texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
                 codes |= {t for t in texts if isinstance(t, str) and re.fullmatch("[a-z_]+", t)}
+    codes |= {turnstile.CODE}
     codes -= {"invalid_request_error", "rate_limit_error", "server_error", "http_error"}
     (table,) = re.findall(r"\| status \| code .*?\n\n", README, re.DOTALL)
     cells = [row.split("|")[2] for row in table.strip().splitlines()[2:]]

@@ -38,6 +38,8 @@ def logs(
 ) -> None:
     """Show the logs of a server: of its gateways, replicas and of itself, in the order of time."""
     folder = log_dir or _folder(which)
+    if not folder.is_dir():
+        raise ShoalError(f"there is no folder {folder}; `shoal ps --json` says where logs lie")
     console = Console(soft_wrap=True, highlight=False)
     with contextlib.closing(Follower(folder)) as follower:
         for entry in last(folder, lines):

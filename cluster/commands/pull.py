@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..banner import Progress
+from ..config import BUNDLED, bundled_model
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, as owner/name.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.", metavar="TEXT")]
@@ -20,6 +21,9 @@ def pull(
     model: Name, revision: Revision = None, download_dir: Place = None, load_format: Format = "auto"
 ) -> None:
     """Fetch a model from the hub into the cache, and print its folder."""
+    if model == BUNDLED:
+        print(bundled_model())
+        return
     from ...engine.model.hub import fetch
 
     progress = Progress()

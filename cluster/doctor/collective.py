@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,38 +18,17 @@ from .finding import Finding
 
 MEET_S = 90.0
 PLACE_S = 30.0
-ROUNDS = 20
-WIDTH = 4096
 
 
 class TeamProbe(WorkerActor):
     """A rank that meets its team, adds with it, and leaves."""
 
     def meet(self, config: EngineConfig, seat: Seat) -> float:
-        """Seconds that a sum over the ranks of its layers takes.
-
-        Raises ValueError on a wrong one.
-        """
-        import torch
-
+        """Seconds that a sum takes; see `rehearse`."""
         from ...engine.worker.device import pick
-        from ...engine.worker.team import join
+        from ...engine.worker.team import rehearse
 
-        device = pick(config.device)
-        team = join(seat, device, self._store, config.interface)
-        try:
-            if team.least(seat.rank) != 0:
-                raise ValueError("the ranks do not agree who is the first")
-            mine = torch.full((WIDTH,), float(seat.tensor + 1), device=device.place)
-            expected = seat.tensor_size * (seat.tensor_size + 1) / 2
-            began = time.perf_counter()
-            for _ in range(ROUNDS):
-                found = team.mesh.all_reduce(mine.clone())
-                if float(found[0]) != expected:
-                    raise ValueError(f"a sum is {float(found[0])} instead of {expected}")
-            return (time.perf_counter() - began) / ROUNDS
-        finally:
-            team.close()
+        return rehearse(seat, pick(config.device), self._store, config.interface)
 
 
 def collective(config: EngineConfig, strategy: str) -> Iterator[Finding]:
@@ -120,5 +98,5 @@ def _meet(config: EngineConfig, group: PlacementGroup, asked: list[placement.Bun
     finally:
         for actor in actors:
             ray.kill(actor, no_restart=True)
-    words = f"{len(took)} ranks met; a sum of {4 * WIDTH >> 10} KiB takes {1e3 * max(took):.2f} ms"
+    words = f"{len(took)} ranks met; a sum of 16 KiB takes {1e3 * max(took):.2f} ms"
     return Finding(check="ranks", node=where, level="ok", words=words)

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections import deque
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
+from ..errors import WorkerLost
 from ..model.mesh import Mesh
 from ..seat import Seat
 from .device import Device
@@ -26,6 +28,7 @@ from .machine import interface_of
 MEETING_S = 120.0
 """How long ranks wait for each other at first; a stuck one later is the executor's business."""
 
+_REHEARSALS = 20
 _FOREVER = timedelta(days=365)
 
 
@@ -111,6 +114,28 @@ def join(
     if seat.one_node and seat.rank == 0:
         shutil.rmtree(Path(seat.meeting).parent, ignore_errors=True)
     return team
+
+
+def rehearse(seat: Seat, device: Device, store: Store | None, interface: str | None) -> float:
+    """Meet as in `join`, add up 16 KiB with the ranks of the same layers, and leave again.
+
+    Seconds that a sum takes. Raises WorkerLost where one is wrong.
+    """
+    team = join(seat, device, store, interface)
+    try:
+        team.least(seat.rank)
+        mine = torch.full((4096,), float(seat.tensor + 1), device=device.place)
+        expected = seat.tensor_size * (seat.tensor_size + 1) / 2
+        began = time.perf_counter()
+        for _ in range(_REHEARSALS):
+            found = float(team.mesh.all_reduce(mine.clone())[0])
+            if found != expected:
+                raise WorkerLost(
+                    f"the sum over {seat.tensor_size} ranks is {found}, not {expected}"
+                )
+        return (time.perf_counter() - began) / _REHEARSALS
+    finally:
+        team.close()
 
 
 def _team(seat: Seat, device: Device, groups: list[dist.ProcessGroup]) -> Team:

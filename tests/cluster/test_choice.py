@@ -87,4 +87,10 @@ def test_a_backlog_counts_each_request_once() -> None:
     assert (backlog.tokens, backlog.room) == (3, 10)
     backlog.begun(1, 50)
     assert backlog.tokens == 0
-    assert Backlog(Load()).room is None
+    backlog.refused()
+    assert backlog.room == 0
+    backlog.told(Load(room=4), 2)
+    assert backlog.room == 4
+    unbounded = Backlog(Load())
+    unbounded.refused()
+    assert unbounded.room is None

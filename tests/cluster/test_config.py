@@ -87,6 +87,7 @@ def test_a_value_is_held_in_its_own_type(key: str, value: object, held: object) 
         ("trust-remote-code", True, "is never run"),
         ("uds", "/tmp/s", "use --host and --port"),
         ("ssl_keyfile", "k.pem", "give both or neither"),
+        ("print-config", True, "a flag of `shoal serve` alone, --print-config"),
         ("--api-key", "", "would let everybody in"),
         ("api-key", ("k", " "), "would let everybody in"),
         ("--name", "../../etc/x", "letters, digits"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from shoal.engine.admission import Seeds, room_for_output
 from shoal.engine.errors import ContextTooLong, InvalidRequest, Overloaded
+from shoal.engine.keys import chained_keys, root_key
 from shoal.engine.request import FinishReason, Request, SamplingParams
 
 from .core.fake import EOS, VOCAB
@@ -98,6 +99,8 @@ def test_a_burst_at_an_idle_engine_is_not_waiting() -> None:
         (request(prompt=(2**70,)), InvalidRequest, "prompt must hold token ids only"),
         (request(bad_words_ids=[[1, VOCAB]]), InvalidRequest, "bad_words holds the token id 50"),
         (Request(id="r", prompt=(1,), priority="x"), InvalidRequest, "priority"),  # type: ignore[arg-type]
+        (Request(id="r", prompt=(1,) * 8, keys=(b"k" * 16,)), InvalidRequest, "2 full blocks of 4"),
+        (Request(id="r", prompt=(1,) * 4, keys=(b"k",)), InvalidRequest, "one of 16 bytes"),
     ],
 )
 def test_refusals(made: Request, error: type[Exception], message: str) -> None:
@@ -120,6 +123,19 @@ def test_any_text_parts_the_prefix_cache() -> None:
             caller.wait(1)
             assert caller.updates[-1].error is None
         assert caller.updates[0].num_cached == 4
+
+
+def test_keys_from_the_door_are_those_of_the_engine() -> None:
+    prompt = (1, 2, 3, 4, 5)
+    keys = tuple(chained_keys(root_key(None, "s"), prompt, 4))
+    with running() as engine:
+        for sent, cached in ((keys, 0), ((), 4), (keys, 4)):
+            caller = Caller()
+            params = request(prompt=prompt).params
+            made = Request(id="r", prompt=prompt, params=params, cache_salt="s", keys=sent)
+            engine.submit(made, caller.sink)
+            caller.wait(1)
+            assert caller.updates[0].num_cached == cached
 
 
 def test_room_for_output() -> None:

@@ -42,6 +42,8 @@ def test_from_start_to_end(home: Home, port: str) -> None:
     assert "30 s to end" in stopped.stderr and "has ended after" in stopped.stderr
     assert home.serves() == [] and holder(int(port)) is None
     assert "Uvicorn running" in home.shoal("logs").stdout  # they outlive it
+    absent = home.shoal("logs", "--log-dir", "/no/such/folder")
+    assert absent.returncode == 1 and "there is no folder /no/such/folder" in absent.stderr
     assert home.shoal("stop").returncode == 1
     assert home.shoal("stop", "--all").returncode == 0
 

@@ -24,6 +24,7 @@ def test_a_model_is_fetched_and_listed(home: Home, tiny_model: Path) -> None:
         assert (folder / "model.safetensors").is_file()
         assert "fetch flock/tiny" in pulled.stderr and " MB" in pulled.stderr
         commit = hub.repos["flock/tiny"].commit
+        assert Path(home.shoal("pull", "shoal-tiny").stdout.strip()) == tiny_model
         refused = home.shoal("pull", "flock/tinny", environ=online)
         assert refused.returncode == 3 and "'flock/tiny'" in refused.stderr
     rows = json.loads(home.shoal("ls", "--json").stdout)

@@ -192,6 +192,9 @@ class ScriptedRouter:
             raise EngineLost("no replica can take it")
         raise UnknownModel(model)
 
+    async def awake(self, name: str) -> None:
+        pass
+
     def check_room(self, model):
         pass
 

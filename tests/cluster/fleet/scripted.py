@@ -92,7 +92,12 @@ class ScriptedEngine:
         if self.dead:
             raise EngineLost("the script said so")
         counters = {"aborted": float(len(self.aborted))}
-        load = Load(running=len(self.live), counters=counters, ticks=self.num_steps)
+        load = Load(
+            running=len(self.live),
+            kv_usage=len(self.live) / 100,
+            counters=counters,
+            ticks=self.num_steps,
+        )
         return replace(load, **self.told)
 
     def die(self) -> None:
@@ -190,6 +195,7 @@ class Counter:
         )
         updates: asyncio.Queue[Update | ShoalError] = asyncio.Queue()
         try:
+            await self.router.awake(model)
             link = self.router.choose(model, request)
         except EngineLost as error:
             await answer(send, 503, error.message.encode())

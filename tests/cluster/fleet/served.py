@@ -60,9 +60,13 @@ class Served:
             )
         self.pids: set[int] = set()
 
-    def wait_ready(self) -> Served:
+    def wait_started(self) -> None:
+        """Until it is ready; where it joined a Ray that is not its own, that is all there is."""
         wait(lambda: "is ready" in self.said() or self.process.poll() is not None, 180)
         assert self.process.poll() is None, self.said()
+
+    def wait_ready(self) -> Served:
+        self.wait_started()
         self.pids = descendants(self.process.pid)
         assert self.pids
         return self

@@ -86,6 +86,54 @@ def test_ranks_say_what_one_says(
         engine.executor.close()
 
 
+@pytest.fixture(scope="module")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Weights that lie input by output, under a tied head; heads that are told apart by alibi."""
+    import torch
+    from transformers import FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 131,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.15,
+        "eos_token_id": 2,
+    }
+    alibi: dict[str, Any] = {"alibi": True, "multi_query": False, "parallel_attn": False}
+    folders = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, model in (
+            ("gpt2", GPT2LMHeadModel(GPT2Config(**sizes))),
+            ("falcon", FalconForCausalLM(FalconConfig(**sizes, **alibi, bias=True))),
+        ):
+            folders[name] = tmp_path_factory.mktemp(name)
+            model.to(torch.float32).save_pretrained(folders[name])
+    return folders
+
+
+@pytest.mark.parametrize(("name", "shape"), [("gpt2", "pp 2"), ("falcon", "tp 2")])
+def test_so_do_ranks_of_other_families(
+    name: str,
+    shape: str,
+    ray_here: None,
+    other_models: dict[str, Path],
+    engine_of: Callable[..., Any],
+) -> None:
+    said = []
+    for keys in ({}, SHAPES[shape]):
+        engine = engine_of(other_models[name], **keys)
+        try:
+            said.append(engine.run(requests()))
+        finally:
+            engine.executor.close()
+    alone, together = said
+    assert texts(together) == texts(alone)
+    assert scores(together) == pytest.approx(scores(alone), rel=1e-4, abs=1e-5)
+
+
 def test_a_row_that_fails_fails_alone(
     ray_here: None, uneven_model: Path, engine_of: Callable[..., Any]
 ) -> None:

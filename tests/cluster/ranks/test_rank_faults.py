@@ -94,6 +94,27 @@ def test_a_stopped_rank_is_found_by_its_silence(engine: Any, until: Callable[...
     until(lambda: all(map(gone, pids)))
 
 
+def test_ranks_that_never_met_leave_no_file(
+    ray_here: None,
+    uneven_model: Path,
+    engine_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from shoal.cluster import ray_executor
+
+    plain, meetings = ray_executor.Seat, []
+
+    def seat(**values: Any) -> Any:
+        meetings.append(Path(values["meeting"]))
+        assert meetings[-1].parent.is_dir()
+        return plain(**values)
+
+    monkeypatch.setattr(ray_executor, "Seat", seat)
+    with pytest.raises(ConfigError, match="cannot cut"):
+        engine_of(uneven_model, tensor_parallel_size=3)
+    assert len(meetings) == 3 and not meetings[0].parent.exists()
+
+
 @pytest.mark.parametrize(
     ("phase", "said"),
     [
@@ -213,3 +234,36 @@ def test_a_stranger_is_hung_up_on_and_the_ranks_come_all_the_same(
         assert found["a", 0][-1].finish in (FinishReason.LENGTH, FinishReason.STOP)
     finally:
         engine.executor.close()
+
+
+@pytest.mark.parametrize("bundles", [[{"CPU": 0.1}], [{"CPU": 0.3}] * 3])
+def test_a_group_that_was_made_for_something_else_is_let_be(
+    bundles: list[dict[str, float]],
+    ray_here: None,
+    uneven_model: Path,
+    engine_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    group = placement.reserve(bundles, "PACK")
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: group)
+    try:
+        engine = engine_of(uneven_model, tensor_parallel_size=2)
+        engine.executor.close()
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+@pytest.mark.parametrize(("width", "stages", "sharers"), [(3, 1, 2), (7, 1, 1), (2, 3, 5)])
+def test_ranks_of_all_replicas_of_a_node_ask_for_one_core(
+    width: int, stages: int, sharers: int
+) -> None:
+    config = EngineConfig(
+        model="m",
+        tensor_parallel_size=width,
+        pipeline_parallel_size=stages,
+        memory_sharers=sharers,
+    )
+    asked = sum(bundle["CPU"] for bundle in placement.bundles(config, gpus=False))
+    assert 0.9 < sharers * asked <= 1

@@ -1,0 +1,203 @@
+"""What Serve is told of each deployment: places, scaling, versions, and how one replaces another.
+
+A deployment whose settings have not changed keeps its version, and with it its replicas; how many
+there are is not part of it. Where there is room a new replica starts before an old one drains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from .. import __version__
+from ..engine.config import EngineConfig
+from ..engine.seat import num_ranks
+from . import placement, scaling, scaling_policy
+from .config import ModelConfig, ServeConfig
+from .shares import Share
+
+SURGE_PERCENT = 1  # rounded up to a whole replica
+LABEL_S = 0.001
+"""What Ray takes of a node's `accelerator_type:...` resource for asking for it."""
+
+
+def bounded(config: ServeConfig) -> ServeConfig:
+    """The configuration with a `max_replicas` for every model that scales.
+
+    Those without one may have what the resources there hold beside the models of fixed size.
+    """
+    there = ray.cluster_resources() if ray.is_initialized() else {}
+    fixed = [m for m in config.models if m.autoscaling is None]
+
+    def most(model: ModelConfig) -> ModelConfig:
+        if model.autoscaling is None or model.autoscaling.max_replicas is not None:
+            return model
+        kind = "GPU" if there.get("GPU") and model.engine.device != "cpu" else "CPU"
+        taken = sum(m.replicas * _units(m.engine, kind, there) for m in fixed)
+        held = int((there.get(kind, 1) - taken) // num_ranks(model.engine))
+        bounds = model.autoscaling.model_copy(
+            update={"max_replicas": max(held, model.replicas, model.least)}
+        )
+        return model.model_copy(update={"autoscaling": bounds})
+
+    return config.model_copy(update={"models": tuple(map(most, config.models))})
+
+
+def _units(engine: EngineConfig, kind: str, there: Mapping[str, float]) -> int:
+    on = "GPU" if there.get("GPU") and engine.device != "cpu" else "CPU"
+    return num_ranks(engine) if on == kind else 0
+
+
+def replica_options(
+    config: ServeConfig, model: ModelConfig, name: str, share: Share, *, surge: bool
+) -> Any:
+    """Serve's options of a model's deployment, for one whose `max_replicas` is known."""
+    places = _places(model, share)
+    options: dict[str, Any] = {"name": name, **places}
+    if model.autoscaling is None:
+        options["num_replicas"] = model.replicas
+    else:
+        scaling_policy.quiet()
+        options["autoscaling_config"] = scaling_policy.autoscaling_config(
+            config.name, model.name, targets(model), _initial(config, model, name)
+        )
+    options["max_surge_percent"] = SURGE_PERCENT if surge and _has_room(places) else 0
+    options["version"] = _version(replica_settings(config, model))
+    return options
+
+
+def replica_settings(config: ServeConfig, model: ModelConfig) -> dict[str, Any]:
+    """What a replica is made of; nothing that changes while it runs."""
+    alone = config.of(model.model_copy(update={"replicas": 1, "autoscaling": None}))
+    return alone.model_copy(update={"gateways": 1}).model_dump(mode="json")
+
+
+def gateway_options(config: ServeConfig, num_nodes: int, door: str | None) -> dict[str, Any]:
+    """Serve's options of the gateways, an only one of which is on node `door`.
+
+    How many replicas they expect changes without a restart.
+    """
+    apart = 1 < config.gateways <= num_nodes
+    return {
+        "name": "Gateway",
+        "num_replicas": config.gateways,
+        "max_replicas_per_node": 1 if apart else None,
+        "ray_actor_options": {"num_cpus": 0} | _only_at(door if config.gateways == 1 else None),
+        "max_surge_percent": 0 if apart else SURGE_PERCENT,
+        "user_config": {"least": {model.name: model.least for model in config.models}},
+        "version": _version(gateway_settings(config)),
+    }
+
+
+def gateway_settings(config: ServeConfig) -> dict[str, Any]:
+    """What a gateway is made of."""
+    models = tuple(
+        model.model_copy(
+            update={
+                "replicas": 1,
+                "autoscaling": model.autoscaling
+                and model.autoscaling.model_copy(update={"min_replicas": 0, "max_replicas": None}),
+            }
+        )
+        for model in config.models
+    )
+    return config.model_copy(update={"models": models}).model_dump(mode="json")
+
+
+def _only_at(node: str | None) -> dict[str, Any]:
+    """What keeps an actor on a node: clients of an only gateway know where it is."""
+    return {"resources": {f"node:{node}": LABEL_S}} if node else {}
+
+
+def targets(model: ModelConfig) -> scaling.Targets:
+    """What the policy is told."""
+    assert model.autoscaling is not None
+    given = model.autoscaling.model_dump(exclude={"cold_start_timeout_s"})
+    return scaling.Targets(**given)
+
+
+def _version(settings: Mapping[str, Any]) -> str:
+    text = json.dumps([__version__, settings], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def _initial(config: ServeConfig, model: ModelConfig, name: str) -> int:
+    """How many replicas to begin with: those there are where the application runs already."""
+    assert model.autoscaling is not None
+    there = running(config.name).get(name, 0)
+    return min(max(there or model.replicas, model.least), model.autoscaling.max_replicas or there)
+
+
+def running(app: str) -> dict[str, int]:
+    """The replicas that run, by deployment; empty where there is no such application."""
+    if not ray.is_initialized():
+        return {}
+    try:
+        overview = serve.status().applications.get(app)
+    except (RayError, RayServeException):
+        return {}
+    if overview is None:
+        return {}
+    return {
+        name: sum(num for state, num in status.replica_states.items() if state == "RUNNING")
+        for name, status in overview.deployments.items()
+    }
+
+
+def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
+    """What Serve sets aside for a replica: its own place, and one a stage where it has ranks."""
+    asked = dict(model.ray_actor_options or {})
+    if num_ranks(model.engine) > 1:
+        extra = dict(model.resources or {})
+        if model.accelerator_type:
+            extra[f"accelerator_type:{model.accelerator_type}"] = LABEL_S
+        strategy = model.placement_strategy
+        ranks = placement.bundles(model.engine, bool(share.num_gpus), strategy)
+        bundles = placement.with_control([bundle | extra for bundle in ranks], strategy)
+        return {
+            "ray_actor_options": asked | {"num_cpus": placement.CONTROL["CPU"], "num_gpus": 0},
+            "placement_group_bundles": bundles,
+            "placement_group_strategy": strategy,
+        }
+    options: dict[str, Any] = {"num_cpus": share.num_cpus}
+    if share.num_gpus:
+        options["num_gpus"] = share.num_gpus
+    if model.accelerator_type:
+        options["accelerator_type"] = model.accelerator_type
+    if model.resources:
+        options["resources"] = model.resources
+    return {"ray_actor_options": options | asked}
+
+
+def _has_room(places: Mapping[str, Any]) -> bool:
+    """Whether one replica more would find its places now, on nodes that are there."""
+    if not ray.is_initialized():
+        return False
+    from ray._private.state import available_resources_per_node
+
+    free = [dict(node) for node in available_resources_per_node().values()]
+    asked = places.get("placement_group_bundles") or [_asked(places["ray_actor_options"])]
+    return all(_take(bundle, free) for bundle in asked)
+
+
+def _asked(options: Mapping[str, Any]) -> dict[str, float]:
+    found = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0)}
+    if kind := options.get("accelerator_type"):
+        found[f"accelerator_type:{kind}"] = LABEL_S
+    return found | dict(options.get("resources", {}))
+
+
+def _take(bundle: Mapping[str, float], free: Sequence[dict[str, float]]) -> bool:
+    for node in free:
+        if all(node.get(kind, 0) >= amount for kind, amount in bundle.items()):
+            for kind, amount in bundle.items():
+                node[kind] = node.get(kind, 0) - amount
+            return True
+    return False

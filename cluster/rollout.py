@@ -1,0 +1,69 @@
+"""A changed configuration of an application that runs: who it belongs to, and when it is through.
+
+The `shoal serve` that was started last owns the application; one before it leaves it alone and
+ends. Serve replaces what has another version: one new replica first where there is room, otherwise,
+and where the new one finds no place within a bound, an old one drains first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.schema import ApplicationStatus
+
+from .facts import Facts
+
+_KIND, _KEY = "driver", "owner"
+
+
+def runs(app: str) -> bool:
+    """Whether an application of this name is there and not being removed."""
+    overview = serve.status().applications.get(app)
+    return overview is not None and overview.status is not ApplicationStatus.DELETING
+
+
+class Owner:
+    """This process as the owner of an application, from `take` until another one takes it."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._id = secrets.token_hex(8)
+
+    def take(self) -> None:
+        """Own it from now on; forget what kept an earlier configuration from starting."""
+        self._facts.put(_KIND, _KEY, {"id": self._id})
+        for key in self._facts.all("failure"):
+            self._facts.remove("failure", key)
+
+    @property
+    def owns(self) -> bool:
+        """Whether no other process has taken it; True while the head is out of reach."""
+        with contextlib.suppress(RayError, RuntimeError, ConnectionError):
+            owner = self._facts.all(_KIND).get(_KEY)
+            return owner is None or owner["id"] == self._id
+        return True
+
+
+class Surge:
+    """Watches that the first new replica of a rollout finds a place; `give_way` is called once if
+    it has none after `bound_s`.
+    """
+
+    def __init__(self, facts: Facts, bound_s: float, give_way: Callable[[], None]) -> None:
+        self._facts = facts
+        self._before = facts.all("replica").keys()
+        self._until = time.monotonic() + bound_s
+        self._give_way: Callable[[], None] | None = give_way
+
+    def look(self) -> None:
+        """Call it again and again while the rollout goes on."""
+        if self._give_way is None or time.monotonic() < self._until:
+            return
+        give_way, self._give_way = self._give_way, None
+        if not self._facts.all("replica").keys() - self._before:
+            give_way()
