@@ -91,7 +91,7 @@ class FleetRouter:
 
     def cards(self) -> list[ModelCard]:
         """See Router; a model stays known while its replicas are being replaced."""
-        return list(self._cards.values())
+        return [self._cards[names[0]] for names in self._wanted if names[0] in self._cards]
 
     def links(self) -> list[Link]:
         """See Router."""

@@ -82,7 +82,7 @@ def test_a_killed_replica_is_told_at_once_and_replaced(served: Served) -> None:
     assert one.replica != other.replica
     victim = next(p for p in served.replica_pids() if one.replica in replica_of(served, p))
     os.kill(victim, signal.SIGKILL)
-    assert one.numbers()[-1].startswith("EngineLost: ")
+    assert one.numbers()[-1].startswith("LinkLost: ")
     assert served.health()["status"] == "degraded"
     assert other.numbers() == [str(i) for i in range(1000)]
     assert served.stream(3).numbers() == ["0", "1", "2"]
@@ -93,7 +93,7 @@ def test_a_killed_replica_is_told_at_once_and_replaced(served: Served) -> None:
 def test_an_engine_that_dies_ends_its_process_and_is_replaced(served: Served) -> None:
     wait(lambda: served.health()["status"] == "ready")
     before = set(served.replica_pids())
-    assert served.stream(DEADLY).numbers()[-1].startswith("EngineLost")
+    assert served.stream(DEADLY).numbers()[-1].startswith("LinkLost")
     wait(lambda: set(served.replica_pids()) - before and len(served.replica_pids()) == 2)
     wait(lambda: served.health()["status"] == "ready")
     assert served.stream(2).numbers() == ["0", "1"]
