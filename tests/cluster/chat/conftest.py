@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from tests.cluster.chat.echo import Server
 
+WAIT_S = 60.0
 _CONTROL = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[()][A-Z0-9]|\x1b[=>]")
 
 
@@ -53,6 +55,8 @@ class Terminal:
             if place >= 0:
                 shown, self._read = text[self._read : place + len(part)], place + len(part)
                 return shown
+            shown, _, _ = select.select([self._ours], [], [], WAIT_S)
+            assert shown, f"no {part!r} came: {text[self._read :]!r}"
             try:
                 more = os.read(self._ours, 65536)
             except OSError:

@@ -107,7 +107,7 @@ def test_commands(chat: Terminal, server: Server, tmp_path: Path) -> None:
 
 def test_a_refusal_takes_the_message_back(chat: Terminal, server: Server) -> None:
     chat.keys("refuse\r")
-    chat.until("error: the server answered 400: no such thing")
+    chat.until("error: the server answered 400: no \N{SYMBOL FOR ESCAPE}such thing")
     chat.until("> ")
     chat.keys("again\r")
     chat.until("output tokens")
