@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 from ..engine import config as engine_config
 from ..engine.config import EngineConfig
 from ..engine.errors import ConfigError
+from ..engine.seat import num_ranks
 from .config import (
     ACTOR_OPTIONS,
     BUNDLED,
@@ -65,6 +66,8 @@ def serve_config(
         _check(given.values)
         models = _listed(listed[0], given) if listed else (_model(given.values),)
         door = {k: v for k, v in given.values.items() if k in ServeConfig.model_fields}
+        if door.get("local"):
+            _check_local(models)
         if door.get("local") and any(model.autoscaling for model in models):
             raise ConfigError(
                 "autoscaling: --local has no replicas to add; leave one of the two out", "local"
@@ -320,6 +323,18 @@ def _check(given: Mapping[str, object]) -> None:
         raise ConfigError("gateways: --local has one gateway; leave one of the two out", "gateways")
     if given.get("local") and given.get("ray_address"):
         raise ConfigError("ray_address: --local needs no Ray; leave one of the two out", "local")
+
+
+def _check_local(models: Iterable[ModelConfig]) -> None:
+    """A process that serves alone is one rank of each model."""
+    for model in models:
+        if (ranks := num_ranks(model.engine)) > 1:
+            raise ConfigError(
+                f"{model.name} wants {ranks} ranks, which Ray places, and --local does without "
+                "Ray: leave --local out, or set tensor_parallel_size and pipeline_parallel_size "
+                "to 1",
+                "local",
+            )
 
 
 def _check_door(given: Mapping[str, object]) -> None:

@@ -58,6 +58,13 @@ def test_a_value_is_held_in_its_own_type(key: str, value: object, held: object) 
     assert (got, type(got)) == (held, type(held))
 
 
+def test_a_process_that_serves_alone_has_no_ranks() -> None:
+    with pytest.raises(ConfigError, match=r"wants 4 ranks.*leave --local out"):
+        serve_config(
+            {"local": True, "tensor-parallel-size": 2, "pipeline-parallel-size": 2}, environ={}
+        )
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
