@@ -73,17 +73,18 @@ def check_enough(config: EngineConfig, gpus: bool) -> None:
         )
 
 
-def own_group(asked: Sequence[Bundle]) -> PlacementGroup | None:
+def own_group(asked: Sequence[Bundle], ranks: int) -> PlacementGroup | None:
     """The group that this process was placed in, where it has room for the ranks beside this one.
 
-    A caller's group that was made for something else is let be.
+    It has the bundles that are `asked` for, or one for each of the `ranks`, as a strategy that
+    spreads them makes it. A caller's group that was made for something else is let be.
     """
     group: PlacementGroup | None = ray.util.get_current_placement_group()
     if group is None:
         return None
     total, wanted = _total(group.bundle_specs), _total([CONTROL, *asked])
     enough = all(total.get(kind, 0) >= amount - 1e-3 for kind, amount in wanted.items())
-    return group if enough and len(of_ranks(group.bundle_specs)[1]) == len(asked) else None
+    return group if enough and len(of_ranks(group.bundle_specs)[1]) in (len(asked), ranks) else None
 
 
 def reserve(asked: Sequence[Bundle], strategy: str, timeout_s: float = PLACE_S) -> PlacementGroup:

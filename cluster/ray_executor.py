@@ -151,7 +151,7 @@ class RayExecutor:
         gpus = placement.wants_gpus(config)
         placement.check_enough(config, gpus)
         asked = placement.bundles(config, gpus, self._strategy)
-        group = placement.own_group(asked)
+        group = placement.own_group(asked, num_ranks(config))
         if group is None:
             group, skipped = placement.reserve(asked, self._strategy), 0
             self._stack.callback(remove_placement_group, group)

@@ -77,7 +77,7 @@ def test_bash_itself(environ: dict[str, str]) -> None:
     script = """
     eval "$(shoal completion bash)"
     complete -p shoal
-    for words in "shoal serve Qw" "shoal serve gpt2 --tensor-par" "shoal st"; do
+    for words in "shoal serve Qw" "shoal serve gpt2 --tensor-par" "shoal sto"; do
         COMP_WORDS=($words); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_LINE=$words
         _shoal_completion shoal "${COMP_WORDS[COMP_CWORD]}" ""
         echo "${COMPREPLY[@]}"
