@@ -79,7 +79,7 @@ def sockets(ranks: int, steps: int) -> dict[str, float]:
         executor.collect()
 
     try:
-        return timed(step, steps) | {"idle_cpu": idle([int(r["pid"]) for r in executor.ranks()])}  # type: ignore[call-overload]
+        return timed(step, steps) | {"idle_cpu": idle([rank.pid for rank in executor.ranks()])}
     finally:
         executor.close()
 
