@@ -18,7 +18,6 @@ from ..engine.engine import AsyncEngine
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
 from ..engine.request import FinishReason, Request, Update
-from ..engine.worker.worker import Worker
 from . import health, logs
 from .banner import Loaded, Progress
 from .card import model_card
@@ -344,7 +343,7 @@ def _engines(config: ServeConfig, progress: Progress) -> dict[str, list[AsyncEng
 
     def engine(model: ModelConfig) -> AsyncEngine:
         told = shared(model, sharers).engine
-        return AsyncEngine(told, LocalExecutor(told, Worker(on_load=progress.advance)))
+        return AsyncEngine(told, LocalExecutor(told, on_load=progress.advance))
 
     return {m.name: [engine(m) for _ in range(m.replicas)] for m in config.models}
 
