@@ -9,6 +9,7 @@ from scene import Scene
 from shoal.cluster import catalog, failover
 from shoal.cluster.formats import merged
 from shoal.cluster.link import LinkLost
+from shoal.cluster.lives import RESUMED_TOKENS
 from shoal.engine.errors import EngineLost, FatalRequest, InvalidRequest, Overloaded
 
 
@@ -180,7 +181,7 @@ def test_a_request_that_kills_engines_is_found_out_and_its_company_is_not(scene)
         assert isinstance(error, FatalRequest)
         assert died == 3 and alone[-1]
         assert [g.choices[0].num_tokens for g in others] == [20] * 6
-        assert not scene.failover._reserved
+        assert not scene.failover._lives._apart
 
     done = scene(test)
     assert done.value(catalog.LOST) == 3
@@ -248,7 +249,7 @@ def test_only_deaths_count(scene):
 def test_resumptions_are_paced_and_the_oldest_come_first(scene):
     async def test(scene):
         for i in range(6):
-            scene.begin(f"s{i}", prompt=tuple(range(10, 10 + failover.RESUMED_TOKENS // 3)))
+            scene.begin(f"s{i}", prompt=tuple(range(10, 10 + RESUMED_TOKENS // 3)))
         first = scene.fleet.replicas[0]
         first.lose()
         second = scene.add()
@@ -264,7 +265,7 @@ def test_resumptions_are_paced_and_the_oldest_come_first(scene):
 
 def test_a_stream_longer_than_the_pace_is_resumed_too(scene):
     async def test(scene):
-        scene.begin(prompt=tuple(range(2 * failover.RESUMED_TOKENS)))
+        scene.begin(prompt=tuple(range(2 * RESUMED_TOKENS)))
         scene.fleet.replicas[0].lose()
         await scene.finish()
 
@@ -274,7 +275,7 @@ def test_a_stream_longer_than_the_pace_is_resumed_too(scene):
 def test_a_drain_moves_what_others_can_take_and_leaves_the_rest(scene):
     async def test(scene):
         for i in range(4):
-            scene.begin(f"s{i}", prompt=tuple(range(failover.RESUMED_TOKENS // 2)))
+            scene.begin(f"s{i}", prompt=tuple(range(RESUMED_TOKENS // 2)))
         (leaving,) = scene.fleet.replicas
         scene.step()
         leaving.leaving = True
@@ -362,7 +363,7 @@ def test_a_dropped_stream_is_forgotten(scene):
             async with asyncio.timeout(0.15):
                 while scene.failover._timer is not None:
                     await asyncio.sleep(0.01)
-        assert scene.failover._timer is None and not scene.failover._life_of
+        assert scene.failover._timer is None and not len(scene.failover._lives)
 
     assert not scene(test).errors
 
