@@ -145,6 +145,9 @@ class Failover:
         if generation.ended or not choices:
             return
         resumed = choices[0].epoch > generation.request.epoch
+        refused = isinstance(error, Overloaded | EngineLost) and not isinstance(error, LinkLost)
+        if refused and not resumed and self._ask_another(life, choices):
+            return
         if not isinstance(error, EngineLost) and not (resumed and isinstance(error, Overloaded)):
             self._fail(generation, error)
             return
@@ -162,6 +165,25 @@ class Failover:
             self._fail(generation, fatal)
         else:
             self._wait(generation, choices, now, error.message)
+
+    def _ask_another(self, life: Life, choices: Sequence[Choice]) -> bool:
+        """Send a request that was refused to a replica that may have room for it, if there is one
+        that has not refused it.
+        """
+        generation = life.generation
+        generation.state.digest = ""
+        refused_by = life.refused_by | {life.link}
+
+        def fit(link: Link) -> bool:
+            return link not in refused_by and link.has_room and self._lives.is_free(link)
+
+        request = generation.state.request
+        try:
+            link = self._router.choose(generation.state.model, request, fit)
+        except EngineLost:
+            return False
+        self._start(generation, choices, link, request, life.since).refused_by = refused_by
+        return True
 
     def _count_loss(self, life: Life, error: LinkLost) -> str:
         """Count a lost replica once, for all its streams; why they move."""

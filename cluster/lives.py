@@ -22,6 +22,7 @@ class Life:
 
     `anew` counts the tokens that are computed anew, until the first update. `since`: when it began
     to wait for this start, in seconds of `time.monotonic`. `alone`: nothing else may run there.
+    `refused_by`: who has refused a request that has not begun anywhere.
     """
 
     generation: Generation
@@ -30,6 +31,7 @@ class Life:
     since: float
     anew: int = 0
     alone: bool = False
+    refused_by: frozenset[Link] = frozenset()
 
 
 class Lives:
