@@ -1,5 +1,6 @@
 // The ops of one instruction set: compiled once for each, with INSTRUCTIONS its name.
 #include "lane.h"
+#include "functions.h"
 #include "vector.h"
 
 namespace INSTRUCTIONS {
