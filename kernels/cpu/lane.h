@@ -9,7 +9,8 @@ struct Lane {
     int32_t index, count;   // this thread, of how many
     const Sizes* sizes;
     std::atomic<int64_t>* tickets;  // a counter of this step, 0 at its start, for tasks that differ in cost
-    void* scratch;          // SCRATCH_BYTES of this thread's own, 64-byte aligned
+    void* scratch;          // SCRATCH_BYTES of this thread's own, page-aligned
+    void* shared;           // SHARED_BYTES of all lanes together, page-aligned
     void (*meet)(Lane*);    // a barrier of all lanes, inside a step
     void* pool;
 
@@ -21,6 +22,7 @@ struct Lane {
 };
 
 constexpr int64_t SCRATCH_BYTES = 4 << 20;
+constexpr int64_t SHARED_BYTES = 16 << 20;
 
 // Returns 0, or another number where the step failed; every lane of a step returns the same.
 using Op = int32_t (*)(const void* args, Lane* lane);

@@ -24,15 +24,10 @@ struct Sizes {
 };
 
 // Row-major: element (r, c) is data[r * stride + c], stride in elements.
-// TILES (bfloat16, AMX): 16 rows by 32 columns to a block of 1 KiB, row after row inside; `stride`
-// blocks stand side by side in a row of blocks. The last row of blocks is padded.
-enum Form : int32_t { ROWS = 0, TILES = 1 };
-
 struct Matrix {
     void* data;
     int64_t stride;
     Dtype dtype;
-    Form form;
 };
 
 // A weight [outputs, inputs], packed once: panels of 32 outputs, each contiguous, both sizes padded
@@ -73,8 +68,11 @@ enum Epilogue : int32_t {
     GELU_ERF = 3,
     GELU_TANH = 4,
     RELU = 5,
+    ARGMAX_ROW = 6,  // out.data int64 [rows]: each row's greatest output, the lowest of equals,
+                     // a NaN above all; y is not kept
 };
 
+// On AMX and AVX-512 bf16, x is rounded to bfloat16 for BF16_PANELS.
 struct Linear {
     Matrix x, out;
     Panels weight;

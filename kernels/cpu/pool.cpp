@@ -56,6 +56,7 @@ struct Pool {
     int32_t threads;
     pthread_t* others;
     Lane* lanes;
+    void* shared;
     Barrier barrier;
     alignas(64) std::atomic<uint32_t> run{0};  // changes when there is work, or the pool closes
     alignas(64) std::atomic<int32_t> asleep{0};
@@ -135,10 +136,11 @@ SHOAL_API Pool* shoal_pool_open(int32_t threads, const int32_t* cores) {
     pool->threads = threads;
     pool->others = new pthread_t[threads];
     pool->lanes = new Lane[threads];
+    if (posix_memalign(&pool->shared, 4096, SHARED_BYTES)) return nullptr;
     for (int32_t i = 0; i < threads; i++) {
         void* scratch = nullptr;
         if (posix_memalign(&scratch, 4096, SCRATCH_BYTES)) return nullptr;
-        pool->lanes[i] = Lane{i, threads, nullptr, nullptr, scratch, meet, pool};
+        pool->lanes[i] = Lane{i, threads, nullptr, nullptr, scratch, pool->shared, meet, pool};
     }
     for (int32_t i = 1; i < threads; i++) {
         if (pthread_create(&pool->others[i], nullptr, live, &pool->lanes[i])) return nullptr;
@@ -152,6 +154,7 @@ SHOAL_API void shoal_pool_close(Pool* pool) {
     wake(pool);
     for (int32_t i = 1; i < pool->threads; i++) pthread_join(pool->others[i], nullptr);
     for (int32_t i = 0; i < pool->threads; i++) free(pool->lanes[i].scratch);
+    free(pool->shared);
     delete[] pool->others;
     delete[] pool->lanes;
     delete pool;

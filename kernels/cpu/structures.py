@@ -21,11 +21,6 @@ class Extent(IntEnum):
     WANTED = 1
 
 
-class Form(IntEnum):
-    ROWS = 0
-    TILES = 1
-
-
 class Format(IntEnum):
     F32_PANELS = 0
     BF16_PANELS = 1
@@ -38,6 +33,7 @@ class Epilogue(IntEnum):
     GELU_ERF = 3
     GELU_TANH = 4
     RELU = 5
+    ARGMAX_ROW = 6
 
 
 class NormKind(IntEnum):
@@ -65,7 +61,7 @@ class Sizes(ctypes.Structure):
 
 
 class Matrix(ctypes.Structure):
-    _fields_ = (("data", c_void_p), ("stride", c_int64), ("dtype", c_int32), ("form", c_int32))
+    _fields_ = (("data", c_void_p), ("stride", c_int64), ("dtype", c_int32))
 
 
 class Panels(ctypes.Structure):

@@ -48,7 +48,7 @@ def test_steps_run_in_order_on_every_number_of_threads(
     pool = Pool(threads)
     total, x = torch.zeros(37, 75, dtype=dtype), torch.ones(37, 75, dtype=dtype)
     kind = Dtype.BF16 if dtype is torch.bfloat16 else Dtype.F32
-    args = Add(Matrix(x.data_ptr(), 75, kind, 0), Matrix(total.data_ptr(), 75, kind, 0), 75, 0)
+    args = Add(Matrix(x.data_ptr(), 75, kind), Matrix(total.data_ptr(), 75, kind), 75, 0)
     progress = ctypes.c_int64(0)
     steps = (Step * 3)(*(step(Kind.ADD_ROWS, args, mark) for mark in (7, 8, 9)))
     assert pool.run(steps, Sizes(30, 0, 0), ctypes.addressof(progress)) == 0
