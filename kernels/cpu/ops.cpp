@@ -7,8 +7,6 @@ namespace INSTRUCTIONS {
 
 #include "elementwise.inc"
 
-int32_t missing(const void*, Lane*) { return 1; }
-
 void nothing() {}
 
 }  // namespace INSTRUCTIONS
@@ -23,7 +21,6 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
     static const Instructions found = [] {
         Instructions made{};
         made.name = STRING(INSTRUCTIONS);
-        for (Op& op : made.ops) op = missing;
         made.ops[ADD_ROWS] = add_rows;
         made.begin = nothing;
         made.end = nothing;
