@@ -89,6 +89,11 @@ class MemoryLink:
         sequences = load.running + load.waiting
         return Standing(self.replica, cached, load.tokens, sequences, load.room, last_used)
 
+    @property
+    def has_room(self) -> bool:
+        """See Link."""
+        return self.load.room != 0
+
     def cached(self, request: Request) -> int:
         """See Link."""
         return self.prefixes.cached(request, self.card.block_size, [self.replica])[self.replica]

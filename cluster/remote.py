@@ -101,6 +101,11 @@ class RemoteLink:
             last_used,
         )
 
+    @property
+    def has_room(self) -> bool:
+        """See Link."""
+        return self._backlog.room != 0
+
     def cached(self, request: Request) -> int:
         """See Link."""
         return self._prefixes.cached(request, self.card.block_size, [self.replica])[self.replica]

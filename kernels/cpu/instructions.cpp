@@ -69,3 +69,8 @@ SHOAL_API int32_t shoal_choose(const char* name) {
     if (found) chosen = found;
     return found != nullptr;
 }
+
+SHOAL_API int32_t shoal_has(int32_t kind) {
+    const Instructions* found = chosen_instructions();
+    return found && kind >= 0 && kind < NUM_KINDS && found->ops[kind];
+}

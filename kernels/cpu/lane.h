@@ -29,7 +29,7 @@ using Op = int32_t (*)(const void* args, Lane* lane);
 
 struct Instructions {
     const char* name;
-    Op ops[NUM_KINDS];
+    Op ops[NUM_KINDS];  // null where it has none
     // Packs panels first to last of a weight.
     void (*pack)(const Matrix& rows, const Panels& weight, int64_t first, int64_t last);
     void (*begin)();  // on every thread before a run: AMX's tile configuration

@@ -229,5 +229,8 @@ SHOAL_API int64_t shoal_packed_bytes(const Panels* weight);
 SHOAL_API const char* shoal_instructions(void);
 SHOAL_API int32_t shoal_choose(const char* name);
 
+// Whether the chosen set has an op of this kind.
+SHOAL_API int32_t shoal_has(int32_t kind);
+
 // sizeof the struct of a kind; of Step, Sizes, Panels for -1, -2, -3.
 SHOAL_API int64_t shoal_size_of(int32_t kind);

@@ -23,8 +23,6 @@ namespace INSTRUCTIONS {
 #include "epilogue.inc"
 #include "linear.inc"
 
-int32_t missing(const void*, Lane*) { return 1; }
-
 #ifndef HAS_TILES
 void nothing() {}
 #endif
@@ -41,7 +39,6 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
     static const Instructions found = [] {
         Instructions made{};
         made.name = STRING(INSTRUCTIONS);
-        for (Op& op : made.ops) op = missing;
         made.ops[EMBED] = embed;
         made.ops[LINEAR] = linear;
         made.ops[ADD_ROWS] = add_rows;

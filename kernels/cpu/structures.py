@@ -240,6 +240,7 @@ def library() -> ctypes.CDLL | None:
         ("shoal_packed_bytes", c_int64, (panels,)),
         ("shoal_instructions", c_char_p, ()),
         ("shoal_choose", c_int32, (c_char_p,)),
+        ("shoal_has", c_int32, (c_int32,)),
         ("shoal_size_of", c_int64, (c_int32,)),
     )
     for name, result, arguments in declare:
@@ -247,6 +248,13 @@ def library() -> ctypes.CDLL | None:
         if function is not None:
             function.restype, function.argtypes = result, arguments
     return found if found.shoal_instructions() else None
+
+
+@cache
+def has(kind: Kind) -> bool:
+    """Whether the native library computes ops of this kind here."""
+    native = library()
+    return native is not None and bool(native.shoal_has(kind))
 
 
 class Pool:
