@@ -228,9 +228,14 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
 def library() -> ctypes.CDLL | None:
     """The native library; None where it was not built, or this processor runs none of it."""
     try:
-        found = ctypes.CDLL(str(PATH))
+        return opened(PATH)
     except OSError:
         return None
+
+
+def opened(path: Path) -> ctypes.CDLL | None:
+    """The library in this file; None where this processor runs none of it. Raises OSError."""
+    found = ctypes.CDLL(str(path))
     step, sizes, panels, matrix = (POINTER(each) for each in (Step, Sizes, Panels, Matrix))
     declare = (
         ("shoal_pool_open", c_void_p, (c_int32, POINTER(c_int32))),

@@ -18,13 +18,11 @@ from shoal.kernels.cpu.structures import (
     Pool,
     Sizes,
     Step,
-    library,
     step,
 )
 from torch import Tensor
 from torch.nn import functional
 
-INSTRUCTIONS = ("avx2", "avx512", "avx512bf16", "amx")
 DTYPES = (torch.float32, torch.bfloat16)
 ACTIVATIONS = {
     Epilogue.STORE: lambda y: y,
@@ -33,17 +31,6 @@ ACTIVATIONS = {
     Epilogue.RELU: functional.relu,
     Epilogue.SILU_MUL: lambda y: functional.silu(y.chunk(2, 1)[0]) * y.chunk(2, 1)[1],
 }
-
-
-@pytest.fixture(params=INSTRUCTIONS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    native = library()
-    assert native is not None, "the native library is not built: python kernels/cpu/build.py"
-    before = native.shoal_instructions()
-    if not native.shoal_choose(request.param.encode()):
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    native.shoal_choose(before)
 
 
 @pytest.fixture(params=(1, 2, 3))
