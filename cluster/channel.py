@@ -26,14 +26,13 @@ from ..engine.errors import EngineLost, ShoalError, WorkerStalled
 from ..engine.holdings import Holdings
 from ..engine.request import MAX_N, FinishReason, Request, SamplingParams, Update
 from . import wire
-from .greeting import Roles, greet, limit_silence, receive
+from .greeting import GATEWAYS, greet, limit_silence, receive
 from .link import Load, ModelCard
 from .news import News
 
 MAX_BACKLOG = 64 << 20
 MAX_GREETINGS = 32
 QUIET_S = 0.2  # without a live sequence, before a drain counts as done
-GATEWAYS = Roles(comer="gateway", host="replica")
 _CHUNK = 1 << 20
 
 log = logging.getLogger(__name__)

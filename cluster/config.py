@@ -23,6 +23,9 @@ ACTOR_OPTIONS = ("num_cpus", "num_gpus", "memory", "runtime_env", "label_selecto
 BUNDLED = "shoal-tiny"
 """The name of the bundled model, which is served where no other is asked for."""
 
+SECRET = ("api_key", "hf_token")
+"""Keys whose values are never shown."""
+
 Schema = TypeVar("Schema", bound=BaseModel)
 
 

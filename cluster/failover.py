@@ -23,33 +23,15 @@ from functools import partial
 from ..engine.errors import EngineLost, FatalRequest, Overloaded, ShoalError
 from ..engine.request import FinishReason, Request, Update
 from .link import Link, LinkLost, Router
+from .lives import Life, Lives
 from .metrics import Metrics
 from .state import Choice
 from .stream import Generation
-
-RESUMED_TOKENS = 8192
-"""How many tokens a replica is given to compute anew at once, so that it does not die of them."""
 
 SUSPECT_DEATHS = 2
 TICK_S = 0.1
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Life:
-    """One start of choices on a replica; `open` are those that still run there.
-
-    `anew` counts the tokens that are computed anew, until the first update. `since`: when it began
-    to wait for this start, in seconds of `time.monotonic`.
-    """
-
-    generation: Generation
-    open: list[Choice]
-    link: Link
-    since: float
-    anew: int = 0
-    alone: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -97,11 +79,8 @@ class Failover:
         self._timeout_s = timeout_s
         self._grace_s = grace_s
         self._max_failovers = max_failovers
-        self._life_of: dict[Choice, _Life] = {}
-        self._lives: dict[Link, dict[_Life, None]] = {}
+        self._lives = Lives(self._wake)
         self._queue: list[_Waiting] = []
-        self._anew: dict[Link, int] = {}
-        self._reserved: dict[Link, _Life] = {}
         self._leaving: dict[Link, float] = {}
         self._last_lost: Link | None = None
         self._stopping = False
@@ -110,7 +89,7 @@ class Failover:
     @property
     def num_streams(self) -> int:
         """Sequences that have not ended, those without a replica too."""
-        return len(self._life_of) + sum(len(waiting.choices) for waiting in self._queue)
+        return len(self._lives) + sum(len(waiting.choices) for waiting in self._queue)
 
     def begin(self, generation: Generation) -> None:
         """Send a request. What comes of it, a refusal too, comes to the generation's callbacks.
@@ -119,9 +98,9 @@ class Failover:
         """
         state = generation.state
         try:
-            link = self._router.choose(state.model, state.request, self._is_free)
+            link = self._router.choose(state.model, state.request, self._lives.is_free)
         except EngineLost:
-            if not any(state.model in link.card.names for link in self._reserved):
+            if not self._lives.serves_apart(state.model):
                 raise
             self._wait(generation, generation.choices, time.monotonic(), "replicas are set apart")
             return
@@ -130,7 +109,7 @@ class Failover:
     def drop(self, generation: Generation) -> None:
         """Free what a generation holds; nothing is heard of it any more."""
         generation.ended = True
-        links = {self._leave(c): None for c in generation.choices if c in self._life_of}
+        links = {self._lives.leave(c): None for c in generation.choices if c in self._lives}
         for link in links:
             link.abort(generation.request.id)
 
@@ -141,31 +120,34 @@ class Failover:
 
     # What comes from replicas.
 
-    def _receive(self, life: _Life, update: Update | ShoalError) -> None:
+    def _receive(self, life: Life, update: Update | ShoalError) -> None:
         if isinstance(update, ShoalError):
             self._lose(life, update)
             return
         generation = life.generation
         choice = generation.choices[update.sibling - generation.request.sibling]
-        if self._life_of.get(choice) is not life or update.epoch != choice.epoch:
+        if self._lives.of(choice) is not life or update.epoch != choice.epoch:
             return
-        self._settle(life)
+        self._lives.settle(life)
         generation.take(choice, update)
-        if choice.finish is not None and choice in self._life_of:
-            self._leave(choice)
+        if choice.finish is not None and choice in self._lives:
+            self._lives.leave(choice)
             if update.finish is None:
                 life.link.abort(generation.request.id, choice.sibling, FinishReason.STOP)
         if generation.ended:
             self.drop(generation)
 
-    def _lose(self, life: _Life, error: ShoalError) -> None:
+    def _lose(self, life: Life, error: ShoalError) -> None:
         """A replica is lost with these choices, or has refused them."""
         generation, choices, alone = life.generation, tuple(life.open), life.alone
         for choice in choices:
-            self._leave(choice)
+            self._lives.leave(choice)
         if generation.ended or not choices:
             return
         resumed = choices[0].epoch > generation.request.epoch
+        refused = isinstance(error, Overloaded | EngineLost) and not isinstance(error, LinkLost)
+        if refused and not resumed and self._ask_another(life, choices):
+            return
         if not isinstance(error, EngineLost) and not (resumed and isinstance(error, Overloaded)):
             self._fail(generation, error)
             return
@@ -184,7 +166,26 @@ class Failover:
         else:
             self._wait(generation, choices, now, error.message)
 
-    def _count_loss(self, life: _Life, error: LinkLost) -> str:
+    def _ask_another(self, life: Life, choices: Sequence[Choice]) -> bool:
+        """Send a request that was refused to a replica that may have room for it, if there is one
+        that has not refused it.
+        """
+        generation = life.generation
+        generation.state.digest = ""
+        refused_by = life.refused_by | {life.link}
+
+        def fit(link: Link) -> bool:
+            return link not in refused_by and link.has_room and self._lives.is_free(link)
+
+        request = generation.state.request
+        try:
+            link = self._router.choose(generation.state.model, request, fit)
+        except EngineLost:
+            return False
+        self._start(generation, choices, link, request, life.since).refused_by = refused_by
+        return True
+
+    def _count_loss(self, life: Life, error: LinkLost) -> str:
         """Count a lost replica once, for all its streams; why they move."""
         cause = "died" if error.died else "left" if life.link.leaving else "silent"
         if life.link is not self._last_lost:
@@ -220,13 +221,11 @@ class Failover:
         request: Request,
         since: float,
         anew: int = 0,
-    ) -> _Life:
+    ) -> Life:
         generation.state.digest = generation.state.digest or link.card.digest
         generation.meter = self._metrics.meter(link)
-        life = _Life(generation=generation, open=[*choices], link=link, since=since, anew=anew)
-        self._life_of.update(dict.fromkeys(choices, life))
-        self._lives.setdefault(link, {})[life] = None
-        self._anew[link] = self._anew.get(link, 0) + anew
+        life = Life(generation=generation, open=[*choices], link=link, since=since, anew=anew)
+        self._lives.begin(life)
         generation.predicted = link.cached(request)
         link.submit(request, partial(self._receive, life))
         self._tick_later()
@@ -234,35 +233,12 @@ class Failover:
 
     def _resume(
         self, generation: Generation, choices: Sequence[Choice], link: Link, since: float
-    ) -> _Life:
+    ) -> Life:
         for choice in choices:
             choice.epoch += 1
         request = generation.state.remainder(choices[0])
         anew = len(request.prompt) + len(request.emitted)
         return self._start(generation, choices, link, request, since, anew)
-
-    def _settle(self, life: _Life) -> None:
-        """A start has brought something, or has ended: it makes room for others."""
-        if life.anew:
-            self._anew[life.link] -= life.anew
-            life.anew = 0
-            self._wake()
-        if life.alone:
-            life.alone = False
-            del self._reserved[life.link]
-            self._wake()
-
-    def _leave(self, choice: Choice) -> Link:
-        """Part a choice from its replica, which is returned."""
-        life = self._life_of.pop(choice)
-        life.open.remove(choice)
-        if not life.open:
-            self._settle(life)
-            lives = self._lives[life.link]
-            del lives[life]
-            if not lives:
-                del self._lives[life.link], self._anew[life.link]
-        return life.link
 
     def _fail(self, generation: Generation, error: ShoalError) -> None:
         generation.fail(error)
@@ -352,14 +328,10 @@ class Failover:
         )
         self._clear(link)
         life = self._resume(generation, waiting.choices, link, since)
-        life.alone = True
-        self._reserved[link] = life
+        self._lives.set_apart(life)
         return True
 
     # Places.
-
-    def _is_free(self, link: Link) -> bool:
-        return link not in self._reserved
 
     def _there(self, generation: Generation) -> list[Link]:
         """The replicas within reach on which a generation could go on."""
@@ -378,12 +350,8 @@ class Failover:
         there = self._there(generation)
 
         def fit(link: Link) -> bool:
-            anew = self._anew.get(link, 0)
-            return (
-                link in there
-                and self._is_free(link)
-                and (not anew or anew + num_tokens <= RESUMED_TOKENS)
-            )
+            free = link in there and self._lives.is_free(link)
+            return free and self._lives.has_pace(link, num_tokens)
 
         try:
             return self._router.choose(generation.state.model, generation.request, fit)
@@ -395,7 +363,7 @@ class Failover:
     def _place_alone(self, generation: Generation) -> Link | None:
         """A replica for a suspect; one at a time is set apart for each model."""
         there = self._there(generation)
-        if any(link in self._reserved for link in there):
+        if self._lives.any_apart(there):
             return None
         try:
             return self._router.choose(
@@ -407,15 +375,15 @@ class Failover:
     def _clear(self, link: Link) -> None:
         """Move everything off a replica."""
         now = time.monotonic()
-        for life in tuple(self._lives.get(link, ())):
+        for life in self._lives.on(link):
             choices = self._interrupt(life, "suspect")
             self._wait(life.generation, choices, now, f"replica {link.replica} is set apart")
 
-    def _interrupt(self, life: _Life, cause: str) -> tuple[Choice, ...]:
+    def _interrupt(self, life: Life, cause: str) -> tuple[Choice, ...]:
         """Stop what runs; it can go on elsewhere at once."""
         choices, generation = tuple(life.open), life.generation
         for choice in choices:
-            self._leave(choice)
+            self._lives.leave(choice)
             life.link.abort(generation.request.id, choice.sibling)
         self._metrics.moved(generation.state.model, cause, len(choices))
         return choices
@@ -423,14 +391,16 @@ class Failover:
     def _look_for_leaving(self) -> None:
         """Move streams off replicas that are leaving, as fast as others can take them."""
         now = time.monotonic()
-        self._leaving = {link: self._leaving.get(link, now) for link in self._lives if link.leaving}
+        self._leaving = {
+            link: self._leaving.get(link, now) for link in self._lives.links() if link.leaving
+        }
         for link, since in self._leaving.items():
             if now - since >= self._grace_s and not self._stopping:
                 self._move_off(link)
 
     def _move_off(self, link: Link) -> None:
         num_moved = 0
-        for life in sorted(self._lives[link], key=lambda life: life.generation.began):
+        for life in sorted(self._lives.on(link), key=lambda life: life.generation.began):
             if life.alone:
                 continue
             generation, beams = life.generation, life.generation.request.params.use_beam_search
@@ -440,7 +410,7 @@ class Failover:
                 if target is None:
                     break
                 for choice in group:
-                    self._leave(choice)
+                    self._lives.leave(choice)
                     link.abort(generation.request.id, choice.sibling)
                 self._resume(generation, group, target, time.monotonic())
                 num_moved += len(group)

@@ -21,10 +21,14 @@ from .values import optional, several
 
 
 class CommandLine(NamedTuple):
-    """What was asked for: settings by the flag as typed, and the YAML file, if any."""
+    """What was asked for: settings by the flag as typed, and the YAML file, if any.
+
+    `remark`: how a line was taken that could mean something else.
+    """
 
     settings: dict[str, object]
     file: str | None
+    remark: str | None = None
 
 
 def parse(args: Sequence[str]) -> CommandLine:
@@ -32,14 +36,13 @@ def parse(args: Sequence[str]) -> CommandLine:
     words = [part for arg in args for part in _long(arg)]
     settings: dict[str, object] = {}
     file: str | None = None
-    has_model = any(plain(word.split("=")[0]) == "model" for word in words if word[:2] == "--")
+    rows: list[str] = []
     while words:
         word = words.pop(0)
         if word == "--" or not word.startswith("-"):
             if word == "--" and not words:
                 break
             _take_model(settings, words.pop(0) if word == "--" else word)
-            has_model = True
             continue
         flag, equals, value = word.partition("=")
         if flag == "--config":
@@ -47,8 +50,10 @@ def parse(args: Sequence[str]) -> CommandLine:
                 raise ConfigError("--config is given twice; keep one file", "--config")
             file = _file(value if equals else _next(flag, words))
         else:
-            _take(settings, flag, value if equals else None, words, greedy=has_model)
-    return CommandLine(settings, file)
+            if _take(settings, flag, value if equals else None, words):
+                rows.append(flag)
+    named = file is not None or any(target(raw) == "model" for raw in settings)
+    return CommandLine(settings, file, None if named or not rows else _split(settings, rows[-1]))
 
 
 def _long(word: str) -> list[str]:
@@ -59,6 +64,9 @@ def _long(word: str) -> list[str]:
         return [SHORT["-O"], level[1]]
     if word.startswith("-O."):
         return ["--compilation-config" + word[2:]]
+    glued = re.fullmatch(r"(-[a-z]+)(\d+)", word)
+    if glued and glued[1] in SHORT:
+        return [SHORT[glued[1]], glued[2]]
     flag, equals, value = word.partition("=")
     return [SHORT.get(flag.replace("_", "-"), flag) + equals + value]
 
@@ -76,13 +84,21 @@ def _take_model(settings: dict[str, object], word: str) -> None:
     settings["model"] = word
 
 
-def _take(
-    settings: dict[str, object], flag: str, value: str | None, words: list[str], *, greedy: bool
-) -> None:
+def _split(settings: dict[str, object], flag: str) -> str:
+    """Make MODEL of the last word in the row of a flag, where there is no other; say so."""
+    flag, _ = _resolve(flag)
+    *texts, model = cast(tuple[str, ...], settings[flag])
+    settings[flag], settings["model"] = tuple(texts), model
+    return (
+        f"{model!r}, the last word after {flag}, is taken for MODEL; give MODEL first, or --model"
+    )
+
+
+def _take(settings: dict[str, object], flag: str, value: str | None, words: list[str]) -> bool:
     """Put one flag and its value, taken off `words` where it is not in the flag, into `settings`.
 
-    `greedy`: a flag of several texts may take all the words up to the next flag. Before MODEL it
-    takes only one, or else it would take MODEL.
+    A flag of several texts takes all the words up to the next flag. Returns whether it took more
+    than one, of which the last may be MODEL.
     """
     flag, kind = _resolve(flag)
     if flag.startswith("--no-") and not _known(flag):
@@ -93,13 +109,15 @@ def _take(
         settings[flag] = converted(flag, True if value is None else value, bool)
     elif kind is list or several(kind):
         given = [value if value is not None else _next(flag, words)]
-        while greedy and words and not words[0].startswith("-"):
+        while words and not words[0].startswith("-"):
             given.append(words.pop(0))
         before = cast(tuple[str, ...], settings.get(flag, ()))
         texts = given if kind is list else sum((_texts(flag, word) for word in given), ())
         settings[flag] = (*before, *texts)
+        return len(given) > 1 and not given[-1].startswith("[")
     else:
         settings[flag] = value if value is not None else _next(flag, words)
+    return False
 
 
 def _resolve(flag: str) -> tuple[str, Any]:
@@ -112,10 +130,19 @@ def _resolve(flag: str) -> tuple[str, Any]:
     if known.startswith("no_") and _is_truth(known[3:]) and not path:
         return dashed, bool
     if not flag.startswith("--") or path or not _known(known):
-        near = nearest("--" + flag.lstrip("-"))
+        near = nearest("--" + flag.lstrip("-")) or _parted(flag)
         hint = f"did you mean {near}?" if near else "`shoal serve --help-all` lists all"
         raise ConfigError(f"unknown flag {flag}: {hint}", flag)
     return dashed, keys()[target(known)].kind
+
+
+def _parted(word: str) -> str | None:
+    """A short flag that has a value attached, with a space between."""
+    fitting = [short for short in SHORT if word.startswith(short) and word != short]
+    if word.startswith("--") or not fitting:
+        return None
+    short = max(fitting, key=len)
+    return f"`{short} {word.removeprefix(short)}`"
 
 
 def _known(raw: str) -> bool:

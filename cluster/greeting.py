@@ -26,6 +26,9 @@ class Roles(NamedTuple):
     host: str
 
 
+GATEWAYS = Roles(comer="gateway", host="replica")
+
+
 def greet(connection: socket.socket, secret: bytes, roles: Roles) -> str | None:
     """The name of a comer that proved itself; None for one that came and went.
 
@@ -61,18 +64,24 @@ def introduce(connection: socket.socket, secret: bytes, roles: Roles, name: str)
     nonce = wire.new_nonce()
     connection.sendall(wire.frame(wire.Hello(wire.PROTOCOL, __version__, name, nonce)))
     body = receive(connection, wire.MAX_GREETING)
-    challenge = None if body is None else wire.from_replica(body)
+    if body is None:
+        raise wire.BadFrame("it hung up during the greeting")
+    proof = answer_to(wire.from_replica(body), secret, roles, nonce)
+    connection.sendall(wire.frame(proof))
+    limit_silence(connection, 0)
+
+
+def answer_to(challenge: wire.ToGateway, secret: bytes, roles: Roles, nonce: bytes) -> wire.Proof:
+    """What a comer answers its host, which has proved itself over `nonce`. Raises BadFrame."""
     if isinstance(challenge, wire.Refusal):
         raise wire.BadFrame(challenge.reason)
     if not isinstance(challenge, wire.Challenge):
-        raise wire.BadFrame("it hung up during the greeting")
+        raise wire.BadFrame(f"a {type(challenge).__name__} instead of a Challenge")
     if reason := wire.other_version(challenge.protocol, challenge.version):
         raise wire.BadFrame(reason)
     if not wire.proves(challenge.proof, secret, roles.host, nonce, challenge.nonce):
         raise wire.BadFrame("a stranger: it does not hold this application's secret")
-    proof = wire.prove(secret, roles.comer, nonce, challenge.nonce)
-    connection.sendall(wire.frame(wire.Proof(proof)))
-    limit_silence(connection, 0)
+    return wire.Proof(wire.prove(secret, roles.comer, nonce, challenge.nonce))
 
 
 def limit_silence(connection: socket.socket, seconds: float) -> None:

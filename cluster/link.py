@@ -77,6 +77,11 @@ class Link(Protocol):
         """Its load, as of its last message."""
         ...
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it may take one request more, as far as is known."""
+        ...
+
     def cached(self, request: Request) -> int:
         """Tokens of a request that the replica is known to hold."""
         ...

@@ -18,7 +18,6 @@ from ..engine.engine import AsyncEngine
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
 from ..engine.request import FinishReason, Request, Update
-from ..engine.worker.worker import Worker
 from . import health, logs
 from .banner import Loaded, Progress
 from .card import model_card
@@ -89,6 +88,11 @@ class MemoryLink:
         load = self.load
         sequences = load.running + load.waiting
         return Standing(self.replica, cached, load.tokens, sequences, load.room, last_used)
+
+    @property
+    def has_room(self) -> bool:
+        """See Link."""
+        return self.load.room != 0
 
     def cached(self, request: Request) -> int:
         """See Link."""
@@ -344,7 +348,7 @@ def _engines(config: ServeConfig, progress: Progress) -> dict[str, list[AsyncEng
 
     def engine(model: ModelConfig) -> AsyncEngine:
         told = shared(model, sharers).engine
-        return AsyncEngine(told, LocalExecutor(told, Worker(on_load=progress.advance)))
+        return AsyncEngine(told, LocalExecutor(told, on_load=progress.advance))
 
     return {m.name: [engine(m) for _ in range(m.replicas)] for m in config.models}
 

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import yaml
 
-from .config import BUNDLED, Autoscaling, Key, ModelConfig, bundled_model, keys, model_keys
+from .config import BUNDLED, SECRET, Autoscaling, Key, ModelConfig, bundled_model, keys, model_keys
 from .resolve import Resolved
 
-SECRET = ("api_key",)
 DERIVED = {"model": "default", "served_model_name": "the model's name"}
 _WIDE = 44
 

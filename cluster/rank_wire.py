@@ -20,12 +20,10 @@ from ..engine.executor import Capacity
 from ..engine.plan import Plan, Result
 from ..engine.seat import Seat
 from .greeting import Roles
-from .wire import BadFrame
+from .wire import Body, decoded
 
 RANKS = Roles(comer="rank", host="executor")
 BEAT_S = 0.5
-
-_encoder = msgspec.msgpack.Encoder()
 
 
 class Start(msgspec.Struct, tag="start", frozen=True, array_like=True):
@@ -110,19 +108,13 @@ _from_executor = msgspec.msgpack.Decoder(ToRank)
 _from_rank = msgspec.msgpack.Decoder(ToExecutor)
 
 
-def from_executor(body: bytes) -> ToRank:
+def from_executor(body: Body) -> ToRank:
     """The message that an executor sent. Raises BadFrame."""
-    try:
-        message: ToRank = _from_executor.decode(body)
-        return message
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadFrame(f"no message of an executor: {error}") from None
+    message: ToRank = decoded(_from_executor, body, "an executor")
+    return message
 
 
-def from_rank(body: bytes | bytearray | memoryview) -> ToExecutor:
+def from_rank(body: Body) -> ToExecutor:
     """The message that a rank sent. Raises BadFrame."""
-    try:
-        message: ToExecutor = _from_rank.decode(body)
-        return message
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadFrame(f"no message of a rank: {error}") from None
+    message: ToExecutor = decoded(_from_rank, body, "a rank")
+    return message

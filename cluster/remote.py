@@ -14,6 +14,7 @@ from ..engine.request import FinishReason, Request, Update
 from . import wire
 from .backlog import Backlog
 from .choice import Standing
+from .greeting import GATEWAYS, answer_to
 from .link import LinkLost, Load, ModelCard
 from .prefixes import PrefixIndex
 
@@ -99,6 +100,11 @@ class RemoteLink:
             self._backlog.room,
             last_used,
         )
+
+    @property
+    def has_room(self) -> bool:
+        """See Link."""
+        return self._backlog.room != 0
 
     def cached(self, request: Request) -> int:
         """See Link."""
@@ -283,14 +289,7 @@ async def _greet(
     nonce = wire.new_nonce()
     writer.write(wire.frame(wire.Hello(wire.PROTOCOL, __version__, gateway, nonce)))
     challenge = await _next_greeting(reader, wire.MAX_GREETING)
-    if not isinstance(challenge, wire.Challenge):
-        raise wire.BadFrame(f"a {type(challenge).__name__} instead of a Challenge")
-    if reason := wire.other_version(challenge.protocol, challenge.version):
-        raise wire.BadFrame(reason)
-    if not wire.proves(challenge.proof, secret, "replica", nonce, challenge.nonce):
-        raise wire.BadFrame("a stranger: it does not hold this application's secret")
-    proof = wire.prove(secret, "gateway", nonce, challenge.nonce)
-    writer.write(wire.frame(wire.Proof(proof)))
+    writer.write(wire.frame(answer_to(challenge, secret, GATEWAYS, nonce)))
     welcome = await _next_greeting(reader, wire.MAX_FRAME)
     if not isinstance(welcome, wire.Welcome):
         raise wire.BadFrame(f"a {type(welcome).__name__} instead of a Welcome")

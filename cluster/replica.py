@@ -14,7 +14,7 @@ from ray import serve
 
 from ..engine.checkpoint import check_tokenizer
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
-from ..engine.worker.machine import num_cores
+from ..engine.worker.machine import limit_threads, num_cores
 from . import logs
 from .card import model_card
 from .channel import Channel
@@ -165,11 +165,5 @@ class Replica:
 
 
 def _set_threads(model: ModelConfig) -> None:
-    """State how many threads libraries may start.
-
-    Ray would say 1 wherever a replica holds less than two CPUs. Takes effect because torch is not
-    imported yet.
-    """
-    threads = model.engine.threads or max(1, num_cores() // model.engine.sharers)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
+    """Ray would say 1 wherever a replica holds less than two CPUs."""
+    limit_threads(model.engine.threads or max(1, num_cores() // model.engine.sharers))

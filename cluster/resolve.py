@@ -61,7 +61,8 @@ def resolve(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Res
     origins |= {_key_of(raw): f"{line.file}, line {place.line}" for raw, place in places.items()}
     for key, (_, variable) in from_environment(environ).items():
         origins.setdefault(key, f"environment, {variable}")
-    return Resolved(config, origins, tuple(dict.fromkeys([*remarks(settings), *named(environ)])))
+    said = [*filter(None, [line.remark]), *remarks(settings), *named(environ)]
+    return Resolved(config, origins, tuple(dict.fromkeys(said)))
 
 
 def _key_of(raw: str) -> str:

@@ -22,6 +22,7 @@ from ..engine.seat import num_ranks
 from .config import (
     ACTOR_OPTIONS,
     BUNDLED,
+    SECRET,
     Autoscaling,
     ModelConfig,
     ServeConfig,
@@ -36,6 +37,7 @@ from .values import convert, shown
 
 MODELS = "models"
 AUTO = "auto"
+HIDDEN = "(not shown)"
 
 SWITCHES = ("config", "detach", "print_config", "debug")
 """Flags of the command line that are no settings."""
@@ -146,9 +148,11 @@ def _hint(raw: str, value: object) -> str:
 
 def nearest(raw: str) -> str | None:
     """The known key most like `raw`, in its style of dashes."""
-    known = [*keys(), *RENAMED, *IDLE, *NOT_BUILT]
+    if plain(raw) in SWITCHES and not raw.startswith("--"):
+        return None
+    known = [*keys(), *RENAMED, *IDLE, *NOT_BUILT, *(SWITCHES if raw.startswith("--") else ())]
     near = difflib.get_close_matches(plain(raw), known, n=1, cutoff=0.6)
-    if not near or plain(raw) in SWITCHES:
+    if not near:
         return None
     dashed = near[0].replace("_", "-")
     return f"--{dashed}" if raw.startswith("--") else dashed if "-" in raw else near[0]
@@ -166,6 +170,8 @@ def refuse_unbuilt(raw: str, value: object) -> None:
 
 def setting(raw: str, value: object) -> str:
     """A key and its value as they are written, on a command line or in YAML."""
+    if target(raw) in SECRET:
+        value = HIDDEN
     if not raw.startswith("-"):
         return f"{raw}: {shown(value)}"
     if isinstance(value, bool):
@@ -193,6 +199,8 @@ def converted(raw: str, value: object, kind: Any) -> object:
         return convert(value, kind)
     except ValueError as error:
         given = repr(shown(value)) if isinstance(value, str) else shown(value)
+        if target(raw) in SECRET:
+            given = HIDDEN
         raise ConfigError(f"{raw} is {given}; expected {error}", raw) from None
 
 

@@ -139,4 +139,6 @@ def _texts(value: object) -> tuple[str, ...]:
         return ()
     if isinstance(value, (list, tuple)):
         return tuple(_text(item) for item in value)
+    if isinstance(value, (bool, int, float)):
+        raise ValueError("text, in quotes, or a list of texts")
     raise ValueError("text or a list of texts")

@@ -175,6 +175,8 @@ class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
 ToReplica = Hello | Proof | Submit | Abort | Beat
 ToGateway = Challenge | Refusal | Welcome | Step | Refused | Beat | Cached | Leaving | Lost
 
+Body = bytes | bytearray | memoryview
+
 _encoder = msgspec.msgpack.Encoder()
 _from_gateway = msgspec.msgpack.Decoder(ToReplica)
 _from_replica = msgspec.msgpack.Decoder(ToGateway)
@@ -199,22 +201,24 @@ def frame_size(head: bytes, bound: int = MAX_FRAME) -> int:
     return size
 
 
-def from_gateway(body: bytes) -> ToReplica:
+def decoded(decoder: msgspec.msgpack.Decoder[Any], body: Body, sender: str) -> Any:
+    """The message that `sender` sent. Raises BadFrame."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadFrame(f"no message of {sender}: {error}") from None
+
+
+def from_gateway(body: Body) -> ToReplica:
     """The message that a gateway sent. Raises BadFrame."""
-    try:
-        message: ToReplica = _from_gateway.decode(body)
-        return message
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadFrame(f"no message of a gateway: {error}") from None
+    message: ToReplica = decoded(_from_gateway, body, "a gateway")
+    return message
 
 
-def from_replica(body: bytes) -> ToGateway:
+def from_replica(body: Body) -> ToGateway:
     """The message that a replica sent. Raises BadFrame."""
-    try:
-        message: ToGateway = _from_replica.decode(body)
-        return message
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadFrame(f"no message of a replica: {error}") from None
+    message: ToGateway = decoded(_from_replica, body, "a replica")
+    return message
 
 
 def submit_of(request: Request) -> Submit:

@@ -20,6 +20,7 @@ import msgspec
 import ray
 
 from ..engine.errors import ShoalError
+from ..engine.worker.machine import let_threads_sleep, limit_threads, num_cores
 from . import rank_wire, wire
 from .facts import node_address
 from .greeting import introduce, receive
@@ -48,7 +49,9 @@ class WorkerActor:
     """One rank, first without a seat; `serve` gives it one."""
 
     def __init__(self) -> None:
-        _say_threads()
+        # Ray would say 1 where an actor holds less than two CPUs; the worker sets what it uses.
+        limit_threads(num_cores())
+        let_threads_sleep()
         self._store: Any = None  # torch's, which only the worker knows
 
     def place(self) -> Place:
@@ -184,14 +187,3 @@ def _answer(call: Callable[..., object], method: str, *args: object) -> rank_wir
         return rank_wire.Answer(call(method, *args))
     except Exception as error:
         return rank_wire.Answer(None, f"{type(error).__name__}: {error}")
-
-
-def _say_threads() -> None:
-    """Let libraries use the cores; Ray would say 1 where an actor holds less than two CPUs.
-
-    The worker sets the number that it really uses. Takes effect because torch is not imported yet.
-    """
-    cores: Any = len(os.sched_getaffinity(0))
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(cores)
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -20,6 +20,9 @@ MAX_BYTES = 64 * 2**10
 MAX_VALUES = 10_000  # with every alias written out
 SHOWN = 160  # characters of a line that are quoted
 
+_SECRET_KEY = r"(?:api|hf|auth|access|secret)[-_ ]?(?:key|token)s?\b[\"']?"
+_SECRET = re.compile(rf"({_SECRET_KEY}\s*+[:=,]?+)\s*+\S.*", re.IGNORECASE)
+_KEY = re.compile(r"\s*(?:- )?[\w-]+\s*:")
 _TAG = "tag:yaml.org,2002:"
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
 _TAGS = {_TAG + kind for kind in _KINDS}
@@ -74,14 +77,15 @@ def read(path: str | Path) -> dict[str, Entry]:
 def quote(path: str, line: int, text: str, instead: str | None = None) -> str:
     """Where something stands, the line itself, and the lines that should be there.
 
-    What begins a line is shown where it alone is wrong, a tab as `\\t`.
+    What begins a line is shown where it alone is wrong, a tab as `\\t`; a secret never is.
     """
     begins_wrong = instead is not None and instead.strip() == text.strip()
     there = text.rstrip().replace("\t", "\\t") if begins_wrong else text.strip()
-    shown = f"\n  {path}, line {line}:\n    {shortened(there)}"
+    shown = f"\n  {path}, line {line}:\n    {shortened(_without_secret(there, '(not shown)'))}"
     if not instead:
         return shown
-    lines = (f"\n    {shortened(new)}" for new in instead.strip().split("\n"))
+    new = (_without_secret(line, '"..."') for line in instead.strip().split("\n"))
+    lines = (f"\n    {shortened(line)}" for line in new)
     return shown + "\n  should read:" + "".join(lines)
 
 
@@ -212,7 +216,7 @@ class _Document:
         try:
             return self._loader.construct_object(node)
         except (ValueError, KeyError):
-            raise _Fault(node.start_mark.line, f"{written[:40]!r} is no {kind}") from None
+            raise _Fault(node.start_mark.line, f"a value that is no {kind}") from None
 
     def _source(self, node: yaml.Node) -> str:
         start = node.start_mark.index - (node.start_mark.column if _is_block(node) else 0)
@@ -226,12 +230,28 @@ def _is_block(node: yaml.Node) -> bool:
 def _explain(path: str, text: str, fault: _Fault) -> str:
     lines = text.splitlines()
     noticed = min(fault.line, len(lines) - 1)
+    if _below_secret(lines[: noticed + 1]):
+        return f"{path} cannot be read: {fault.reason}" + quote(path, noticed + 1, "(not shown)")
     if fault.begun is not None:
         for at in (fault.begun, *range(noticed, max(-1, noticed - 3), -1)):
             for better in _guesses(lines[at]):
                 if better != lines[at] and _mends([*lines[:at], better, *lines[at + 1 :]], noticed):
                     return f"{path} cannot be read" + quote(path, at + 1, lines[at], better)
     return f"{path} cannot be read: {fault.reason}" + quote(path, noticed + 1, lines[noticed])
+
+
+def _without_secret(line: str, instead: str) -> str:
+    return _SECRET.sub(rf"\1 {instead}", line)
+
+
+def _below_secret(lines: list[str]) -> bool:
+    """Whether the last of the lines goes on with the value of a key that is a secret."""
+    for line in reversed(lines):
+        if re.search(_SECRET_KEY, line, re.IGNORECASE):
+            return line is not lines[-1]
+        if _KEY.match(line):
+            return False
+    return False
 
 
 def _mends(lines: list[str], noticed: int) -> bool:

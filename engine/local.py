@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor as Lane
@@ -14,6 +13,7 @@ from .errors import WorkerLost
 from .executor import Capacity
 from .plan import Plan, Result
 from .request import RankState
+from .worker.machine import let_threads_sleep
 
 
 class Rank(Protocol):
@@ -71,7 +71,7 @@ class LocalExecutor:
         Raises ConfigError, LoadError.
         """
         if self._rank is None:
-            _let_threads_sleep()
+            let_threads_sleep()
             from .worker.worker import Worker
 
             self._rank = Worker(self._on_load)
@@ -120,16 +120,6 @@ class LocalExecutor:
             raise self._lost
         assert self._rank is not None, "start comes first"
         return self._rank
-
-
-def _let_threads_sleep() -> None:
-    """Make OpenMP's threads spin for microseconds, not milliseconds, before they sleep.
-
-    libgomp reads this once, when torch is loaded. Beside busy neighbours its default makes a step
-    of a small model ten times as long.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 class _Inline(Lane):

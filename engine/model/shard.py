@@ -102,7 +102,7 @@ def column_share(units: int, mesh: Mesh, noun: str) -> Share:
     """
     of = min(mesh.size, units)
     if units % of or mesh.size % of:
-        raise _uneven(units, mesh, noun)
+        raise _uneven(units, mesh, noun, f", or a multiple of {units}")
     return Share(mesh.rank * of // mesh.size, of, units // of)
 
 
@@ -133,10 +133,10 @@ def claims_among(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Ite
     return claims(model) if own is None else own(shapes)
 
 
-def _uneven(units: int, mesh: Mesh, noun: str) -> ConfigError:
+def _uneven(units: int, mesh: Mesh, noun: str, else_: str = "") -> ConfigError:
     fitting = [size for size in range(1, min(units, 64) + 1) if units % size == 0]
     return ConfigError(
         f"tensor_parallel_size={mesh.size} cannot cut the model's {units} {noun} evenly; "
-        f"use one of {', '.join(map(str, fitting))}",
+        f"use one of {', '.join(map(str, fitting))}{else_}",
         "tensor_parallel_size",
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shoal.cluster.config import ServeConfig, bundled_model, keys
 from shoal.cluster.flags import parameters, parse
 from shoal.cluster.names import IDLE, NOT_BUILT, RENAMED
-from shoal.cluster.resolve import configure
+from shoal.cluster.resolve import configure, resolve
 from shoal.engine.errors import ConfigError
 
 EVERY = sorted({*keys(), *IDLE, *NOT_BUILT, *RENAMED})
@@ -46,6 +46,7 @@ def config(line: str, environ: dict[str, str] | None = None) -> ServeConfig:
             "-tp=8 -pp 2 M",
             {"--tensor-parallel-size": "8", "--pipeline-parallel-size": "2", "model": "M"},
         ),
+        ("-tp2 -dp4 M", {"--tensor-parallel-size": "2", "--data-parallel-size": "4", "model": "M"}),
         ("-dp 4", {"--data-parallel-size": "4"}),
         ("-q awq", {"--quantization": "awq"}),
         ("-ep M", {"--enable-expert-parallel": True, "model": "M"}),
@@ -66,10 +67,28 @@ def config(line: str, environ: dict[str, str] | None = None) -> ServeConfig:
             {"model": "M", "--cudagraph-capture-sizes": ("1", "2")},
         ),
         ("M --served_model_name a b", {"model": "M", "--served-model-name": ("a", "b")}),
+        ("--served-model-name a b M", {"model": "M", "--served-model-name": ("a", "b")}),
+        (
+            "--served-model-name a b --seed 1 M",
+            {"model": "M", "--seed": "1", "--served-model-name": ("a", "b")},
+        ),
+        ("--served-model-name a b -- M", {"model": "M", "--served-model-name": ("a", "b")}),
+        ("--served-model-name a b --model M", {"--model": "M", "--served-model-name": ("a", "b")}),
+        ("-c M.yaml --served-model-name a b", {"--served-model-name": ("a", "b")}),
+        ('--allowed-origins ["x","y"] M', {"model": "M", "--allowed-origins": ("x", "y")}),
     ],
 )
 def test_a_line_is_read(line: str, settings: dict[str, object]) -> None:
     assert parse(line.split()).settings == settings
+
+
+def test_it_is_told_which_word_of_a_row_is_taken_for_the_model() -> None:
+    said = resolve(["--served-model-name", "a", "b"], {}).remarks
+    assert said == (
+        "'b', the last word after --served-model-name, is taken for MODEL; give MODEL first, or "
+        "--model",
+    )
+    assert resolve(["M", "--served-model-name", "a", "b"], {}).remarks == ()
 
 
 @pytest.mark.parametrize(
@@ -78,12 +97,16 @@ def test_a_line_is_read(line: str, settings: dict[str, object]) -> None:
         ("--max-model-ln 1", "unknown flag --max-model-ln: did you mean --max-model-len?"),
         ("--max_model_ln 1", "did you mean --max-model-len?"),
         ("--zzzzz", "`shoal serve --help-all` lists all"),
+        ("-qfp8 M", "unknown flag -qfp8: did you mean `-q fp8`?"),
+        ("-tpx", "did you mean `-tp x`?"),
+        ("-config x", "did you mean --config?"),
         ("-port 1", "did you mean --port?"),
         ("--port", "--port needs a value"),
         ("--port --local", "--port needs a value"),
         ("--port x", "--port is 'x'; expected a whole number"),
         ("--local=maybe", "--local is 'maybe'; expected true or false"),
         ("--quantization awq", "`--quantization awq` cannot be kept: quantized weights"),
+        ("--hf-token x", "`--hf-token (not shown)` cannot be kept"),
         ("--enable-lora M", "`--enable-lora` cannot be kept: LoRA"),
         ("--speculative-config.method ngram", "speculative decoding is not built"),
         ("--trust-remote-code", "is never run"),
@@ -188,6 +211,9 @@ def test_the_command_line_wins_then_the_file_then_the_environment(tmp_path: Path
             'in quotes\n  {file}, line 2:\n    revision: 1.0\n  should read:\n    revision: "1.0"',
         ),
         ("quantization: awq\n", "`quantization: awq` cannot be kept"),
+        ("api-key: 5\n", "expected text, in quotes, or a list of texts\n"),
+        ("api-key: 5\n", 'api-key: (not shown)\n  should read:\n    api-key: "..."'),
+        ("quantization: awq\n", "{file}, line 1:\n    quantization: awq"),
         ("max-num-seqs: 0\n", "{file}, line 1:\n    max-num-seqs: 0"),
         ("port: 1\nuse_cuda_graph true\n", "should read:\n    use_cuda_graph: true"),
     ],
@@ -198,6 +224,33 @@ def test_a_fault_in_the_file_is_quoted(tmp_path: Path, text: str, said: str) -> 
     with pytest.raises(ConfigError) as caught:
         config(f"--config {file}")
     assert said.format(file=file) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "api-key: 12345\n",
+        "api_key: [12345]\n",
+        "api-key:\n  - 12345\n",
+        'port: 1\napi-key:\n  - "12345\n  - b\n',
+        "api-key 12345\n",
+        "api-key: '12345\nport: 1\n",
+        "apikey: 12345\n",
+        "VLLM_API_KEY: 12345\n",
+        "args: [--api-key, '12345']\n",
+        "args:\n - --api-key\n - '12345'\n",
+        "hf-token: '12345'\n",
+        "models:\n - model: x\n   api-key: 12345\n",
+        "api-key: !!int 12345x\n",
+    ],
+)
+def test_a_secret_is_never_shown(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config(f"--config {file}")
+    assert "12345" not in caught.value.message
+    assert f"{file}, line" in caught.value.message
 
 
 def test_there_is_a_flag_for_each_setting() -> None:

@@ -25,6 +25,7 @@ class Replica:
     replica: str
     index: int = 0
     leaving: bool = False
+    has_room: bool = True
     refusal: object = None
     load: Load = field(default_factory=Load)
     live: dict = field(default_factory=dict)

@@ -9,6 +9,7 @@ from scene import Scene
 from shoal.cluster import catalog, failover
 from shoal.cluster.formats import merged
 from shoal.cluster.link import LinkLost
+from shoal.cluster.lives import RESUMED_TOKENS
 from shoal.engine.errors import EngineLost, FatalRequest, InvalidRequest, Overloaded
 
 
@@ -180,7 +181,7 @@ def test_a_request_that_kills_engines_is_found_out_and_its_company_is_not(scene)
         assert isinstance(error, FatalRequest)
         assert died == 3 and alone[-1]
         assert [g.choices[0].num_tokens for g in others] == [20] * 6
-        assert not scene.failover._reserved
+        assert not scene.failover._lives._apart
 
     done = scene(test)
     assert done.value(catalog.LOST) == 3
@@ -248,7 +249,7 @@ def test_only_deaths_count(scene):
 def test_resumptions_are_paced_and_the_oldest_come_first(scene):
     async def test(scene):
         for i in range(6):
-            scene.begin(f"s{i}", prompt=tuple(range(10, 10 + failover.RESUMED_TOKENS // 3)))
+            scene.begin(f"s{i}", prompt=tuple(range(10, 10 + RESUMED_TOKENS // 3)))
         first = scene.fleet.replicas[0]
         first.lose()
         second = scene.add()
@@ -264,7 +265,7 @@ def test_resumptions_are_paced_and_the_oldest_come_first(scene):
 
 def test_a_stream_longer_than_the_pace_is_resumed_too(scene):
     async def test(scene):
-        scene.begin(prompt=tuple(range(2 * failover.RESUMED_TOKENS)))
+        scene.begin(prompt=tuple(range(2 * RESUMED_TOKENS)))
         scene.fleet.replicas[0].lose()
         await scene.finish()
 
@@ -274,7 +275,7 @@ def test_a_stream_longer_than_the_pace_is_resumed_too(scene):
 def test_a_drain_moves_what_others_can_take_and_leaves_the_rest(scene):
     async def test(scene):
         for i in range(4):
-            scene.begin(f"s{i}", prompt=tuple(range(failover.RESUMED_TOKENS // 2)))
+            scene.begin(f"s{i}", prompt=tuple(range(RESUMED_TOKENS // 2)))
         (leaving,) = scene.fleet.replicas
         scene.step()
         leaving.leaving = True
@@ -348,6 +349,47 @@ def test_a_first_refusal_reaches_the_caller(scene, refusal):
     scene(test)
 
 
+@pytest.mark.parametrize("refusal", [Overloaded("full", 3.0), EngineLost("it is being stopped")])
+def test_a_request_that_one_replica_refuses_goes_to_another(scene, refusal):
+    async def test(scene):
+        first, second, full = scene.fleet.replicas
+        first.refusal, full.has_room = refusal, False
+        generation = scene.begin(n=2)
+        await settled()
+        assert len(first.seen) == 1 and len(second.live) == 2 and not full.seen
+        await scene.finish()
+        assert [choice.epoch for choice in generation.choices] == [0, 0]
+
+    assert not scene(test, num=3).errors
+
+
+def test_every_replica_that_may_have_room_is_asked_once(scene):
+    async def test(scene):
+        *asked, full = scene.fleet.replicas
+        full.has_room = False
+        for i, replica in enumerate(asked):
+            replica.refusal = Overloaded(f"full {i}", 3.0)
+        scene.begin()
+        await settled()
+        assert [len(replica.seen) for replica in asked] == [1, 1, 1] and not full.seen
+        assert scene.errors == [asked[-1].refusal]
+        assert not len(scene.failover._lives)
+
+    scene(test, num=4)
+
+
+def test_a_refused_request_is_not_bound_to_the_weights_that_refused_it(scene):
+    async def test(scene):
+        scene.fleet.replicas[0].refusal = Overloaded("full", 3.0)
+        other = scene.add("other weights")
+        generation = scene.begin()
+        await settled()
+        assert other.live and generation.state.digest == "other weights"
+        await scene.finish()
+
+    assert not scene(test, num=1).errors
+
+
 def test_a_dropped_stream_is_forgotten(scene):
     async def test(scene):
         running, waiting = scene.begin("a", n=2), scene.begin("b")
@@ -362,7 +404,7 @@ def test_a_dropped_stream_is_forgotten(scene):
             async with asyncio.timeout(0.15):
                 while scene.failover._timer is not None:
                     await asyncio.sleep(0.01)
-        assert scene.failover._timer is None and not scene.failover._life_of
+        assert scene.failover._timer is None and not len(scene.failover._lives)
 
     assert not scene(test).errors
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from shoal.engine.errors import ConfigError
 from shoal.engine.model.config import ModelConfig
 from shoal.engine.model.mesh import Mesh, Stage
 from shoal.engine.model.shard import Claim, Runs, claims, column_share, row_share
@@ -140,3 +141,11 @@ def test_windows(values: dict[str, Any], windows: list[int | None]) -> None:
     specs = build(config, Mesh(), torch.float32, "meta").cache_specs
     assert [spec.window for spec in specs] == windows
     assert {(spec.num_kv_heads, spec.head_size) for spec in specs} == {(2, 16)}
+
+
+def test_a_number_of_ranks_that_does_not_come_out_even_is_told_those_that_do() -> None:
+    with pytest.raises(ConfigError, match=r"3 heads evenly; use one of 1, 3, or a multiple of 3$"):
+        column_share(3, Mesh(size=4), "heads")
+    assert column_share(3, Mesh(rank=3, size=6), "heads")[:2] == (1, 3)
+    with pytest.raises(ConfigError, match=r"6 columns evenly; use one of 1, 2, 3, 6$"):
+        row_share(6, Mesh(size=4), "columns")

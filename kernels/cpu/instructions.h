@@ -1,0 +1,5 @@
+// Which instruction set's ops are run.
+#pragma once
+#include "lane.h"
+
+const Instructions* chosen_instructions();

@@ -1,0 +1,23 @@
+// What Python checks its mirrors of the structs against.
+#include "native.h"
+
+SHOAL_API int64_t shoal_size_of(int32_t kind) {
+    switch (kind) {
+        case -3: return sizeof(Panels);
+        case -2: return sizeof(Sizes);
+        case -1: return sizeof(Step);
+        case EMBED: return sizeof(Embed);
+        case LINEAR: return sizeof(Linear);
+        case NORM: return sizeof(Norm);
+        case ADD_ROWS: return sizeof(Add);
+        case ANGLES: return sizeof(Angles);
+        case ROPE: return sizeof(Rope);
+        case STORE_KV: return sizeof(StoreKv);
+        case ATTEND: return sizeof(Attend);
+        case ACTIVATE: return sizeof(Activate);
+        case GATHER: return sizeof(Gather);
+        case ARGMAX: return sizeof(Argmax);
+        case REDUCE: return sizeof(Reduce);
+        default: return 0;
+    }
+}

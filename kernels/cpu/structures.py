@@ -1,0 +1,295 @@
+"""The structs of native.h, field by field, and the library that reads them."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+
+PATH = Path(__file__).resolve().parent / "native.so"
+
+
+class Dtype(IntEnum):
+    F32 = 0
+    BF16 = 1
+
+
+class Extent(IntEnum):
+    TOKENS = 0
+    WANTED = 1
+
+
+class Format(IntEnum):
+    F32_PANELS = 0
+    BF16_PANELS = 1
+
+
+class Epilogue(IntEnum):
+    STORE = 0
+    ADD = 1
+    SILU_MUL = 2
+    GELU_ERF = 3
+    GELU_TANH = 4
+    RELU = 5
+    ARGMAX_ROW = 6
+
+
+class NormKind(IntEnum):
+    RMS = 0
+    LAYER = 1
+
+
+class Kind(IntEnum):
+    EMBED = 0
+    LINEAR = 1
+    NORM = 2
+    ADD_ROWS = 3
+    ANGLES = 4
+    ROPE = 5
+    STORE_KV = 6
+    ATTEND = 7
+    ACTIVATE = 8
+    GATHER = 9
+    ARGMAX = 10
+    REDUCE = 11
+
+
+class Sizes(ctypes.Structure):
+    _fields_ = (("tokens", c_int64), ("wanted", c_int64), ("sequences", c_int64))
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("stride", c_int64), ("dtype", c_int32))
+
+
+class Panels(ctypes.Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("format", c_int32),
+        ("paired", c_int32),
+    )
+
+
+class Embed(ctypes.Structure):
+    _fields_ = (
+        ("out", Matrix),
+        ("tokens", c_void_p),
+        ("panels", Panels),
+        ("table", Matrix),
+        ("start", c_int64),
+        ("rows", c_int64),
+        ("columns", c_int64),
+    )
+
+
+class Linear(ctypes.Structure):
+    _fields_ = (
+        ("x", Matrix),
+        ("out", Matrix),
+        ("weight", Panels),
+        ("bias", c_void_p),
+        ("extent", c_int32),
+        ("epilogue", c_int32),
+    )
+
+
+class Norm(ctypes.Structure):
+    _fields_ = (
+        ("x", Matrix),
+        ("add", Matrix),
+        ("out", Matrix),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("columns", c_int64),
+        ("groups", c_int64),
+        ("x_step", c_int64),
+        ("out_step", c_int64),
+        ("eps", c_float),
+        ("kind", c_int32),
+        ("extent", c_int32),
+    )
+
+
+class Add(ctypes.Structure):
+    _fields_ = (("x", Matrix), ("into", Matrix), ("columns", c_int64), ("extent", c_int32))
+
+
+class Angles(ctypes.Structure):
+    _fields_ = (
+        ("positions", c_void_p),
+        ("inv_freq", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("columns", c_int64),
+        ("scale", c_float),
+    )
+
+
+class Rope(ctypes.Structure):
+    _fields_ = (
+        ("x", Matrix),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("heads", c_int64),
+        ("step", c_int64),
+        ("angles", c_int64),
+    )
+
+
+class Cache(ctypes.Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("blocks", c_int64),
+        ("block_size", c_int64),
+        ("heads", c_int64),
+        ("head_size", c_int64),
+        ("dtype", c_int32),
+    )
+
+
+class StoreKv(ctypes.Structure):
+    _fields_ = (("k", Matrix), ("v", Matrix), ("slots", c_void_p), ("cache", Cache))
+
+
+class Attend(ctypes.Structure):
+    _fields_ = (
+        ("q", Matrix),
+        ("out", Matrix),
+        ("cache", Cache),
+        ("block_table", c_void_p),
+        ("table_stride", c_int64),
+        ("query_start", c_void_p),
+        ("kv_len", c_void_p),
+        ("alibi", c_void_p),
+        ("alibi_stride", c_int64),
+        ("heads", c_int64),
+        ("window", c_int64),
+        ("scale", c_float),
+        ("softcap", c_float),
+    )
+
+
+class Activate(ctypes.Structure):
+    _fields_ = (
+        ("x", Matrix),
+        ("out", Matrix),
+        ("columns", c_int64),
+        ("kind", c_int32),
+        ("extent", c_int32),
+    )
+
+
+class Gather(ctypes.Structure):
+    _fields_ = (("x", Matrix), ("out", Matrix), ("rows", c_void_p), ("columns", c_int64))
+
+
+class Argmax(ctypes.Structure):
+    _fields_ = (("logits", Matrix), ("tokens", c_void_p), ("columns", c_int64))
+
+
+class Reduce(ctypes.Structure):
+    _fields_ = (
+        ("x", Matrix),
+        ("slab", c_void_p),
+        ("slab_bytes", c_int64),
+        ("columns", c_int64),
+        ("rank", c_int32),
+        ("ranks", c_int32),
+        ("extent", c_int32),
+    )
+
+
+class Step(ctypes.Structure):
+    _fields_ = (("args", c_void_p), ("kind", c_int32), ("mark", c_int32))
+
+
+ARGS: dict[Kind, type[ctypes.Structure]] = {
+    Kind.EMBED: Embed,
+    Kind.LINEAR: Linear,
+    Kind.NORM: Norm,
+    Kind.ADD_ROWS: Add,
+    Kind.ANGLES: Angles,
+    Kind.ROPE: Rope,
+    Kind.STORE_KV: StoreKv,
+    Kind.ATTEND: Attend,
+    Kind.ACTIVATE: Activate,
+    Kind.GATHER: Gather,
+    Kind.ARGMAX: Argmax,
+    Kind.REDUCE: Reduce,
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The native library; None where it was not built, or this processor runs none of it."""
+    try:
+        found = ctypes.CDLL(str(PATH))
+    except OSError:
+        return None
+    step, sizes, panels = (POINTER(each) for each in (Step, Sizes, Panels))
+    declare = (
+        ("shoal_pool_open", c_void_p, (c_int32, POINTER(c_int32))),
+        ("shoal_pool_close", None, (c_void_p,)),
+        ("shoal_run", c_int64, (c_void_p, step, c_int64, sizes, c_void_p)),
+        ("shoal_pack", None, (c_void_p, c_void_p, c_int64, panels)),
+        ("shoal_packed_bytes", c_int64, (panels,)),
+        ("shoal_instructions", c_char_p, ()),
+        ("shoal_choose", c_int32, (c_char_p,)),
+        ("shoal_has", c_int32, (c_int32,)),
+        ("shoal_size_of", c_int64, (c_int32,)),
+    )
+    for name, result, arguments in declare:
+        function = getattr(found, name, None)
+        if function is not None:
+            function.restype, function.argtypes = result, arguments
+    return found if found.shoal_instructions() else None
+
+
+@cache
+def has(kind: Kind) -> bool:
+    """Whether the native library computes ops of this kind here."""
+    native = library()
+    return native is not None and bool(native.shoal_has(kind))
+
+
+class Pool:
+    """Threads that run steps together. One thread may run it at a time."""
+
+    def __init__(self, threads: int, cores: tuple[int, ...] | None = None) -> None:
+        native = library()
+        assert native is not None, "whoever makes a pool has seen the library"
+        self._native = native
+        self.threads = threads
+        pinned = None if cores is None else (c_int32 * threads)(*cores)
+        self._pool = native.shoal_pool_open(threads, pinned)
+        if not self._pool:
+            raise MemoryError(f"no memory for a pool of {threads} threads")
+
+    def run(
+        self,
+        steps: ctypes.Array[Step],
+        sizes: Sizes,
+        progress: int | None = None,
+    ) -> int:
+        """Run steps in order, the interpreter's lock released; 0, or the step that failed."""
+        failed: int = self._native.shoal_run(self._pool, steps, len(steps), sizes, progress)
+        return failed
+
+    def close(self) -> None:
+        """End the threads; harmless when repeated."""
+        if self._pool:
+            self._native.shoal_pool_close(self._pool)
+            self._pool = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def step(kind: Kind, args: ctypes.Structure, mark: int = 0) -> Step:
+    """A step whose `args` somebody keeps alive."""
+    return Step(ctypes.addressof(args), kind, mark)
