@@ -219,8 +219,9 @@ SHOAL_API void shoal_pool_close(Pool* pool);
 SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const Sizes* sizes,
                             volatile int64_t* progress);
 
-// Packs a row-major weight, rows of `stride` elements, in `weight.format` from the same dtype.
-SHOAL_API void shoal_pack(Pool* pool, const void* rows, int64_t stride, const Panels* weight);
+// Packs a row-major weight [outputs, inputs] of either dtype into weight->data.
+SHOAL_API void shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight);
+// What the panels of such a weight take; `data` is not read.
 SHOAL_API int64_t shoal_packed_bytes(const Panels* weight);
 
 // The instruction set chosen: "amx", "avx512bf16", "avx512", "avx2"; `shoal_choose` takes another
