@@ -1,10 +1,25 @@
 // The ops of one instruction set: compiled once for each, with INSTRUCTIONS its name.
+#include <math.h>
+
+#include <type_traits>
+
+#include "functions.h"
 #include "lane.h"
 #include "vector.h"
 
 namespace INSTRUCTIONS {
 
+#include "rows.inc"
+
+#include "argmax.inc"
 #include "elementwise.inc"
+#include "norm.inc"
+#include "rope.inc"
+
+#include "cache.inc"
+#include "dot.inc"
+
+#include "attend.inc"
 
 int32_t missing(const void*, Lane*) { return 1; }
 
@@ -23,7 +38,15 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
         Instructions made{};
         made.name = STRING(INSTRUCTIONS);
         for (Op& op : made.ops) op = missing;
+        made.ops[NORM] = norm;
         made.ops[ADD_ROWS] = add_rows;
+        made.ops[ANGLES] = angles;
+        made.ops[ROPE] = rope;
+        made.ops[STORE_KV] = store_kv;
+        made.ops[ATTEND] = attend;
+        made.ops[ACTIVATE] = activate;
+        made.ops[GATHER] = gather;
+        made.ops[ARGMAX] = argmax;
         made.begin = nothing;
         made.end = nothing;
         return made;
