@@ -5,7 +5,13 @@
 
 #include "functions.h"
 #include "lane.h"
+#include "panels.h"
 #include "vector.h"
+
+#if defined(__AMX_BF16__) || defined(EMULATE_TILES)
+#define HAS_TILES
+#include "tiles.h"
+#endif
 
 namespace INSTRUCTIONS {
 
@@ -16,14 +22,24 @@ namespace INSTRUCTIONS {
 #include "norm.inc"
 #include "rope.inc"
 
+#include "pack.inc"
+
+#include "product.inc"
+#ifdef HAS_TILES
+#include "product_tiles.inc"
+#endif
+
+#include "epilogue.inc"
+#include "linear.inc"
+
 #include "cache.inc"
 #include "dot.inc"
 
 #include "attend.inc"
 
-int32_t missing(const void*, Lane*) { return 1; }
-
+#ifndef HAS_TILES
 void nothing() {}
+#endif
 
 }  // namespace INSTRUCTIONS
 
@@ -37,7 +53,8 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
     static const Instructions found = [] {
         Instructions made{};
         made.name = STRING(INSTRUCTIONS);
-        for (Op& op : made.ops) op = missing;
+        made.ops[EMBED] = embed;
+        made.ops[LINEAR] = linear;
         made.ops[NORM] = norm;
         made.ops[ADD_ROWS] = add_rows;
         made.ops[ANGLES] = angles;
@@ -47,8 +64,14 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
         made.ops[ACTIVATE] = activate;
         made.ops[GATHER] = gather;
         made.ops[ARGMAX] = argmax;
+        made.pack = pack;
+#ifdef HAS_TILES
+        made.begin = tiles_begin;
+        made.end = tiles_end;
+#else
         made.begin = nothing;
         made.end = nothing;
+#endif
         return made;
     }();
     return &found;

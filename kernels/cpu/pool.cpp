@@ -13,6 +13,7 @@
 
 #include "instructions.h"
 #include "lane.h"
+#include "panels.h"
 
 namespace {
 
@@ -63,11 +64,15 @@ struct Pool {
     bool closing = false;
     // The run's.
     const Instructions* instructions;
+    void (*work)(Pool*, Lane*);
     const Step* steps;
     int64_t count;
     volatile int64_t* progress;
     std::atomic<int64_t> tickets[2];
     std::atomic<int64_t> failed{0};
+    // What is packed instead.
+    const Matrix* rows;
+    const Panels* weight;
 };
 
 namespace {
@@ -96,6 +101,12 @@ void run_lane(Pool* pool, Lane* lane) {
     instructions->end();
 }
 
+void pack_lane(Pool* pool, Lane* lane) {
+    int64_t panels = panels_of(*pool->weight);
+    pool->instructions->pack(*pool->rows, *pool->weight, lane->first(panels), lane->last(panels));
+    pool->barrier.meet(pool->threads);
+}
+
 void* live(void* given) {
     Lane* lane = static_cast<Lane*>(given);
     Pool* pool = static_cast<Pool*>(lane->pool);
@@ -112,7 +123,7 @@ void* live(void* given) {
         }
         seen++;
         if (pool->closing) return nullptr;
-        run_lane(pool, lane);
+        pool->work(pool, lane);
     }
 }
 
@@ -162,6 +173,7 @@ SHOAL_API void shoal_pool_close(Pool* pool) {
 
 SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const Sizes* sizes,
                             volatile int64_t* progress) {
+    pool->work = run_lane;
     pool->instructions = chosen_instructions();
     pool->steps = steps;
     pool->count = count;
@@ -172,4 +184,17 @@ SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const 
     wake(pool);
     run_lane(pool, &pool->lanes[0]);
     return pool->failed.load();
+}
+
+SHOAL_API void shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight) {
+    pool->work = pack_lane;
+    pool->instructions = chosen_instructions();
+    pool->rows = rows;
+    pool->weight = weight;
+    wake(pool);
+    pack_lane(pool, &pool->lanes[0]);
+}
+
+SHOAL_API int64_t shoal_packed_bytes(const Panels* weight) {
+    return panels_of(*weight) * panel_elements(*weight) * (weight->format == F32_PANELS ? 4 : 2);
 }

@@ -15,7 +15,7 @@ constexpr int WIDTH = 16;
 using Vec = __m512;
 using Mask = __mmask16;
 
-inline Vec fill(float x) { return _mm512_set1_ps(x); }
+inline Vec all(float x) { return _mm512_set1_ps(x); }
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
 inline Vec load(const bf16* p) {
@@ -55,7 +55,7 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec abs(Vec a) { return _mm512_abs_ps(a); }
-inline Vec nearest(Vec a) {
+inline Vec round(Vec a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 // 2^n of whole n from -126 to 127.
@@ -67,6 +67,7 @@ inline Vec power_of_two(Vec n) {
 inline Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline Mask is_nan(Vec a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 inline Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+inline bool any_above_or_nan(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
 inline uint32_t bits_of(Mask m) { return m; }
 // Lanes first to last - 1, both clipped to 0 .. 16.
 inline Mask between(int64_t first, int64_t last) {
@@ -84,7 +85,7 @@ struct Vec {
 };
 using Mask = Vec;
 
-inline Vec fill(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Vec all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Vec x) {
     _mm256_storeu_ps(p, x.a);
@@ -139,7 +140,7 @@ inline Vec abs(Vec x) {
     __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
-inline Vec nearest(Vec x) {
+inline Vec round(Vec x) {
     constexpr int how = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(x.a, how), _mm256_round_ps(x.b, how)};
 }
@@ -158,6 +159,10 @@ inline Mask is_nan(Vec x) {
 }
 inline Mask equal(Vec x, Vec y) {
     return {_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ)};
+}
+inline bool any_above_or_nan(Vec x, Vec y) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_NLE_UQ)) |
+           _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_NLE_UQ));
 }
 inline uint32_t bits_of(Mask m) { return _mm256_movemask_ps(m.a) | _mm256_movemask_ps(m.b) << 8; }
 // Lanes first to last - 1, both clipped to 0 .. 16.

@@ -1,44 +1,24 @@
-"""Runs of single ops over tensors, on each instruction set that this machine has."""
+"""Runs of single ops over tensors."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import torch
-from shoal.kernels.cpu.structures import Dtype, Kind, Matrix, Pool, Sizes, Step, library, step
+from shoal.kernels.cpu import structures
+from shoal.kernels.cpu.structures import Dtype, Kind, Matrix, Pool, Sizes, Step, step
 from torch import Tensor
-
-NAMES = ("amx", "avx512bf16", "avx512", "avx2")
-
-
-def native() -> ctypes.CDLL:
-    found = library()
-    assert found is not None, "the native library is not built: python kernels/cpu/build.py"
-    return found
-
-
-def available() -> list[str]:
-    """The instruction sets of this machine, the one that is chosen without a word first."""
-    with chosen(None):
-        return [name for name in NAMES if native().shoal_choose(name.encode())]
-
-
-@contextmanager
-def chosen(name: str | None) -> Iterator[None]:
-    before = native().shoal_instructions()
-    try:
-        assert name is None or native().shoal_choose(name.encode())
-        yield
-    finally:
-        native().shoal_choose(before)
 
 
 @cache
-def pool(threads: int) -> Pool:
+def _pool(native: int, threads: int) -> Pool:
     return Pool(threads)
+
+
+def pool(threads: int) -> Pool:
+    """Threads of the library that a test runs on."""
+    return _pool(id(structures.library()), threads)
 
 
 def dtype_of(x: Tensor) -> Dtype:

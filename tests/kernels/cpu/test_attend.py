@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -11,17 +10,12 @@ from shoal.kernels import reference
 from shoal.kernels.cpu.structures import Attend, Cache, Kind, StoreKv
 from torch import Tensor
 
-from .steps import available, chosen, draw, dtype_of, matrix, run
+from .steps import draw, dtype_of, matrix, run
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("instructions")
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture(params=available(), autouse=True)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    with chosen(request.param):
-        yield request.param
 
 
 @dataclass(slots=True, kw_only=True)

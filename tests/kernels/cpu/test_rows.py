@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,17 +21,12 @@ from shoal.kernels.cpu.structures import (
 )
 from torch import Tensor
 
-from .steps import available, chosen, draw, matrix, run
+from .steps import draw, matrix, run
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("instructions")
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
-
-
-@pytest.fixture(params=available(), autouse=True)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    with chosen(request.param):
-        yield request.param
 
 
 @pytest.fixture(params=TOLERANCE, ids=str)

@@ -16,6 +16,7 @@ from shoal.kernels.cpu.structures import (
     Pool,
     Sizes,
     Step,
+    has,
     library,
     step,
 )
@@ -32,6 +33,11 @@ def test_structs_are_as_long_in_python_as_in_the_library(native: ctypes.CDLL) ->
     others = {-1: Step, -2: Sizes, -3: Panels}
     for kind, mirror in {**ARGS, **others}.items():
         assert native.shoal_size_of(kind) == ctypes.sizeof(mirror), kind
+
+
+def test_the_library_says_what_it_has(native: ctypes.CDLL) -> None:
+    assert has(Kind.ADD_ROWS)
+    assert not native.shoal_has(-1) and not native.shoal_has(len(Kind))
 
 
 @pytest.mark.parametrize("threads", (1, 2, 3))
