@@ -69,7 +69,7 @@ struct Pool {
     int64_t count;
     volatile int64_t* progress;
     std::atomic<int64_t> tickets[2];
-    std::atomic<int64_t> failed{0};
+    int64_t failed = 0;  // lane 0's alone
     // What is packed instead.
     const Matrix* rows;
     const Panels* weight;
@@ -82,21 +82,23 @@ void meet(Lane* lane) {
     pool->barrier.meet(pool->threads);
 }
 
+// Once the last barrier is passed the caller may begin the next run: what a lane needs of this one
+// it reads before.
 void run_lane(Pool* pool, Lane* lane) {
     const Instructions* instructions = pool->instructions;
+    const Step* steps = pool->steps;
+    const int64_t count = pool->count;
+    volatile int64_t* progress = lane->index == 0 ? pool->progress : nullptr;
     instructions->begin();
-    for (int64_t i = 0; i < pool->count; i++) {
-        const Step& step = pool->steps[i];
+    for (int64_t i = 0; i < count; i++) {
         // Two counters take turns: the one of the next step is cleared while nobody uses it.
         lane->tickets = &pool->tickets[i & 1];
-        if (lane->index == 0) {
-            pool->tickets[(i + 1) & 1].store(0, std::memory_order_relaxed);
-            if (pool->progress) *pool->progress = step.mark;
-        }
-        int32_t failed = instructions->ops[step.kind](step.args, lane);
-        if (failed && lane->index == 0) pool->failed.store(i + 1, std::memory_order_relaxed);
+        if (lane->index == 0) pool->tickets[(i + 1) & 1].store(0, std::memory_order_relaxed);
+        if (progress) *progress = steps[i].mark;
+        int32_t failed = instructions->ops[steps[i].kind](steps[i].args, lane);
+        if (failed && lane->index == 0) pool->failed = i + 1;
         pool->barrier.meet(pool->threads);
-        if (pool->failed.load(std::memory_order_relaxed)) break;
+        if (failed) break;
     }
     instructions->end();
 }
@@ -173,17 +175,18 @@ SHOAL_API void shoal_pool_close(Pool* pool) {
 
 SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const Sizes* sizes,
                             volatile int64_t* progress) {
+    if (count == 0) return 0;  // no barrier would keep the other lanes in step
     pool->work = run_lane;
     pool->instructions = chosen_instructions();
     pool->steps = steps;
     pool->count = count;
     pool->progress = progress;
-    pool->failed.store(0);
+    pool->failed = 0;
     pool->tickets[0].store(0);
     for (int32_t i = 0; i < pool->threads; i++) pool->lanes[i].sizes = sizes;
     wake(pool);
     run_lane(pool, &pool->lanes[0]);
-    return pool->failed.load();
+    return pool->failed;
 }
 
 SHOAL_API void shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight) {

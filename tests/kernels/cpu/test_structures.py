@@ -55,3 +55,15 @@ def test_steps_run_in_order_on_every_number_of_threads(
     assert progress.value == 9
     assert bool((total[:30] == 3).all()) and bool((total[30:] == 0).all())
     pool.close()
+
+
+def test_a_run_may_follow_a_shorter_one_at_once(native: ctypes.CDLL) -> None:
+    pool = Pool(2)
+    total, x = torch.zeros(4, 8), torch.ones(4, 8)
+    args = Add(Matrix(x.data_ptr(), 8, Dtype.F32), Matrix(total.data_ptr(), 8, Dtype.F32), 8, 0)
+    runs = [(Step * n)(*[step(Kind.ADD_ROWS, args)] * n) for n in (0, 1, 20, 3)]
+    for _ in range(200):
+        for steps in runs:
+            assert pool.run(steps, Sizes(4, 0, 0)) == 0
+    assert bool((total == 200 * 24).all())
+    pool.close()
