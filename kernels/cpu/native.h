@@ -219,14 +219,18 @@ SHOAL_API void shoal_pool_close(Pool* pool);
 SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const Sizes* sizes,
                             volatile int64_t* progress);
 
-// Packs a row-major weight, rows of `stride` elements, in `weight.format` from the same dtype.
-SHOAL_API void shoal_pack(Pool* pool, const void* rows, int64_t stride, const Panels* weight);
+// Packs a row-major weight [outputs, inputs] of either dtype into weight->data.
+SHOAL_API void shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight);
+// What the panels of such a weight take; `data` is not read.
 SHOAL_API int64_t shoal_packed_bytes(const Panels* weight);
 
 // The instruction set chosen: "amx", "avx512bf16", "avx512", "avx2"; `shoal_choose` takes another
 // of them, for tests, and returns 0 where this machine lacks it.
 SHOAL_API const char* shoal_instructions(void);
 SHOAL_API int32_t shoal_choose(const char* name);
+
+// Whether the chosen set has an op of this kind.
+SHOAL_API int32_t shoal_has(int32_t kind);
 
 // sizeof the struct of a kind; of Step, Sizes, Panels for -1, -2, -3.
 SHOAL_API int64_t shoal_size_of(int32_t kind);

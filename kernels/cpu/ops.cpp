@@ -1,14 +1,31 @@
 // The ops of one instruction set: compiled once for each, with INSTRUCTIONS its name.
+#include "functions.h"
 #include "lane.h"
+#include "panels.h"
 #include "vector.h"
+
+#if defined(__AMX_BF16__) || defined(EMULATE_TILES)
+#define HAS_TILES
+#include "tiles.h"
+#endif
 
 namespace INSTRUCTIONS {
 
 #include "elementwise.inc"
 
-int32_t missing(const void*, Lane*) { return 1; }
+#include "pack.inc"
 
+#include "product.inc"
+#ifdef HAS_TILES
+#include "product_tiles.inc"
+#endif
+
+#include "epilogue.inc"
+#include "linear.inc"
+
+#ifndef HAS_TILES
 void nothing() {}
+#endif
 
 }  // namespace INSTRUCTIONS
 
@@ -22,10 +39,17 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
     static const Instructions found = [] {
         Instructions made{};
         made.name = STRING(INSTRUCTIONS);
-        for (Op& op : made.ops) op = missing;
+        made.ops[EMBED] = embed;
+        made.ops[LINEAR] = linear;
         made.ops[ADD_ROWS] = add_rows;
+        made.pack = pack;
+#ifdef HAS_TILES
+        made.begin = tiles_begin;
+        made.end = tiles_end;
+#else
         made.begin = nothing;
         made.end = nothing;
+#endif
         return made;
     }();
     return &found;

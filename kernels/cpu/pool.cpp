@@ -13,6 +13,7 @@
 
 #include "instructions.h"
 #include "lane.h"
+#include "panels.h"
 
 namespace {
 
@@ -63,11 +64,15 @@ struct Pool {
     bool closing = false;
     // The run's.
     const Instructions* instructions;
+    void (*work)(Pool*, Lane*);
     const Step* steps;
     int64_t count;
     volatile int64_t* progress;
     std::atomic<int64_t> tickets[2];
-    std::atomic<int64_t> failed{0};
+    int64_t failed = 0;  // lane 0's alone
+    // What is packed instead.
+    const Matrix* rows;
+    const Panels* weight;
 };
 
 namespace {
@@ -77,23 +82,31 @@ void meet(Lane* lane) {
     pool->barrier.meet(pool->threads);
 }
 
+// Once the last barrier is passed the caller may begin the next run: what a lane needs of this one
+// it reads before.
 void run_lane(Pool* pool, Lane* lane) {
     const Instructions* instructions = pool->instructions;
+    const Step* steps = pool->steps;
+    const int64_t count = pool->count;
+    volatile int64_t* progress = lane->index == 0 ? pool->progress : nullptr;
     instructions->begin();
-    for (int64_t i = 0; i < pool->count; i++) {
-        const Step& step = pool->steps[i];
+    for (int64_t i = 0; i < count; i++) {
         // Two counters take turns: the one of the next step is cleared while nobody uses it.
         lane->tickets = &pool->tickets[i & 1];
-        if (lane->index == 0) {
-            pool->tickets[(i + 1) & 1].store(0, std::memory_order_relaxed);
-            if (pool->progress) *pool->progress = step.mark;
-        }
-        int32_t failed = instructions->ops[step.kind](step.args, lane);
-        if (failed && lane->index == 0) pool->failed.store(i + 1, std::memory_order_relaxed);
+        if (lane->index == 0) pool->tickets[(i + 1) & 1].store(0, std::memory_order_relaxed);
+        if (progress) *progress = steps[i].mark;
+        int32_t failed = instructions->ops[steps[i].kind](steps[i].args, lane);
+        if (failed && lane->index == 0) pool->failed = i + 1;
         pool->barrier.meet(pool->threads);
-        if (pool->failed.load(std::memory_order_relaxed)) break;
+        if (failed) break;
     }
     instructions->end();
+}
+
+void pack_lane(Pool* pool, Lane* lane) {
+    int64_t panels = panels_of(*pool->weight);
+    pool->instructions->pack(*pool->rows, *pool->weight, lane->first(panels), lane->last(panels));
+    pool->barrier.meet(pool->threads);
 }
 
 void* live(void* given) {
@@ -112,7 +125,7 @@ void* live(void* given) {
         }
         seen++;
         if (pool->closing) return nullptr;
-        run_lane(pool, lane);
+        pool->work(pool, lane);
     }
 }
 
@@ -162,14 +175,29 @@ SHOAL_API void shoal_pool_close(Pool* pool) {
 
 SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const Sizes* sizes,
                             volatile int64_t* progress) {
+    if (count == 0) return 0;  // no barrier would keep the other lanes in step
+    pool->work = run_lane;
     pool->instructions = chosen_instructions();
     pool->steps = steps;
     pool->count = count;
     pool->progress = progress;
-    pool->failed.store(0);
+    pool->failed = 0;
     pool->tickets[0].store(0);
     for (int32_t i = 0; i < pool->threads; i++) pool->lanes[i].sizes = sizes;
     wake(pool);
     run_lane(pool, &pool->lanes[0]);
-    return pool->failed.load();
+    return pool->failed;
+}
+
+SHOAL_API void shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight) {
+    pool->work = pack_lane;
+    pool->instructions = chosen_instructions();
+    pool->rows = rows;
+    pool->weight = weight;
+    wake(pool);
+    pack_lane(pool, &pool->lanes[0]);
+}
+
+SHOAL_API int64_t shoal_packed_bytes(const Panels* weight) {
+    return panels_of(*weight) * panel_elements(*weight) * (weight->format == F32_PANELS ? 4 : 2);
 }

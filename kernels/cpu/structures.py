@@ -228,18 +228,24 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
 def library() -> ctypes.CDLL | None:
     """The native library; None where it was not built, or this processor runs none of it."""
     try:
-        found = ctypes.CDLL(str(PATH))
+        return opened(PATH)
     except OSError:
         return None
-    step, sizes, panels = (POINTER(each) for each in (Step, Sizes, Panels))
+
+
+def opened(path: Path) -> ctypes.CDLL | None:
+    """The library in this file; None where this processor runs none of it. Raises OSError."""
+    found = ctypes.CDLL(str(path))
+    step, sizes, panels, matrix = (POINTER(each) for each in (Step, Sizes, Panels, Matrix))
     declare = (
         ("shoal_pool_open", c_void_p, (c_int32, POINTER(c_int32))),
         ("shoal_pool_close", None, (c_void_p,)),
         ("shoal_run", c_int64, (c_void_p, step, c_int64, sizes, c_void_p)),
-        ("shoal_pack", None, (c_void_p, c_void_p, c_int64, panels)),
+        ("shoal_pack", None, (c_void_p, matrix, panels)),
         ("shoal_packed_bytes", c_int64, (panels,)),
         ("shoal_instructions", c_char_p, ()),
         ("shoal_choose", c_int32, (c_char_p,)),
+        ("shoal_has", c_int32, (c_int32,)),
         ("shoal_size_of", c_int64, (c_int32,)),
     )
     for name, result, arguments in declare:
@@ -247,6 +253,13 @@ def library() -> ctypes.CDLL | None:
         if function is not None:
             function.restype, function.argtypes = result, arguments
     return found if found.shoal_instructions() else None
+
+
+@cache
+def has(kind: Kind) -> bool:
+    """Whether the native library computes ops of this kind here."""
+    native = library()
+    return native is not None and bool(native.shoal_has(kind))
 
 
 class Pool:
@@ -271,6 +284,15 @@ class Pool:
         """Run steps in order, the interpreter's lock released; 0, or the step that failed."""
         failed: int = self._native.shoal_run(self._pool, steps, len(steps), sizes, progress)
         return failed
+
+    def pack(self, rows: Matrix, panels: Panels) -> None:
+        """Pack a row-major weight [outputs, inputs] into `panels.data`."""
+        self._native.shoal_pack(self._pool, rows, panels)
+
+    def packed_bytes(self, panels: Panels) -> int:
+        """What the panels of such a weight take; `data` need not be set."""
+        num_bytes: int = self._native.shoal_packed_bytes(panels)
+        return num_bytes
 
     def close(self) -> None:
         """End the threads; harmless when repeated."""
