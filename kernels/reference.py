@@ -10,16 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .reference_attention import paged_attention, plan_attention
+from .sampling import draw_any, draw_cut, draw_nucleus, keyed_uniform, penalize, top_tokens
 
 __all__ = [
     "add",
     "add_layer_norm",
     "add_rms_norm",
+    "draw_any",
+    "draw_cut",
+    "draw_nucleus",
     "embed",
     "gelu",
+    "keyed_uniform",
     "layer_norm",
     "linear",
     "paged_attention",
+    "penalize",
     "plan_attention",
     "relu",
     "rms_norm",
@@ -27,6 +33,7 @@ __all__ = [
     "rope_angles",
     "silu_mul",
     "store_kv",
+    "top_tokens",
 ]
 
 

@@ -1,0 +1,12 @@
+"""The ops whose fast forms let a row's bits depend on its batch, in a form that does not."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from . import attention
+from .attention import DTYPES as DTYPES
+from .attention import plan_attention as plan_attention
+from .linear import linear as linear
+
+paged_attention = partial(attention.paged_attention, exact=True)
