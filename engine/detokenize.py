@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
+
+_UTF8 = cast(type[codecs.BufferedIncrementalDecoder], codecs.getincrementaldecoder("utf-8"))
 
 
 class Pieces(Protocol):
@@ -14,6 +16,10 @@ class Pieces(Protocol):
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one token adds to a text."""
+        ...
+
+    def whole_text(self, id: int) -> str | None:
+        """The same as text; None where they begin or end within a character, or are no text."""
         ...
 
     def decode_whole(self, ids: Sequence[int]) -> str:
@@ -40,8 +46,9 @@ class ByteDecoder:
         self, pieces: Pieces, skipped: frozenset[int], strip: bool, prompt: Sequence[int]
     ) -> None:
         self._bytes_of = pieces.token_bytes
+        self._text_of = pieces.whole_text
         self._skipped = skipped
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = _UTF8("replace")
         self._strip = strip and not any(map(self._visible, prompt))
         self._utf8.decode(self._tail(prompt))
 
@@ -58,6 +65,10 @@ class ByteDecoder:
         return tail
 
     def step(self, token: int) -> str:
+        if not self._strip and not self._utf8.buffer and token not in self._skipped:
+            text = self._text_of(token)
+            if text is not None:
+                return text
         data = self._visible(token)
         if self._strip and data:
             self._strip = False

@@ -92,6 +92,13 @@ class SamplingParams:
         """How many candidates are made, or how many beams there are."""
         return self.n if self.best_of is None else self.best_of
 
+    def ends(self, eos_token_ids: Iterable[int]) -> dict[int, bool]:
+        """The tokens that end a sequence, and whether each is told as its stop token."""
+        ends = dict.fromkeys(self.stop_token_ids or (), True)
+        if not self.ignore_eos:
+            ends |= dict.fromkeys(eos_token_ids, False)
+        return ends
+
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 from .plan import Candidate
 from .request import FinishReason, Request, TokenLogprobs, Waits
 
+Rank = tuple[int, int, int]
+
 
 class State(Enum):
     """Prefill and decode are not states: they are only how far `computed` has come."""
@@ -92,6 +94,8 @@ class Sequence:
     sequence waits for: who puts a word in takes it out. When it gets a place, it takes over the
     first `shared` tokens' keys and values from its `leader`, as far as that one has them.
 
+    `ends` are the tokens that end it, and whether each is told as its stop token.
+    `rank` is its place in the order of the policy; it never changes.
     `arrived` and `entered` (its first slot) are times of the roster's clock.
 
     In a `family`, a sequence never runs ahead of its known tokens. `candidates` is what could
@@ -100,10 +104,11 @@ class Sequence:
 
     request: Request
     sibling: int
-    arrival: int
+    rank: Rank
     tokens: list[int]
     num_prompt: int
     limit: int
+    ends: Mapping[int, bool] = field(default_factory=dict)
     computed: int = 0
     written: int = 0
     expected: int = 0
@@ -136,6 +141,20 @@ class Sequence:
     def num_emitted(self) -> int:
         """Output tokens known so far, those of an earlier life included."""
         return len(self.tokens) - self.num_prompt
+
+    def accept(self, tokens: tuple[int, ...]) -> tuple[int, FinishReason | None, int | None]:
+        """Append sampled tokens up to the first that ends it.
+
+        Their number, why it ends, the stop token.
+        """
+        known, ends = self.tokens, self.ends
+        for num, token in enumerate(tokens, start=1):
+            known.append(token)
+            if token in ends:
+                return num, FinishReason.STOP, token if ends[token] else None
+            if len(known) >= self.limit:
+                return num, FinishReason.LENGTH, None
+        return len(tokens), None, None
 
     def waits(self, now: float) -> Waits | None:
         """What it waited for, where its first token came `now`; None where it never had a slot."""

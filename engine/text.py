@@ -47,6 +47,7 @@ class Tokenizer:
         added = files.backend.get_added_tokens_decoder()
         self._backend = files.backend
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str | None] = {}
         self._kind = _kind(files.backend)
         plain = ChatTemplate(sources=files.templates, special_tokens=files.special_tokens)
         held = ConfinedTemplate(plain) if confined else None
@@ -140,6 +141,14 @@ class Tokenizer:
             found = self._bytes[id] = self._read_bytes(id)
         return found
 
+    def whole_text(self, id: int) -> str | None:
+        """The same as text; None where they begin or end within a character, or are no text."""
+        try:
+            return self._texts[id]
+        except KeyError:
+            self._texts[id] = text = _decoded(self.token_bytes(id))
+            return text
+
     def _read_bytes(self, id: int) -> bytes:
         piece = self._backend.id_to_token(id)
         if piece is None:
@@ -174,6 +183,13 @@ class Tokenizer:
             continue_final_message=continue_final_message,
             **kwargs,
         )
+
+
+def _decoded(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _kind(backend: tokenizer_files.Backend) -> str | None:
@@ -267,7 +283,7 @@ class TextStream:
     def _extend(self, new: str) -> None:
         old = len(self._recent)
         self._recent += new
-        if not new or not self._stops or self.num_tokens <= self._min_tokens:
+        if not self._stops or not new or self.num_tokens <= self._min_tokens:
             return
         best = len(self._recent) + 1
         for stop in self._stops:
@@ -278,6 +294,11 @@ class TextStream:
             self._recent = self._recent[: best - (0 if self._include else len(self.stopped))]
 
     def _show(self, all: bool) -> str:
+        if not self._stops:
+            piece, self._recent = self._recent, ""
+            if piece:
+                self._pieces.append(piece)
+            return piece
         safe = len(self._recent) - (0 if all else self._held())
         piece = self._recent[self._shown : safe]
         drop = min(safe, max(0, len(self._recent) - self._reach))

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 
-from ..sequence import Sequence
-
-Rank = tuple[int, int, int]
+from ..request import Request
+from ..sequence import Rank, Sequence
 
 
-def rank_of(policy: str) -> Callable[[Sequence], Rank]:
-    """The order of sequences under `policy` (fcfs or priority), no two equal.
+def rank(policy: str, request: Request, arrival: int, sibling: int) -> Rank:
+    """A sequence's place in the order under `policy` (fcfs or priority), no two equal.
 
     Lower goes first, and is preempted last.
     """
-    if policy == "priority":
-        return lambda seq: (seq.request.priority, seq.arrival, seq.sibling)
-    return lambda seq: (0, seq.arrival, seq.sibling)
+    return (request.priority if policy == "priority" else 0, arrival, sibling)
 
 
 class Waiting:
@@ -26,8 +22,7 @@ class Waiting:
     Adding costs the logarithm of their number, removing nothing.
     """
 
-    def __init__(self, rank: Callable[[Sequence], Rank]) -> None:
-        self._rank = rank
+    def __init__(self) -> None:
         self._heap: list[Rank] = []
         self._members: dict[Rank, Sequence] = {}
 
@@ -36,10 +31,9 @@ class Waiting:
 
     def push(self, seq: Sequence) -> None:
         """Add a sequence."""
-        rank = self._rank(seq)
-        assert rank not in self._members
-        self._members[rank] = seq
-        heapq.heappush(self._heap, rank)
+        assert seq.rank not in self._members
+        self._members[seq.rank] = seq
+        heapq.heappush(self._heap, seq.rank)
 
     def peek(self) -> Sequence | None:
         """The sequence of best rank, left where it is."""
@@ -49,4 +43,4 @@ class Waiting:
 
     def remove(self, seq: Sequence) -> None:
         """Take a sequence out, wherever it stands; one that is not in is ignored."""
-        self._members.pop(self._rank(seq), None)
+        self._members.pop(seq.rank, None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from ..config import EngineConfig
 from ..executor import Capacity
 from ..request import STEP_TOKENS, FinishReason, Request
 from ..sequence import Family, Lockstep, Sequence, State
 from .kv import BlockLists, KVManager
-from .policy import Waiting, rank_of
+from .policy import Waiting, rank
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class Counters:
         at = bisect_left(STEP_TOKENS, num_tokens)
         self.step_tokens[STEP_TOKENS[at] if at < len(STEP_TOKENS) else 0] += 1
 
+
+BY_RANK = attrgetter("rank")
 
 LockstepOf = Callable[[Request, int], Lockstep | None]
 """What holds the siblings of a request in lockstep, given the most tokens that may follow its
@@ -67,10 +70,9 @@ class Roster:
         self, config: EngineConfig, capacity: Capacity, lockstep_of: LockstepOf = alone
     ) -> None:
         self.kv = KVManager(capacity, caching=config.enable_prefix_caching)
-        self.rank = rank_of(config.scheduling_policy)
         self.counters = Counters()
         self.live: dict[str, list[Sequence]] = {}
-        self.waiting = Waiting(self.rank)
+        self.waiting = Waiting()
         self.running: dict[int, Sequence] = {}
         self.slots = list(range(config.max_num_seqs - 1, -1, -1))
         self.stopped: list[int] = []
@@ -78,7 +80,9 @@ class Roster:
         self.estates: list[Sequence] = []
         self.now = 0.0
         self._lockstep_of = lockstep_of
+        self._policy = config.scheduling_policy
         self._max_len = capacity.max_model_len
+        self._eos = capacity.eos_token_ids
         self._blocked = self._arrivals = 0
 
     @property
@@ -118,16 +122,18 @@ class Roster:
         lockstep = self._lockstep_of(request, limit - len(request.prompt))
         num = params.n if lockstep is None else lockstep.num_members
         siblings = range(request.sibling, request.sibling + num)
+        ends = params.ends(self._eos)
         assert not any(s.sibling in siblings for s in known), f"{request.id} is known already"
         family = [
             Sequence(
                 request=request,
                 sibling=sibling,
-                arrival=self._arrivals,
+                rank=rank(self._policy, request, self._arrivals, sibling),
                 arrived=self.now,
                 tokens=[*request.prompt, *request.emitted],
                 num_prompt=len(request.prompt),
                 limit=limit,
+                ends=ends,
                 shared=len(request.prompt) - 1,
                 keys=[*request.keys],
             )
@@ -168,11 +174,10 @@ class Roster:
             self._unblock(seq, "sibling")
 
     def landed(self, seq: Sequence) -> None:
-        """A plan with this sequence was committed.
+        """A plan with this sequence, which waits for something, was committed.
 
         One that was preempted may queue after the last.
         """
-        seq.in_flight -= 1
         if "flight" in seq.blockers and not seq.in_flight:
             self._unblock(seq, "flight")
 
@@ -252,7 +257,7 @@ class Roster:
             return True
         if not self.running:
             return False
-        self.preempt(max(self.running.values(), key=self.rank))
+        self.preempt(max(self.running.values(), key=BY_RANK))
         return True
 
     def drop_estates(self) -> bool:

@@ -18,7 +18,7 @@ from ..plan import Copy, Plan, Result, Row, Start
 from ..request import FinishReason, Request, TokenLogprobs, Update
 from ..sequence import Ending, Family, Sequence, State
 from . import lockstep
-from .roster import LockstepOf, Roster, alone
+from .roster import BY_RANK, LockstepOf, Roster, alone
 
 
 @dataclass(slots=True)
@@ -41,6 +41,9 @@ class _UnderWay:
     rows: tuple[Row, ...]
     seqs: list[Sequence]
 
+
+Grown = tuple[tuple[int, ...], ...]
+"""The new blocks of each cache group; () where there are none."""
 
 _NO_ENDING = Ending((), (), FinishReason.ERROR)
 
@@ -73,7 +76,6 @@ class Scheduler:
                 f"({capacity.max_model_len}) where enable_chunked_prefill is false",
                 "max_num_batched_tokens",
             )
-        self._eos = capacity.eos_token_ids
         self._spare = min(capacity.num_blocks) // 100
         self._plans: deque[_UnderWay] = deque()
         self._step = 0
@@ -175,12 +177,16 @@ class Scheduler:
         sampled = zip(result.tokens, result.logprobs or repeat(()), strict=False)
         updates = []
         for row, seq in zip(plan.rows, plan.seqs, strict=True):
-            self.roster.landed(seq)
+            seq.in_flight -= 1
+            if seq.blockers:
+                self.roster.landed(seq)
             tokens, logprobs = next(sampled) if row.sample else ((), ())
             if seq.family is not None:
                 updates += self._take_step(seq, row, result)
                 continue
             seq.expected -= row.sample
+            if seq.state is State.FINISHED:
+                continue
             update = self._advance(seq, row, tokens, logprobs, result)
             if update is not None:
                 updates.append(update)
@@ -208,19 +214,19 @@ class Scheduler:
 
     def _wanted(self, seq: Sequence) -> int:
         """How many tokens of a running sequence could be computed now."""
-        produced = seq.num_emitted + seq.expected
-        if produced > 0 and len(seq.tokens) + seq.expected >= seq.limit:
+        known = len(seq.tokens)
+        reached = known + seq.expected
+        if reached >= seq.limit and reached > seq.num_prompt:
             return 0
-        return seq.behind if self._resident else max(0, len(seq.tokens) - seq.computed)
+        return (reached if self._resident else max(known, seq.computed)) - seq.computed
 
     def _continue(self, draft: _Draft) -> None:
         """Rows for the running sequences.
 
         Those one token behind first, so that no prompt can starve them.
         """
-        order = sorted(self.roster.running.values(), key=self.roster.rank)
         ones, more = [], []
-        for seq in order:
+        for seq in sorted(self.roster.running.values(), key=BY_RANK):
             num = self._wanted(seq)
             if num == 1:
                 ones.append((seq, 1))
@@ -231,15 +237,16 @@ class Scheduler:
                 return
             if seq.slot < 0:
                 continue
-            num = min(num, draft.budget)
-            grown = self._reserve(seq, seq.computed + num, draft)
+            if num > draft.budget:
+                num = draft.budget
+            grown: Grown | None = ()
+            if seq.computed + num > len(seq.blocks[0]) * self.kv.block_size:
+                grown = self._reserve(seq, seq.computed + num, draft)
             if grown is not None:
                 draft.places -= 1
                 self._row(draft, seq, num, grown)
 
-    def _reserve(
-        self, seq: Sequence, upto: int, draft: _Draft
-    ) -> tuple[tuple[int, ...], ...] | None:
+    def _reserve(self, seq: Sequence, upto: int, draft: _Draft) -> Grown | None:
         """Blocks for a running sequence, at the cost of those that rank behind it."""
         while (grown := self.kv.reserve(seq, upto)) is None:
             if self.roster.drop_estates():
@@ -248,7 +255,7 @@ class Scheduler:
                 return None
             planned = set(map(id, draft.seqs))
             idle = [s for s in self.roster.running.values() if id(s) not in planned]
-            victim = max(idle, key=self.roster.rank)
+            victim = max(idle, key=BY_RANK)
             if victim is seq:
                 victim = lockstep.resting(seq, idle) or seq
             self.roster.preempt(victim)
@@ -287,18 +294,17 @@ class Scheduler:
             seq.computed = self.kv.match(seq)
         return copies or []
 
-    def _row(
-        self, draft: _Draft, seq: Sequence, num: int, grown: tuple[tuple[int, ...], ...]
-    ) -> None:
-        length = len(seq.tokens) + seq.expected
-        sample = seq.computed + num == length and length < seq.limit
-        fresh = () if self._resident and seq.family is None else tuple(seq.tokens[seq.sent :])
-        draft.rows.append(Row(seq.slot, seq.computed, num, grown, sample, fresh))
+    def _row(self, draft: _Draft, seq: Sequence, num: int, grown: Grown) -> None:
+        known, start, alone = seq.tokens, seq.computed, seq.family is None
+        length = len(known) + seq.expected
+        sample = start + num == length and length < seq.limit
+        fresh = () if self._resident and alone else tuple(known[seq.sent :])
+        draft.rows.append(Row(seq.slot, start, num, grown, sample, fresh))
         draft.seqs.append(seq)
         draft.budget -= num
-        seq.sent = len(seq.tokens)
-        seq.computed += num
-        seq.expected += sample and seq.family is None
+        seq.sent = len(known)
+        seq.computed = start + num
+        seq.expected += sample and alone
         seq.in_flight += 1
         seq.last_step = self._step
 
@@ -354,51 +360,31 @@ class Scheduler:
         result: Result,
     ) -> Update | None:
         """Enter what one row brought into the sequence's book."""
-        if seq.state is State.FINISHED:
-            return None
-        if row.slot in result.failed:
+        if result.failed and row.slot in result.failed:
             self.roster.finish(seq, FinishReason.ERROR)
             return self._update(seq, (), (), FinishReason.ERROR, error=result.failed[row.slot])
-        self._score_prompt(seq, row, result.prompt_logprobs.get(row.slot, ()))
-        accepted, finish, stop = self._accept(seq, tokens)
+        if result.prompt_logprobs:
+            self._score_prompt(seq, row, result.prompt_logprobs.get(row.slot, ()))
+        accepted, finish, stop = seq.accept(tokens)
+        self.counters.generation_tokens += accepted
         if seq.slot == row.slot:
             self._written(seq, row)
-        if finish is None and seq.num_prompt >= seq.limit and seq.written >= seq.num_prompt:
-            finish = FinishReason.LENGTH
+        if not accepted and finish is None:
+            if seq.limit > seq.num_prompt or seq.written < seq.num_prompt:
+                return None
+            finish = FinishReason.LENGTH  # it was to be computed only
         if finish is not None:
             self.roster.finish(seq, finish)
-        if not accepted and finish is None:
-            return None
         return self._update(seq, tokens[:accepted], logprobs[:accepted], finish, stop)
 
     def _written(self, seq: Sequence, row: Row) -> None:
         """A row's keys and values are in the cache: let others find them, and siblings begin."""
         before, seq.written = seq.written, row.start + row.num_tokens
-        self.counters.prompt_tokens += max(
-            0, min(seq.written, seq.num_prompt) - min(before, seq.num_prompt)
-        )
         self.kv.publish(seq)
-        if before < seq.num_prompt <= seq.written:
-            self.roster.prompt_done(seq)
-
-    def _accept(
-        self, seq: Sequence, tokens: tuple[int, ...]
-    ) -> tuple[int, FinishReason | None, int | None]:
-        """Append sampled tokens up to the first that ends the sequence.
-
-        Their number, why it ends, the stop token.
-        """
-        params = seq.request.params
-        for num, token in enumerate(tokens, start=1):
-            seq.tokens.append(token)
-            self.counters.generation_tokens += 1
-            if token in self._eos and not params.ignore_eos:
-                return num, FinishReason.STOP, None
-            if token in (params.stop_token_ids or ()):
-                return num, FinishReason.STOP, token
-            if len(seq.tokens) >= seq.limit:
-                return num, FinishReason.LENGTH, None
-        return len(tokens), None, None
+        if before < seq.num_prompt:
+            self.counters.prompt_tokens += min(seq.written, seq.num_prompt) - before
+            if seq.written >= seq.num_prompt:
+                self.roster.prompt_done(seq)
 
     def _score_prompt(self, seq: Sequence, row: Row, scores: tuple[TokenLogprobs, ...]) -> None:
         """Keep prompt log probabilities by position, so that a preemption repeats none."""
@@ -415,20 +401,24 @@ class Scheduler:
         stop: int | None = None,
         error: str | None = None,
     ) -> Update:
-        first, seq.told = not seq.told, True
-        scores = seq.prompt_logprobs if first else None
+        request = seq.request
+        scored = cached = waits = None
+        if not seq.told:
+            seq.told = True
+            scored = None if seq.prompt_logprobs is None else tuple(seq.prompt_logprobs)
+            cached, waits = seq.num_cached or 0, seq.waits(self.roster.now)
         return Update(
-            id=seq.request.id,
-            sibling=seq.sibling,
-            tokens=tokens,
-            logprobs=logprobs or None,
-            prompt_logprobs=tuple(scores) if scores is not None else None,
-            num_cached=(seq.num_cached or 0) if first else None,
-            finish=finish,
-            stop_reason=stop,
-            error=error,
-            epoch=seq.request.epoch,
-            waits=seq.waits(self.roster.now) if first else None,
+            request.id,
+            seq.sibling,
+            tokens,
+            logprobs or None,
+            scored,
+            cached,
+            finish,
+            stop,
+            error,
+            request.epoch,
+            waits,
         )
 
 

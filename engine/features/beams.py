@@ -133,9 +133,6 @@ def search_of(eos_token_ids: frozenset[int]) -> Callable[[Request, int], Lockste
         params = request.params
         if not params.use_beam_search:
             return None
-        ends = dict.fromkeys(params.stop_token_ids or (), True)
-        if not params.ignore_eos:
-            ends |= dict.fromkeys(eos_token_ids, False)
-        return BeamSearch(params, ends, most)
+        return BeamSearch(params, params.ends(eos_token_ids), most)
 
     return begin

@@ -21,7 +21,7 @@ def sequence(tokens: list[int], salt: str, number: int) -> Sequence:
     return Sequence(
         request=Request(id=str(number), prompt=tuple(tokens), cache_salt=salt),
         sibling=0,
-        arrival=number,
+        rank=(0, number, 0),
         tokens=tokens,
         num_prompt=len(tokens),
         limit=9999,

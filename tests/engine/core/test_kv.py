@@ -12,7 +12,12 @@ from .fake import capacity
 def sequence(tokens: tuple[int, ...], **fields: str) -> Sequence:
     request = Request(id="r", prompt=tokens, params=SamplingParams(seed=0), **fields)  # type: ignore[arg-type]
     return Sequence(
-        request=request, sibling=0, arrival=0, tokens=list(tokens), num_prompt=len(tokens), limit=99
+        request=request,
+        sibling=0,
+        rank=(0, 0, 0),
+        tokens=list(tokens),
+        num_prompt=len(tokens),
+        limit=99,
     )
 
 
