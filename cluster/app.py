@@ -20,7 +20,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
@@ -35,11 +34,17 @@ from . import logs, nodes, placement, rollout
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
 from .deployments import (
+    STOP_S,
     bounded,
+    bundles_of,
     gateway_options,
     gateway_settings,
+    num_nodes,
     replica_options,
     replica_settings,
+    shares_of,
+    state_shares,
+    versioned,
 )
 from .exits import INTERRUPTED
 from .facts import Facts, node_address, weights_read
@@ -49,12 +54,11 @@ from .link import ModelCard
 from .ports import check_port
 from .replica import Replica
 from .settings import remarks, serve_config
-from .shares import shared, shares
+from .shares import shared
 from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
-STOP_S = 10.0
 SAME_SIGNAL_S = 0.5
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -98,19 +102,17 @@ def application(
     replicas = shape(replica).options(
         request_router_config={"request_router_class": "shoal.cluster.serve_router:MemberRouter"},
     )
-    num_nodes = _num_nodes()
     models = []
-    for model, name, share in zip(
-        config.models,
-        deployment_names(config.models),
-        shares(config.models, num_gpus=_resources_there().get("GPU", 0), num_nodes=num_nodes),
-        strict=True,
-    ):
+    names = deployment_names(config.models)
+    found = shares_of(config, names)
+    state_shares(config, names, found)
+    for model, name, share in zip(config.models, names, found, strict=True):
         model = shared(model, share.sharers)
         options = replica_options(config, model, name, share, surge=surge)
-        deployment = replicas.options(**options, _internal=True)
+        deployment = versioned(replicas.options(**options, _internal=True))
         models.append(deployment.bind(replica_settings(config, model)))
-    gateways = shape(ingress).options(**gateway_options(config, num_nodes, door), _internal=True)
+    options = gateway_options(config, num_nodes(), door)
+    gateways = versioned(shape(ingress).options(**options, _internal=True))
     app: Application = gateways.bind(gateway_settings(config), *models)
     return app
 
@@ -157,6 +159,7 @@ def run(
         _listen(stop)  # Ray has put a handler of its own in place
         rolls = rollout.runs(config.name)
         if not rolls:
+            Facts(config.name).clear()
             check_port(config.host, config.port)
         owner = rollout.Owner(Facts(config.name))
         leave = partial(_leave, config, owner, serve_too=not _serve_runs())
@@ -169,7 +172,7 @@ def run(
             app = application(
                 config, replica=replica, ingress=ingress, door=node_address(), surge=surge
             )
-            _deploy(app, config, owner, anew=not rolls)
+            _deploy(app, config, owner)
 
         def give_way() -> None:
             progress.note("no room for one replica more: an old one drains first")
@@ -220,18 +223,6 @@ def _anywhere(config: ServeConfig) -> ServeConfig:
     return config.model_copy(update={"models": tuple(map(found, config.models)), **server})
 
 
-def _resources_there() -> dict[str, float]:
-    if not ray.is_initialized():
-        return {}
-    return dict(ray.cluster_resources())
-
-
-def _num_nodes() -> int:
-    if not ray.is_initialized():
-        return 1
-    return sum(node["Alive"] for node in ray.nodes())
-
-
 def _address(config: ServeConfig) -> str | None:
     """The Ray to join; None for one of our own."""
     given = config.ray_address or os.environ.get("RAY_ADDRESS")
@@ -247,13 +238,11 @@ def _serve_runs() -> bool:
     return bool(serve.status().proxies or serve.status().applications)
 
 
-def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner, *, anew: bool) -> None:
+def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     serve.start(proxy_location="Disabled", logging_config=quiet)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    if anew:
-        Facts(config.name).clear()
     owner.take()
     serve._run(app, _blocking=False, name=config.name, route_prefix=None, logging_config=quiet)
 
@@ -278,7 +267,7 @@ def _await_ready(
         progress.advance(*weights_read(facts))
         overview = serve.status().applications.get(config.name)
         status = overview.status if overview else None
-        if status is ApplicationStatus.RUNNING and _health(config) == "ready":
+        if overview and rollout.is_through(overview) and _health(config) == "ready":
             return
         if overview and status is ApplicationStatus.DEPLOY_FAILED:
             raise EngineLost(f"Ray Serve could not start it: {_last_line(overview.message)}")
@@ -287,11 +276,11 @@ def _await_ready(
 def _check_placed(config: ServeConfig, facts: Facts) -> None:
     """Raise ConfigError for a model none of whose replicas has found a place."""
     placed = {fact["model"] for fact in facts.all("replica").values()}
-    for model in config.models:
+    names = deployment_names(config.models)
+    for model, share in zip(config.models, shares_of(config, names), strict=True):
         if model.name not in placed:
             ranks = num_ranks(model.engine)
-            gpus = placement.wants_gpus(model.engine)
-            asked = placement.bundles(model.engine, gpus, model.placement_strategy)
+            asked = bundles_of(shared(model, share.sharers), share)
             raise ConfigError(
                 f"{model.name}: no place for a replica of {ranks} rank{'s'[: ranks > 1]} within "
                 f"{config.placement_timeout:g} s: {placement.shortage(asked)}. Free some, add "

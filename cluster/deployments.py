@@ -14,16 +14,43 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve import Deployment
+from ray.serve._private.config import DeploymentConfig
 from ray.serve.exceptions import RayServeException
 
 from .. import __version__
 from ..engine.config import EngineConfig
 from ..engine.seat import num_ranks
 from . import placement, scaling, scaling_policy
-from .config import ModelConfig, ServeConfig
-from .shares import Share
+from .config import Autoscaling, ModelConfig, ServeConfig
+from .facts import Facts
+from .handover import HAND_OVER_S
+from .shares import Share, is_on_gpu, kept, shares
 
 SURGE_PERCENT = 1  # rounded up to a whole replica
+STOP_S = 10.0
+"""What a process gets to end beside the time of its streams."""
+
+OF_REPLICAS = ("name", "port", "log_dir", "uvicorn_log_level", "shutdown_timeout")
+"""What of the door's settings a replica needs."""
+
+OF_GATEWAYS = (
+    *("model", "revision", "tokenizer", "tokenizer_revision", "download_dir", "chat_template"),
+    *("seed", "scheduling_policy", "max_waiting"),
+)
+"""What of an engine's settings a gateway needs; the rest it is told by replicas."""
+
+
+class _Versioned(DeploymentConfig):
+    """Keeps its version: `serve deploy` gives every deployment that of the whole file, and so would
+    load each model anew that did not change.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "version" or self.version is None:
+            super().__setattr__(name, value)
+
+
 LABEL_S = 0.001
 """What Ray takes of a node's `accelerator_type:...` resource for asking for it."""
 
@@ -33,15 +60,15 @@ def bounded(config: ServeConfig) -> ServeConfig:
 
     Those without one may have what the resources there hold beside the models of fixed size.
     """
-    there = ray.cluster_resources() if ray.is_initialized() else {}
+    there = resources()
     fixed = [m for m in config.models if m.autoscaling is None]
 
     def most(model: ModelConfig) -> ModelConfig:
         if model.autoscaling is None or model.autoscaling.max_replicas is not None:
             return model
-        kind = "GPU" if there.get("GPU") and model.engine.device != "cpu" else "CPU"
-        taken = sum(m.replicas * _units(m.engine, kind, there) for m in fixed)
-        held = int((there.get(kind, 1) - taken) // num_ranks(model.engine))
+        kind = "GPU" if is_on_gpu(model, there.get("GPU", 0)) else "CPU"
+        taken = sum(m.replicas * _units(m, kind, there) for m in fixed)
+        held = int((there.get(kind, 1) - taken) // _units(model, kind, there))
         bounds = model.autoscaling.model_copy(
             update={"max_replicas": max(held, model.replicas, model.least)}
         )
@@ -50,9 +77,65 @@ def bounded(config: ServeConfig) -> ServeConfig:
     return config.model_copy(update={"models": tuple(map(most, config.models))})
 
 
-def _units(engine: EngineConfig, kind: str, there: Mapping[str, float]) -> int:
-    on = "GPU" if there.get("GPU") and engine.device != "cpu" else "CPU"
-    return num_ranks(engine) if on == kind else 0
+def _units(model: ModelConfig, kind: str, there: Mapping[str, float]) -> float:
+    """How many GPUs, or CPUs, a replica should have for itself."""
+    if ("GPU" if is_on_gpu(model, there.get("GPU", 0)) else "CPU") != kind:
+        return 0
+    asked = (model.ray_actor_options or {}).get(f"num_{kind.lower()}s")
+    return float(asked) if asked and num_ranks(model.engine) == 1 else num_ranks(model.engine)
+
+
+def resources() -> dict[str, float]:
+    """What the cluster has, of each kind."""
+    return dict(ray.cluster_resources()) if ray.is_initialized() else {}
+
+
+def num_nodes() -> int:
+    """Nodes of the cluster."""
+    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+
+
+def shares_of(config: ServeConfig, names: Sequence[str]) -> list[Share]:
+    """The share of a replica of each model, by the names of their deployments.
+
+    A model whose own settings have not changed keeps what its replicas have, where it can, so that
+    they outlive what is added and removed beside them.
+    """
+    there, nodes = resources(), num_nodes()
+    fresh = shares(
+        config.models,
+        num_gpus=there.get("GPU", 0),
+        num_nodes=nodes,
+        cpus_a_node=there.get("CPU", 1) / nodes,
+    )
+    if not ray.is_initialized():
+        return fresh
+    told = Facts(config.name).all("share")
+    before = [
+        Share(*fact["share"]) if fact and fact["of"] == _own(config, model) else None
+        for fact, model in zip(map(told.get, names), config.models, strict=True)
+    ]
+    return kept(fresh, before, [model.most for model in config.models], there)
+
+
+def state_shares(config: ServeConfig, names: Sequence[str], found: Sequence[Share]) -> None:
+    """State the share of each model, for the next configuration of the application."""
+    if ray.is_initialized():
+        for model, name, share in zip(config.models, names, found, strict=True):
+            fact = {"of": _own(config, model), "share": share}
+            Facts(config.name).put("share", name, fact)
+
+
+def _own(config: ServeConfig, model: ModelConfig) -> str:
+    """Stands for a model's own settings, before it has a share."""
+    return _version(replica_settings(config, model))
+
+
+def versioned(deployment: Deployment) -> Deployment:
+    """The deployment, which keeps the version in its options however it is deployed."""
+    deployment._deployment_config.version = deployment.version
+    deployment._deployment_config.__class__ = _Versioned
+    return deployment
 
 
 def replica_options(
@@ -68,15 +151,25 @@ def replica_options(
         options["autoscaling_config"] = scaling_policy.autoscaling_config(
             config.name, model.name, targets(model), _initial(config, model, name)
         )
-    options["max_surge_percent"] = SURGE_PERCENT if surge and _has_room(places) else 0
+    options["max_surge_percent"] = (
+        SURGE_PERCENT if surge and _has_room(bundles_of(model, share)) else 0
+    )
     options["version"] = _version(replica_settings(config, model))
     return options
 
 
 def replica_settings(config: ServeConfig, model: ModelConfig) -> dict[str, Any]:
     """What a replica is made of; nothing that changes while it runs."""
-    alone = config.of(model.model_copy(update={"replicas": 1, "autoscaling": None}))
-    return alone.model_copy(update={"gateways": 1}).model_dump(mode="json")
+    alone = ModelConfig(
+        engine=model.engine,
+        served_model_name=model.served_model_name,
+        accelerator_type=model.accelerator_type,
+        resources=model.resources,
+        ray_actor_options=model.ray_actor_options,
+        placement_strategy=model.placement_strategy,
+    )
+    door = {name: getattr(config, name) for name in OF_REPLICAS}
+    return ServeConfig(models=(alone,), **door).model_dump(mode="json")
 
 
 def gateway_options(config: ServeConfig, num_nodes: int, door: str | None) -> dict[str, Any]:
@@ -91,6 +184,7 @@ def gateway_options(config: ServeConfig, num_nodes: int, door: str | None) -> di
         "max_replicas_per_node": 1 if apart else None,
         "ray_actor_options": {"num_cpus": 0} | _only_at(door if config.gateways == 1 else None),
         "max_surge_percent": 0 if apart else SURGE_PERCENT,
+        "graceful_shutdown_timeout_s": HAND_OVER_S + config.shutdown_timeout + STOP_S,
         "user_config": {"least": {model.name: model.least for model in config.models}},
         "version": _version(gateway_settings(config)),
     }
@@ -98,17 +192,21 @@ def gateway_options(config: ServeConfig, num_nodes: int, door: str | None) -> di
 
 def gateway_settings(config: ServeConfig) -> dict[str, Any]:
     """What a gateway is made of."""
-    models = tuple(
-        model.model_copy(
-            update={
-                "replicas": 1,
-                "autoscaling": model.autoscaling
-                and model.autoscaling.model_copy(update={"min_replicas": 0, "max_replicas": None}),
-            }
-        )
-        for model in config.models
+    models = tuple(map(_seen_from_gateways, config.models))
+    return config.model_copy(update={"models": models, "gateways": 1}).model_dump(mode="json")
+
+
+def _seen_from_gateways(model: ModelConfig) -> ModelConfig:
+    """A model without what changes nothing at the door."""
+    asleep_s = model.autoscaling and model.autoscaling.cold_start_timeout_s
+    bounds = {"min_replicas": 0, "cold_start_timeout_s": asleep_s}
+    engine = {name: getattr(model.engine, name) for name in OF_GATEWAYS}
+    return ModelConfig(
+        engine=EngineConfig(**engine),
+        served_model_name=model.served_model_name,
+        response_role=model.response_role,
+        autoscaling=Autoscaling.model_validate(bounds) if asleep_s else None,
     )
-    return config.model_copy(update={"models": models}).model_dump(mode="json")
 
 
 def _only_at(node: str | None) -> dict[str, Any]:
@@ -176,19 +274,26 @@ def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
     return {"ray_actor_options": options | asked}
 
 
-def _has_room(places: Mapping[str, Any]) -> bool:
+def bundles_of(model: ModelConfig, share: Share) -> list[Mapping[str, float]]:
+    """What a replica asks of the cluster: a bundle, or several, each of one node."""
+    places = _places(model, share)
+    return places.get("placement_group_bundles") or [_asked(places["ray_actor_options"])]
+
+
+def _has_room(asked: Sequence[Mapping[str, float]]) -> bool:
     """Whether one replica more would find its places now, on nodes that are there."""
     if not ray.is_initialized():
         return False
     from ray._private.state import available_resources_per_node
 
     free = [dict(node) for node in available_resources_per_node().values()]
-    asked = places.get("placement_group_bundles") or [_asked(places["ray_actor_options"])]
     return all(_take(bundle, free) for bundle in asked)
 
 
 def _asked(options: Mapping[str, Any]) -> dict[str, float]:
-    found = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0)}
+    found = {"CPU": options.get("num_cpus", 0)}
+    if num_gpus := options.get("num_gpus"):
+        found["GPU"] = num_gpus
     if kind := options.get("accelerator_type"):
         found[f"accelerator_type:{kind}"] = LABEL_S
     return found | dict(options.get("resources", {}))

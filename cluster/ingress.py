@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import msgspec
-import uvicorn
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -24,6 +23,7 @@ from .census import Census
 from .config import ModelConfig, ServeConfig
 from .decisions import Decisions
 from .facts import Facts, node_address
+from .handover import Server, hand_over
 from .link import ModelCard, Router
 from .open_files import lift_limit
 from .peers import Peers, Told
@@ -98,7 +98,9 @@ class Ingress:
         return os.getpid()
 
     async def __del__(self) -> None:
-        """Drain: running answers end, within `shutdown_timeout`; new requests get 503."""
+        """Drain: running answers end, and new requests go to another gateway, or get 503; see
+        `handover`.
+        """
         if not self._stopped:
             self._stopped = True
             self._facts.remove("gateway", self._id)
@@ -138,8 +140,8 @@ class Ingress:
         self._turnstile = Turnstile(self._app)
         inside = Told(self._turnstile, pool, secret)
         self._servers = (
-            _Server(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
-            _Server(web_config(config, inside, lifespan="off", tls=False), lambda: None),
+            Server(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
+            Server(web_config(config, inside, lifespan="off", tls=False), lambda: None),
         )
         sockets = (self._public, self._private)
         await asyncio.gather(
@@ -154,6 +156,8 @@ class Ingress:
             await Decisions(self._facts, pool).follow()
 
     async def _drain(self) -> None:
+        if await hand_over(self._facts, self._host, self._servers[0], self._turnstile):
+            log.info("another gateway has taken over")
         self._app.stop()
         if not await self._turnstile.drain(self._config.shutdown_timeout):
             log.warning("streams were cut off after %s s", self._config.shutdown_timeout)
@@ -171,19 +175,6 @@ def _waker(model: ModelConfig, handle: DeploymentHandle[Any]) -> Waker:
         timeout_s=timeout_s,
         max_waiting=model.engine.max_waiting,
     )
-
-
-class _Server(uvicorn.Server):
-    """Says when it listens."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Any) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
-        await super().startup(sockets)
-        self._on_started()
 
 
 def _claim(config: ServeConfig, facts: Facts) -> socket.socket:

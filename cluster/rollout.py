@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from .facts import Facts
 
@@ -25,6 +25,18 @@ def runs(app: str) -> bool:
     """Whether an application of this name is there and not being removed."""
     overview = serve.status().applications.get(app)
     return overview is not None and overview.status is not ApplicationStatus.DELETING
+
+
+def is_through(overview: ApplicationStatusOverview) -> bool:
+    """Whether all that an application should have runs; gateways before these may still end."""
+    if overview.status is ApplicationStatus.RUNNING:
+        return True
+    rest = {name: d for name, d in overview.deployments.items() if d.status != "HEALTHY"}
+    return (
+        overview.status is ApplicationStatus.DEPLOYING
+        and rest.keys() == {"Gateway"}
+        and rest["Gateway"].replica_states.keys() == {"RUNNING", "STOPPING"}
+    )
 
 
 class Owner:

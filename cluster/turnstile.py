@@ -40,6 +40,11 @@ class Turnstile:
             if not self._inside:
                 self._empty.set()
 
+    @property
+    def num_inside(self) -> int:
+        """Requests that have not been answered yet."""
+        return self._inside
+
     async def drain(self, timeout_s: float) -> bool:
         """Close, and wait for those inside; whether all left in time."""
         self._closed = True

@@ -21,6 +21,10 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .cpu import backend as native
+from .cpu import panels
+from .cpu.panels import Packed
+from .cpu.threads import current_pool
 from .sampling import draw_any as draw_any
 from .sampling import draw_cut as draw_cut
 from .sampling import draw_nucleus as draw_nucleus
@@ -28,8 +32,13 @@ from .sampling import keyed_uniform as keyed_uniform
 from .sampling import penalize as penalize
 from .sampling import top_tokens as top_tokens
 
-_BACKENDS: dict[str, tuple[ModuleType, ...]] = {"cpu": (reference,), "cuda": (reference,)}
-"""A device's backends, the preferred one first. One with `DTYPES` takes only those."""
+_BACKENDS: dict[str, tuple[ModuleType, ...]] = {
+    "cpu": (native, reference),
+    "meta": (native, reference),
+    "cuda": (reference,),
+}
+"""A device's backends, the preferred one first. One with `DTYPES` takes only those. On the meta
+device a step is recorded; only ops on CPUs are."""
 
 
 @cache
@@ -40,21 +49,41 @@ def _find(op: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
     return getattr(reference, op)  # type: ignore[no-any-return]
 
 
-def _backend(op: str, x: Tensor) -> Callable[..., Any]:
-    return _find(op, x.device.type, x.dtype)
+def _backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[..., Any]:
+    """Who computes an op of x's dtype on x's device, or on that of `by`."""
+    return _find(op, (x if by is None else by).device.type, x.dtype)
 
 
-def embed(tokens: Tensor, weight: Tensor, *, start: int = 0) -> Tensor:
+def pack(weight: Tensor, *, paired: bool = False) -> Tensor | Packed:
+    """The weight [C, K] in the order in which its device reads it best: a copy, or itself.
+
+    What comes of it stands in `linear`, `logits` and `embed` where the weight would. `paired`: it
+    is a gate's and its partner's, one below the other, and is for `gated_linear` alone.
+    """
+    if not panels.packs(weight):
+        return weight
+    return panels.pack(current_pool(), weight.detach(), paired=paired)
+
+
+def packed_bytes(weight: Tensor, *, paired: bool = False) -> int:
+    """Bytes that `pack(weight)` takes on CPUs; shape and dtype alone decide."""
+    if not panels.packs(weight):
+        return weight.nbytes
+    outputs, inputs = weight.shape
+    return panels.num_bytes(outputs, inputs, weight.dtype, paired=paired)
+
+
+def embed(tokens: Tensor, weight: Tensor | Packed, *, start: int = 0) -> Tensor:
     """Rows of an embedding table.
 
     tokens [T] int64; weight [V, C], the rows `start` to `start + V` of the vocabulary. A token
     outside of them gives zeros, so that the sum over a table's shards is the whole one's row.
     Returns [T, C], a fresh tensor.
     """
-    return _backend("embed", weight)(tokens, weight, start=start)  # type: ignore[no-any-return]
+    return _backend("embed", weight, tokens)(tokens, weight, start=start)  # type: ignore[no-any-return]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`.
 
     x [T, K]; weight [C, K]; bias [C]. Accumulates in float32; returns [T, C] in x's dtype.
@@ -62,6 +91,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"linear: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
     return _backend("linear", x)(x, weight, bias)  # type: ignore[no-any-return]
+
+
+def logits(x: Tensor, weight: Tensor | Packed) -> Tensor:
+    """`x @ weight.T` in float32.
+
+    x [S, K]; weight [V, K]. Accumulates in float32; returns [S, V] float32, rounded to x's dtype in
+    between where a backend has no other way.
+    """
+    if x.shape[-1] != weight.shape[-1]:
+        raise ValueError(f"logits: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
+    return _backend("logits", x)(x, weight)  # type: ignore[no-any-return]
+
+
+def gated_linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
+    """`silu_mul(linear(x, weight, bias))`: weight [2 F, K], the gate's F rows first."""
+    if isinstance(weight, Packed) and weight.paired:
+        return native.gated_linear(x, weight, bias)
+    return silu_mul(linear(x, weight, bias))
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of x: x [T, C]; rows [S] int64. Returns [S, C]."""
+    return _backend("gather", x)(x, rows)  # type: ignore[no-any-return]
+
+
+def across(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`call(x)`, of x's shape and dtype: something between ranks that is no op.
+
+    Where steps are recorded it cuts the record in two.
+    """
+    return _backend("across", x)(call, x)  # type: ignore[no-any-return]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -133,9 +193,10 @@ def rope_angles(
     """Cosines and sines of `position * inv_freq`, times `scale`.
 
     positions [T] int64; inv_freq [R] float32. Computed in float32, returned as two [T, R] of
-    `dtype`. Once a step: all layers of the same frequencies share them.
+    `dtype`, or float32 where a backend keeps it. Once a step: all layers of the same frequencies
+    share them.
     """
-    return _backend("rope_angles", inv_freq)(positions, inv_freq, scale, dtype)  # type: ignore[no-any-return]
+    return _backend("rope_angles", inv_freq, positions)(positions, inv_freq, scale, dtype)  # type: ignore[no-any-return]
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -157,14 +218,15 @@ def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
     """Put new keys and values into their places of a paged cache.
 
     k, v [T, G, D]; kv [2, N, P, G, D], keys then values, packed; slots [T] int64: block * P +
-    offset. Slots are distinct, but for those of block 0, whose content means nothing.
+    offset. Slots are distinct, but for those of block 0, whose content means nothing. How a block's
+    content is ordered inside is its backend's business, the same for `paged_attention`.
     """
     if k.shape != v.shape or k.shape[1:] != kv.shape[3:] or slots.shape[0] != k.shape[0]:
         raise ValueError(
             f"store_kv: keys {tuple(k.shape)}, values {tuple(v.shape)} and slots "
             f"{tuple(slots.shape)} do not fit a cache of {tuple(kv.shape)}"
         )
-    _backend("store_kv", kv)(k, v, kv, slots)
+    _backend("store_kv", kv, k)(k, v, kv, slots)
 
 
 def plan_attention(
@@ -183,7 +245,7 @@ def plan_attention(
     query and the most keys of the batch as plain numbers. Opaque: only `paged_attention` of the
     same backend reads it.
     """
-    return _backend("plan_attention", kv)(
+    return _backend("plan_attention", kv, kv_len)(
         kv, block_table, query_start, kv_len, window=window, max_query=max_query, max_kv=max_kv
     )
 

@@ -5,6 +5,8 @@ The contracts are in `ops`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,13 +14,16 @@ from torch import Tensor
 from .reference_attention import paged_attention, plan_attention
 
 __all__ = [
+    "across",
     "add",
     "add_layer_norm",
     "add_rms_norm",
     "embed",
+    "gather",
     "gelu",
     "layer_norm",
     "linear",
+    "logits",
     "paged_attention",
     "plan_attention",
     "relu",
@@ -40,6 +45,18 @@ def embed(tokens: Tensor, weight: Tensor, *, start: int = 0) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
+
+
+def logits(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight).float()
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_select(0, rows)
+
+
+def across(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return call(x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -42,18 +42,28 @@ def compiler() -> str:
     raise BuildError("no C++ compiler was found: set CXX, or install g++")
 
 
-def build(folder: Path) -> Path:
-    """Compile and link into `folder`; returns the library. Raises BuildError."""
+def build(folder: Path, *, emulate_tiles: bool = False) -> Path:
+    """Compile and link into `folder`; returns the library. Raises BuildError.
+
+    `emulate_tiles`: only "amx", its tiles in plain C, which any AVX-512 machine with bfloat16 runs:
+    for tests.
+    """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         raise BuildError(f"the native CPU ops are for x86-64 Linux, not {platform.platform()}")
     command = compiler()
+    sets = {"amx": FLAGS["avx512bf16"]} if emulate_tiles else FLAGS
+    extra = ("-DEMULATE_TILES",) if emulate_tiles else ()
     with tempfile.TemporaryDirectory() as scratch:
         jobs: list[tuple[Path, Path, tuple[str, ...]]] = [
-            (HERE / f"{name}.cpp", Path(scratch, f"{name}.o"), ()) for name in PLAIN
+            (HERE / f"{name}.cpp", Path(scratch, f"{name}.o"), extra) for name in PLAIN
         ]
         jobs += [
-            (HERE / "ops.cpp", Path(scratch, f"{name}.o"), (*flags, f"-DINSTRUCTIONS={name}"))
-            for name, flags in FLAGS.items()
+            (
+                HERE / "ops.cpp",
+                Path(scratch, f"{name}.o"),
+                (*flags, *extra, f"-DINSTRUCTIONS={name}"),
+            )
+            for name, flags in sets.items()
         ]
         with ThreadPoolExecutor(os.cpu_count()) as lanes:
             objects = list(lanes.map(lambda job: _compile(command, *job), jobs))

@@ -35,14 +35,17 @@ bool runs_here(const char* name) {
     if (!strcmp(name, "avx512")) return has_avx512();
     bool has_bf16 = has_avx512() && __builtin_cpu_supports("avx512bf16");
     if (!strcmp(name, "avx512bf16")) return has_bf16;
+#ifdef EMULATE_TILES
+    if (!strcmp(name, "amx")) return has_bf16;
+#endif
     if (!strcmp(name, "amx")) return has_bf16 && has_tiles();
     return false;
 }
 
 const Instructions* find(const char* name) {
     for (auto* get : {shoal_amx, shoal_avx512bf16, shoal_avx512, shoal_avx2}) {
-        const Instructions* found = get();
-        if ((!name || !strcmp(found->name, name)) && runs_here(found->name)) return found;
+        const Instructions* found = get ? get() : nullptr;
+        if (found && (!name || !strcmp(found->name, name)) && runs_here(found->name)) return found;
     }
     return nullptr;
 }

@@ -31,12 +31,16 @@ struct Instructions {
     const char* name;
     Op ops[NUM_KINDS];  // null where it has none
     // Packs panels first to last of a weight.
-    void (*pack)(const void* rows, int64_t stride, const Panels* weight, int64_t first, int64_t last);
+    void (*pack)(const Matrix& rows, const Panels& weight, int64_t first, int64_t last);
     void (*begin)();  // on every thread before a run: AMX's tile configuration
     void (*end)();
 };
 
-// Null where the object was not built for this machine's family.
+// Absent from a library that was built without them.
+#pragma weak shoal_avx2
+#pragma weak shoal_avx512
+#pragma weak shoal_avx512bf16
+#pragma weak shoal_amx
 extern "C" const Instructions* shoal_avx2();
 extern "C" const Instructions* shoal_avx512();
 extern "C" const Instructions* shoal_avx512bf16();

@@ -1,13 +1,45 @@
 // The ops of one instruction set: compiled once for each, with INSTRUCTIONS its name.
-#include "lane.h"
+#include <math.h>
+
+#include <type_traits>
+
 #include "functions.h"
+#include "lane.h"
+#include "panels.h"
 #include "vector.h"
+
+#if defined(__AMX_BF16__) || defined(EMULATE_TILES)
+#define HAS_TILES
+#include "tiles.h"
+#endif
 
 namespace INSTRUCTIONS {
 
-#include "elementwise.inc"
+#include "rows.inc"
 
+#include "argmax.inc"
+#include "elementwise.inc"
+#include "norm.inc"
+#include "rope.inc"
+
+#include "pack.inc"
+
+#include "product.inc"
+#ifdef HAS_TILES
+#include "product_tiles.inc"
+#endif
+
+#include "epilogue.inc"
+#include "linear.inc"
+
+#include "cache.inc"
+#include "dot.inc"
+
+#include "attend.inc"
+
+#ifndef HAS_TILES
 void nothing() {}
+#endif
 
 }  // namespace INSTRUCTIONS
 
@@ -21,9 +53,25 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
     static const Instructions found = [] {
         Instructions made{};
         made.name = STRING(INSTRUCTIONS);
+        made.ops[EMBED] = embed;
+        made.ops[LINEAR] = linear;
+        made.ops[NORM] = norm;
         made.ops[ADD_ROWS] = add_rows;
+        made.ops[ANGLES] = angles;
+        made.ops[ROPE] = rope;
+        made.ops[STORE_KV] = store_kv;
+        made.ops[ATTEND] = attend;
+        made.ops[ACTIVATE] = activate;
+        made.ops[GATHER] = gather;
+        made.ops[ARGMAX] = argmax;
+        made.pack = pack;
+#ifdef HAS_TILES
+        made.begin = tiles_begin;
+        made.end = tiles_end;
+#else
         made.begin = nothing;
         made.end = nothing;
+#endif
         return made;
     }();
     return &found;

@@ -228,15 +228,20 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
 def library() -> ctypes.CDLL | None:
     """The native library; None where it was not built, or this processor runs none of it."""
     try:
-        found = ctypes.CDLL(str(PATH))
+        return opened(PATH)
     except OSError:
         return None
-    step, sizes, panels = (POINTER(each) for each in (Step, Sizes, Panels))
+
+
+def opened(path: Path) -> ctypes.CDLL | None:
+    """The library in this file; None where this processor runs none of it. Raises OSError."""
+    found = ctypes.CDLL(str(path))
+    step, sizes, panels, matrix = (POINTER(each) for each in (Step, Sizes, Panels, Matrix))
     declare = (
-        ("shoal_pool_open", c_void_p, (c_int32, POINTER(c_int32))),
+        ("shoal_pool_open", c_void_p, (c_int32,)),
         ("shoal_pool_close", None, (c_void_p,)),
         ("shoal_run", c_int64, (c_void_p, step, c_int64, sizes, c_void_p)),
-        ("shoal_pack", None, (c_void_p, c_void_p, c_int64, panels)),
+        ("shoal_pack", c_int32, (c_void_p, matrix, panels)),
         ("shoal_packed_bytes", c_int64, (panels,)),
         ("shoal_instructions", c_char_p, ()),
         ("shoal_choose", c_int32, (c_char_p,)),
@@ -260,15 +265,14 @@ def has(kind: Kind) -> bool:
 class Pool:
     """Threads that run steps together. One thread may run it at a time."""
 
-    def __init__(self, threads: int, cores: tuple[int, ...] | None = None) -> None:
+    def __init__(self, threads: int) -> None:
         native = library()
         assert native is not None, "whoever makes a pool has seen the library"
         self._native = native
         self.threads = threads
-        pinned = None if cores is None else (c_int32 * threads)(*cores)
-        self._pool = native.shoal_pool_open(threads, pinned)
+        self._pool = native.shoal_pool_open(threads)
         if not self._pool:
-            raise MemoryError(f"no memory for a pool of {threads} threads")
+            raise MemoryError(f"no memory, or no threads, for a pool of {threads}")
 
     def run(
         self,
@@ -279,6 +283,16 @@ class Pool:
         """Run steps in order, the interpreter's lock released; 0, or the step that failed."""
         failed: int = self._native.shoal_run(self._pool, steps, len(steps), sizes, progress)
         return failed
+
+    def pack(self, rows: Matrix, panels: Panels) -> None:
+        """Pack a row-major weight [outputs, inputs] into `panels.data`."""
+        if self._native.shoal_pack(self._pool, rows, panels):
+            raise MemoryError(f"no threads for a pool of {self.threads}")
+
+    def packed_bytes(self, panels: Panels) -> int:
+        """What the panels of such a weight take; `data` need not be set."""
+        num_bytes: int = self._native.shoal_packed_bytes(panels)
+        return num_bytes
 
     def close(self) -> None:
         """End the threads; harmless when repeated."""

@@ -35,7 +35,7 @@ HANGING = 667
 
 
 class ScriptedEngine:
-    """Gives every sequence the tokens 0, 1, 2, ... one a step, `max_tokens` of them.
+    """Gives every sequence the tokens 0, 1, 2, ... one a step, up to `max_tokens` of them.
 
     `told` is said of its load besides.
     With `step_s` None a step is made by `step()`, else by a thread.
@@ -75,7 +75,7 @@ class ScriptedEngine:
             raise InvalidRequest("prompt is empty", "prompt")
         with self.lock:
             for i in range(request.params.n):
-                self.live[request.id, request.sibling + i] = (0, request, sink)
+                self.live[request.id, request.sibling + i] = (len(request.emitted), request, sink)
 
     def abort(
         self,
@@ -222,6 +222,15 @@ class Counter:
 async def answer(send: Any, status: int, body: bytes) -> None:
     await send({"type": "http.response.start", "status": status, "headers": []})
     await send({"type": "http.response.body", "body": body})
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application for `serve deploy`, of engines that count behind shoal's own door."""
+    import scripted
+    from shoal.cluster.app import application
+    from shoal.cluster.settings import serve_config
+
+    return application(serve_config(args), replica=scripted.ScriptedReplica)
 
 
 if __name__ == "__main__":

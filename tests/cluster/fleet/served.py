@@ -12,7 +12,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.cluster.launch import import_path
@@ -29,6 +30,36 @@ def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> object:
         assert time.monotonic() < until, "the condition never came true"
         time.sleep(0.02)
     return value
+
+
+CLUSTER = """
+import json, sys
+import ray
+here = ray.init(object_store_memory=10**8, **json.loads(sys.argv[1]))
+print("addresses", json.dumps({k: str(v) for k, v in here.address_info.items()}), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def ray_cluster(**options: object) -> Iterator[dict[str, str]]:
+    """A Ray of these options of `ray.init`, whose workers find `scripted`; its addresses."""
+    path = os.pathsep.join([str(HERE), import_path()])
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, json.dumps({"include_dashboard": False} | options)],
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        line = next(line for line in process.stdout if line.startswith("addresses"))
+        yield json.loads(line.partition(" ")[2])
+    finally:
+        pids = descendants(process.pid)
+        process.communicate("", timeout=60)
+        wait(lambda: gone(pids))
 
 
 class Served:

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import HERE, Served, descendants, gone, wait
-from shoal.cluster.launch import import_path
+from served import Served, ray_cluster
 from shoal.cluster.ports import free_port
-
-CLUSTER = """
-import ray, sys
-here = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=10**8)
-print(here.address_info["gcs_address"], flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
 def ray_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    path = os.pathsep.join([str(HERE), import_path()])
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        yield next(line for line in process.stdout if ":" in line).strip()
-    finally:
-        pids = descendants(process.pid)
-        process.communicate("", timeout=60)
-        wait(lambda: gone(pids))
+    with ray_cluster(num_cpus=2) as addresses:
+        yield addresses["gcs_address"]
 
 
 def test_a_changed_configuration_rolls_and_its_driver_takes_over(

@@ -1,0 +1,82 @@
+"""How a gateway ends that Serve stops.
+
+removed      the application goes: 503 for what comes, and `shutdown_timeout` for what runs
+handed over  the application stays, and another gateway of this node listens on the same port: new
+             connections are its own, those that there are end with their next answer, and what
+             runs has HAND_OVER_S
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from . import rollout
+from .facts import Facts
+from .turnstile import Turnstile
+
+HAND_OVER_S = 600.0
+IDLE_S = 2.0
+"""How long a connection without a request stays open, in case one is on its way."""
+
+LOOK_S = 0.5
+_UNKNOWN = (RayError, RayServeException, RuntimeError, ConnectionError)
+
+
+class Server(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], Any]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self._on_started()
+
+    async def take_no_more(self) -> None:
+        """Listen no more; each connection ends with its next answer, an idle one after IDLE_S."""
+        self.config.encoded_headers.append((b"connection", b"close"))
+        await asyncio.sleep(0)  # who has connected is let in
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(IDLE_S)
+        for connection in tuple(self.server_state.connections):
+            connection.shutdown()
+
+
+async def hand_over(facts: Facts, host: str, door: Server, turnstile: Turnstile) -> bool:
+    """Do so where there is another gateway on `host`, and wait for those inside; whether it was."""
+    if not await asyncio.to_thread(_may_hand_over, facts, host):
+        return False
+    await door.take_no_more()
+    until = time.monotonic() + HAND_OVER_S
+    while turnstile.num_inside and time.monotonic() < until:
+        await asyncio.sleep(LOOK_S)
+        if await asyncio.to_thread(_is_removed, facts):
+            break
+    return True
+
+
+def _may_hand_over(facts: Facts, host: str) -> bool:
+    """Of the gateways on record this one is none any more."""
+    try:
+        beside = [at for at in facts.all("gateway").values() if at.get("host") == host]
+        return bool(beside) and rollout.runs(facts.name)
+    except _UNKNOWN:
+        return False
+
+
+def _is_removed(facts: Facts) -> bool:
+    """Whether the application goes; while nobody can tell, it stays."""
+    try:
+        return not rollout.runs(facts.name)
+    except _UNKNOWN:
+        return False

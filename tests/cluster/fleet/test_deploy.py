@@ -1,0 +1,150 @@
+"""`serve deploy` of a changed file, under streams; the models alone are scripted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import yaml
+from served import ray_cluster, wait
+from shoal.cluster.ports import free_port
+
+
+class Cluster:
+    """A Ray that takes configurations, and the door that they open."""
+
+    def __init__(self, folder: Path, model: Path, dashboard: str) -> None:
+        self.folder, self.model, self.dashboard = folder, model, dashboard
+        self.port = free_port()
+        self.told: list[dict[str, Any]] = []
+
+    def deploy(self, *models: dict[str, Any], **keys: Any) -> None:
+        """`serve deploy`, until all that it asks for is there."""
+        args = {"models": [{"model": str(self.model), "max-model-len": 1024, **m} for m in models]}
+        args |= {"port": self.port, "log-dir": str(self.folder / "logs"), **keys}
+        app = {"name": "shoal", "import_path": "scripted:build", "args": args}
+        file = self.folder / "serve.yaml"
+        file.write_text(yaml.safe_dump({"proxy_location": "Disabled", "applications": [app]}))
+        line = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", self.dashboard, file]
+        subprocess.run(line, check=True, capture_output=True, timeout=120)
+        wait(self.is_through, 120)
+
+    def is_through(self) -> bool:
+        """Whether the last file is in force, and nothing of an earlier one is left."""
+        told = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=30).json()
+        app = told["applications"].get("shoal", {})
+        assert app.get("status") not in ("DEPLOY_FAILED", "UNHEALTHY"), json.dumps(app, indent=1)
+        if app.get("status") != "RUNNING":
+            return False
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/health").json()["status"] == "ready"
+        except (httpx.HTTPError, ValueError):
+            return False
+
+    def pids(self) -> dict[str, list[int]]:
+        """The processes of each model."""
+        told = httpx.get(f"http://127.0.0.1:{self.port}/cluster", timeout=10).json()
+        found: dict[str, list[int]] = {"gateway": [g["pid"] for g in told["gateways"]]}
+        for row in told["replicas"]:
+            if row["state"] == "ready":
+                found.setdefault(row["model"], []).append(row["pid"])
+        return {name: sorted(pids) for name, pids in found.items()}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("deployed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        options = {"include_dashboard": True, "dashboard_port": free_port()}
+        with ray_cluster(num_cpus=2, **options) as addresses:
+            yield Cluster(folder, tiny_model, f"http://{addresses['webui_url']}")
+
+
+class Streams:
+    """Streams of a model one after another, in a thread each, until `end`; none may differ."""
+
+    def __init__(self, port: int, model: str, num: int = 3, tokens: int = 300) -> None:
+        self.url = f"http://127.0.0.1:{port}/v1/completions"
+        self.body = {"model": model, "prompt": "x", "max_tokens": tokens, "stream": True}
+        self.texts: list[str] = []
+        self.failures: list[str] = []
+        self.ending = threading.Event()
+        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(num)]
+        for thread in self.threads:
+            thread.start()
+        wait(lambda: len(self.texts) >= num)
+
+    def end(self) -> None:
+        self.ending.set()
+        for thread in self.threads:
+            thread.join(60)
+        assert not self.failures, self.failures[:5]
+        assert len(set(self.texts)) == 1 and len(self.texts) > len(self.threads)
+
+    def _run(self) -> None:
+        with httpx.Client(timeout=60) as client:
+            while not self.ending.is_set():
+                try:
+                    self.texts.append(self._one(client))
+                except Exception as error:
+                    self.failures.append(f"{type(error).__name__}: {error}")
+
+    def _one(self, client: httpx.Client) -> str:
+        pieces = []
+        with client.stream("POST", self.url, json=self.body) as answer:
+            assert answer.status_code == 200, answer.read()
+            for line in answer.iter_lines():
+                data = line.removeprefix("data: ")
+                if data == "[DONE]":
+                    return "".join(pieces)
+                if data:
+                    chunk = json.loads(data)
+                    assert "error" not in chunk, chunk
+                    pieces.append(chunk["choices"][0]["text"])
+        raise AssertionError("a stream ended without its end")
+
+
+A, B, C = ({"served-model-name": name} for name in "abc")
+
+
+def test_a_changed_file_rolls_under_streams(cluster: Cluster) -> None:
+    cluster.deploy(A | {"replicas": 2}, B)
+    before = cluster.pids()
+    streams = [Streams(cluster.port, "a"), Streams(cluster.port, "b")]
+
+    cluster.deploy(A | {"replicas": 2, "max-num-seqs": 99}, B)
+    rolled = cluster.pids()
+    assert not set(rolled["a"]) & set(before["a"]) and len(rolled["a"]) == 2
+    assert (rolled["b"], rolled["gateway"]) == (before["b"], before["gateway"])
+
+    cluster.deploy(A | {"replicas": 2, "max-num-seqs": 99}, B, C)
+    added = cluster.pids()
+    assert (added["a"], added["b"]) == (rolled["a"], rolled["b"]) and len(added["c"]) == 1
+    assert added["gateway"] != rolled["gateway"]
+    more = Streams(cluster.port, "c")
+
+    streams.pop().end()
+    cluster.deploy(C, A | {"replicas": 1, "max-num-seqs": 99})
+    left = cluster.pids()
+    assert left["c"] == added["c"] and set(left["a"]) < set(added["a"]) and "b" not in left
+    for stream in (*streams, more):
+        stream.end()
+
+
+def test_what_changes_at_the_door_alone_leaves_replicas_as_they_are(cluster: Cluster) -> None:
+    cluster.deploy(A, B)
+    before = cluster.pids()
+    streams = Streams(cluster.port, "a")
+    cluster.deploy(A, B, **{"max-body-bytes": 10**6, "drain-grace": 1.0})
+    after = cluster.pids()
+    streams.end()
+    assert after["gateway"] != before["gateway"]
+    assert (after["a"], after["b"]) == (before["a"], before["b"])
