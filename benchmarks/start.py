@@ -1,13 +1,13 @@
-"""How long a start takes: the command line, `--local`, and Ray beside what Ray and Serve need.
+"""What a start and an idle server take: `--local`, and Ray beside what Ray and Serve need.
 
-    python benchmarks/start.py [MODEL] [--rounds 3] [--json FILE] [-- serve flags]
+    python benchmarks/start.py [MODEL] [--rounds 3] [--idle 30] [--json FILE] [-- serve flags]
 
 Each round times, one after the other, from the start of a process: `shoal --help` to its end;
 `shoal serve MODEL --local` and `shoal serve MODEL` to the first answer of `/health` that says
 ready; and the same Ray and Serve, without a dashboard or a proxy, to the first answer of a
 deployment of three lines. `shoal adds` is the difference of the last two within a round. The
 least and the median of the rounds are printed, with the CPU of all its processes, which a busy
-machine changes less than the wait.
+machine changes less than the wait, and the CPU that they take in `--idle` seconds afterwards.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ class Answer:
 handle = serve.run(Answer.bind(), route_prefix=None, logging_config=quiet)
 assert handle.remote().result() == 42
 print("ready", flush=True)
+input()
 """
 START_S = 300.0
+SETTLE_S = 5.0
 NAMES = {
     "help": "shoal --help",
     "local": "shoal serve --local, ready",
@@ -64,12 +66,15 @@ def main() -> None:
         for name in ("help", "local", "bare", "ray"):
             found[name].append(measure(name, chosen))
         bare, ray = found["bare"][-1], found["ray"][-1]
-        found["adds"].append(Spent(ray.wait_s - bare.wait_s, ray.cpu_s - bare.cpu_s))
+        found["adds"].append(Spent(*(a - b for a, b in zip(ray, bare, strict=True))))
     for name, words in NAMES.items():
-        parts = []
-        for values in zip(*found[name], strict=True):
-            parts.append(f"{min(values):6.2f} s least {statistics.median(values):6.2f} s median")
-        print(f"{words:44} {parts[0]}; CPU {parts[1]}")
+        waits, cpu, idle = zip(*found[name], strict=True)
+        median = statistics.median
+        print(
+            f"{words:44} {min(waits):6.2f} s least {median(waits):6.2f} s median; "
+            f"CPU {min(cpu):5.2f} s least {median(cpu):5.2f} s median; "
+            f"idle {min(idle):6.2%} of a core least {median(idle):6.2%} median"
+        )
     if chosen.json is not None:
         told = {name: [spent._asdict() for spent in found[name]] for name in NAMES}
         chosen.json.write_text(json.dumps({"command": sys.argv, **told}, indent=1) + "\n")
@@ -79,6 +84,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="shoal-tiny")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--idle", type=float, default=30.0)
     parser.add_argument("--json", type=Path)
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
@@ -86,10 +92,11 @@ def arguments() -> argparse.Namespace:
 
 
 class Spent(NamedTuple):
-    """Seconds until it was ready."""
+    """Seconds until it was ready, and the share of a core that it takes when nobody asks."""
 
     wait_s: float
     cpu_s: float
+    idle: float
 
 
 def measure(name: str, chosen: argparse.Namespace) -> Spent:
@@ -101,12 +108,16 @@ def measure(name: str, chosen: argparse.Namespace) -> Spent:
         subprocess.run([*shoal, "--help"], check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return Spent(time.monotonic() - begin, cpu_s)
+        return Spent(time.monotonic() - begin, cpu_s, 0.0)
     if name == "bare":
-        with subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
-            spent = Spent(time.monotonic() - begin, tree_cpu_s(process.pid))
+            wait_s = time.monotonic() - begin
+            spent = Spent(wait_s, tree_cpu_s(process.pid), idle_share(process.pid, chosen.idle))
+            process.communicate(b"\n")
         assert line == b"ready\n", "Ray did not start"
         return spent
     port = free_port()
@@ -116,7 +127,8 @@ def measure(name: str, chosen: argparse.Namespace) -> Spent:
     server = subprocess.Popen(command, stdout=quiet, stderr=quiet)
     try:
         wait_ready(f"http://127.0.0.1:{port}/health", server)
-        return Spent(time.monotonic() - begin, tree_cpu_s(server.pid))
+        wait_s = time.monotonic() - begin
+        return Spent(wait_s, tree_cpu_s(server.pid), idle_share(server.pid, chosen.idle))
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(60)
@@ -141,6 +153,16 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+def idle_share(root: int, seconds: float) -> float:
+    """Of a core, that a tree of processes takes while nobody asks it anything."""
+    if not seconds:
+        return 0.0
+    time.sleep(SETTLE_S)
+    before, begin = tree_cpu_s(root), time.monotonic()
+    time.sleep(seconds)
+    return (tree_cpu_s(root) - before) / (time.monotonic() - begin)
 
 
 def tree_cpu_s(root: int) -> float:
