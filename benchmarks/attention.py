@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from shoal.kernels.cpu import memory
 from shoal.kernels.cpu.structures import (
     Attend,
     Cache,
@@ -58,7 +59,8 @@ class Shape:
 def ours(pool: Pool, shape: Shape, copies: int) -> Callable[[int], None]:
     per_sequence = -(-shape.keys // BLOCK)
     blocks = shape.streams * per_sequence
-    kv = torch.randn(copies, 2, blocks, KV_HEADS, BLOCK * SIZE).bfloat16()
+    kv = memory.empty((copies, 2, blocks, KV_HEADS, BLOCK * SIZE), torch.bfloat16)
+    kv.copy_(torch.randn(kv.shape[1:]))
     table = torch.randperm(blocks).to(torch.int32).view(shape.streams, per_sequence)
     rows = shape.streams * shape.queries
     q = torch.randn(rows, HEADS * SIZE).bfloat16()
