@@ -21,7 +21,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     num_bytes = count * dtype.itemsize
     # A length of whole pages lets the last one be large too.
     length = -(-max(num_bytes, 1) // _PAGE) * _PAGE + _PAGE
-    # Shared memory, which is what Python maps unasked, gets no large pages on most machines.
+    # What is shared, mmap's default, is shared memory, for which large pages are mostly off.
     held = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         held.madvise(mmap.MADV_HUGEPAGE)
