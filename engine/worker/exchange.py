@@ -14,11 +14,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...kernels import ops
 from ..errors import ConfigError, WorkerLost
 from ..model.mesh import Mesh
 
@@ -61,7 +63,7 @@ class Exchange:
         return Mesh(
             rank=self.rank,
             size=self.size,
-            all_reduce=self.all_reduce,
+            all_reduce=partial(ops.across, self.all_reduce),
             all_gather=self.all_gather,
             broadcast=self.broadcast,
         )
