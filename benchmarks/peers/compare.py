@@ -255,7 +255,7 @@ def arguments() -> argparse.Namespace:
         parser.error("--device cuda needs an NVIDIA GPU, and there is no nvidia-smi here")
     if asked.quick:
         asked.streams, asked.input_lens, asked.no_shared = [1, 8, 32], [128], True
-        asked.least_rounds, asked.enough_s = 1, 25
+        asked.least_rounds, asked.enough_s = 1, 15
     asked.peers = asked.peers or [n for n, peer in PEERS.items() if asked.device in peer.devices]
     asked.json = asked.json or HERE.parent / "results" / f"peers-{asked.device}.json"
     asked.cells = grid(asked.streams, asked.input_lens, asked.output_len, not asked.no_shared)
