@@ -46,16 +46,18 @@ sys.stdin.read()
 def ray_cluster(**options: object) -> Iterator[dict[str, str]]:
     """A Ray of these options of `ray.init`, whose workers find `scripted`; its addresses."""
     path = os.pathsep.join([str(HERE), import_path()])
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, json.dumps({"include_dashboard": False} | options)],
-        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": path},
+        env=env | {"PYTHONPATH": path, "RAY_raylet_start_wait_time_s": "180"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     try:
-        line = next(line for line in process.stdout if line.startswith("addresses"))
+        line = next((line for line in process.stdout if line.startswith("addresses")), "")
+        assert line, "Ray did not start"
         yield json.loads(line.partition(" ")[2])
     finally:
         pids = descendants(process.pid)
