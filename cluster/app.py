@@ -36,12 +36,14 @@ from .config import ModelConfig, ServeConfig
 from .deployments import (
     STOP_S,
     bounded,
+    bundles_of,
     gateway_options,
     gateway_settings,
     num_nodes,
     replica_options,
     replica_settings,
     shares_of,
+    state_shares,
     versioned,
 )
 from .exits import INTERRUPTED
@@ -102,7 +104,9 @@ def application(
     )
     models = []
     names = deployment_names(config.models)
-    for model, name, share in zip(config.models, names, shares_of(config, names), strict=True):
+    found = shares_of(config, names)
+    state_shares(config, names, found)
+    for model, name, share in zip(config.models, names, found, strict=True):
         model = shared(model, share.sharers)
         options = replica_options(config, model, name, share, surge=surge)
         deployment = versioned(replicas.options(**options, _internal=True))
@@ -272,11 +276,11 @@ def _await_ready(
 def _check_placed(config: ServeConfig, facts: Facts) -> None:
     """Raise ConfigError for a model none of whose replicas has found a place."""
     placed = {fact["model"] for fact in facts.all("replica").values()}
-    for model in config.models:
+    names = deployment_names(config.models)
+    for model, share in zip(config.models, shares_of(config, names), strict=True):
         if model.name not in placed:
             ranks = num_ranks(model.engine)
-            gpus = placement.wants_gpus(model.engine)
-            asked = placement.bundles(model.engine, gpus, model.placement_strategy)
+            asked = bundles_of(shared(model, share.sharers), share)
             raise ConfigError(
                 f"{model.name}: no place for a replica of {ranks} rank{'s'[: ranks > 1]} within "
                 f"{config.placement_timeout:g} s: {placement.shortage(asked)}. Free some, add "

@@ -110,17 +110,31 @@ def shares_of(config: ServeConfig, names: Sequence[str]) -> list[Share]:
     )
     if not ray.is_initialized():
         return fresh
-    facts = Facts(config.name)
-    settings = [_version(replica_settings(config, model)) for model in config.models]
-    told = facts.all("share")
+    told = Facts(config.name).all("share")
     before = [
-        Share(*told[name]["share"]) if name in told and told[name]["of"] == of else None
-        for name, of in zip(names, settings, strict=True)
+        Share(*fact["share"]) if fact and fact["of"] == _own(config, model) else None
+        for fact, model in zip(map(told.get, names), config.models, strict=True)
     ]
-    found = kept(fresh, before, [model.most for model in config.models], there)
-    for name, of, share in zip(names, settings, found, strict=True):
-        facts.put("share", name, {"of": of, "share": share})
-    return found
+    return kept(fresh, before, [model.most for model in config.models], there)
+
+
+def state_shares(config: ServeConfig, names: Sequence[str], found: Sequence[Share]) -> None:
+    """State the share of each model, for the next configuration of the application, and forget what
+    was decided for those that scale no more.
+    """
+    if not ray.is_initialized():
+        return
+    facts = Facts(config.name)
+    for model, name, share in zip(config.models, names, found, strict=True):
+        facts.put("share", name, {"of": _own(config, model), "share": share})
+    scaling = {model.name for model in config.models if model.autoscaling}
+    for gone in facts.all(scaling_policy.KIND).keys() - scaling:
+        facts.remove(scaling_policy.KIND, gone)
+
+
+def _own(config: ServeConfig, model: ModelConfig) -> str:
+    """Stands for a model's own settings, before it has a share."""
+    return _version(replica_settings(config, model))
 
 
 def versioned(deployment: Deployment) -> Deployment:
@@ -143,7 +157,9 @@ def replica_options(
         options["autoscaling_config"] = scaling_policy.autoscaling_config(
             config.name, model.name, targets(model), _initial(config, model, name)
         )
-    options["max_surge_percent"] = SURGE_PERCENT if surge and _has_room(places) else 0
+    options["max_surge_percent"] = (
+        SURGE_PERCENT if surge and _has_room(bundles_of(model, share)) else 0
+    )
     options["version"] = _version(replica_settings(config, model))
     return options
 
@@ -264,19 +280,26 @@ def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
     return {"ray_actor_options": options | asked}
 
 
-def _has_room(places: Mapping[str, Any]) -> bool:
+def bundles_of(model: ModelConfig, share: Share) -> list[Mapping[str, float]]:
+    """What a replica asks of the cluster: a bundle, or several, each of one node."""
+    places = _places(model, share)
+    return places.get("placement_group_bundles") or [_asked(places["ray_actor_options"])]
+
+
+def _has_room(asked: Sequence[Mapping[str, float]]) -> bool:
     """Whether one replica more would find its places now, on nodes that are there."""
     if not ray.is_initialized():
         return False
     from ray._private.state import available_resources_per_node
 
     free = [dict(node) for node in available_resources_per_node().values()]
-    asked = places.get("placement_group_bundles") or [_asked(places["ray_actor_options"])]
     return all(_take(bundle, free) for bundle in asked)
 
 
 def _asked(options: Mapping[str, Any]) -> dict[str, float]:
-    found = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0)}
+    found = {"CPU": options.get("num_cpus", 0)}
+    if num_gpus := options.get("num_gpus"):
+        found["GPU"] = num_gpus
     if kind := options.get("accelerator_type"):
         found[f"accelerator_type:{kind}"] = LABEL_S
     return found | dict(options.get("resources", {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -103,9 +103,10 @@ def reserve(asked: Sequence[Bundle], strategy: str, timeout_s: float = PLACE_S) 
     return group
 
 
-def shortage(asked: Sequence[Bundle]) -> str:
+def shortage(asked: Sequence[Mapping[str, float]]) -> str:
     """What was asked for and what is there, node by node."""
-    return f"asked for {_words(asked)}; {_free()}"
+    kinds = dict.fromkeys(("CPU", "GPU", *(kind for bundle in asked for kind in bundle)))
+    return f"asked for {_words(asked)}; {_free(list(kinds))}"
 
 
 def order(places: Sequence[Place], bundle_of: Sequence[int]) -> list[int]:
@@ -131,12 +132,12 @@ def _gpus_a_node() -> list[int]:
     return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
-def _words(asked: Sequence[Bundle]) -> str:
+def _words(asked: Sequence[Mapping[str, float]]) -> str:
     one = ", ".join(f"{amount:g} {kind}" for kind, amount in asked[-1].items())
     return f"{len(asked)} bundle{'s'[: len(asked) > 1]} of {one}"
 
 
-def _free() -> str:
+def _free(kinds: Sequence[str]) -> str:
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node()
@@ -144,6 +145,6 @@ def _free() -> str:
     for node in ray.nodes():
         if node["Alive"]:
             left = free.get(node["NodeID"], {})
-            words = ", ".join(f"{left.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+            words = ", ".join(f"{left.get(kind, 0):g} {kind}" for kind in kinds)
             parts.append(f"{node['NodeManagerAddress']} has {words} free")
     return "; ".join(parts) or "the cluster has no node"

@@ -12,49 +12,101 @@ in its last dimension.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .sampling import draw_any as draw_any
-from .sampling import draw_cut as draw_cut
-from .sampling import draw_nucleus as draw_nucleus
-from .sampling import keyed_uniform as keyed_uniform
-from .sampling import penalize as penalize
-from .sampling import top_tokens as top_tokens
+from .cpu import backend as native
+from .cpu import panels
+from .cpu.panels import Packed
+from .cpu.threads import current_pool
 
-_BACKENDS: dict[str, tuple[ModuleType, ...]] = {"cpu": (reference,), "cuda": (reference,)}
-"""A device's backends, the preferred one first. One with `DTYPES` takes only those."""
+
+class Choice(NamedTuple):
+    """What a thread computes with on CUDA.
+
+    attention  whose attention: `triton`, `FLASH_ATTN`, `FLASHINFER`, or `torch` for the reference
+    exact      a row's result is the same bits whatever else is in the batch
+    """
+
+    attention: str = "triton"
+    exact: bool = False
+
+
+_chosen = threading.local()
+
+
+def use(choice: Choice) -> None:
+    """Have the calling thread compute by this choice from now on; `Choice()` until it says so."""
+    _chosen.choice = choice
+
+
+_BACKENDS: dict[str, tuple[ModuleType, ...]] = {
+    "cpu": (native, reference),
+    "meta": (native, reference),
+}
+"""A device's backends, the preferred one first. One with `DTYPES` takes only those. On the meta
+device a step is recorded; only ops on CPUs are."""
+
+
+def _backends(device: str, choice: Choice) -> tuple[ModuleType, ...]:
+    if device != "cuda":
+        return _BACKENDS.get(device, ())
+    from .gpu.backends import backends
+
+    return backends(choice.attention, choice.exact)
 
 
 @cache
-def _find(op: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
-    for backend in _BACKENDS.get(device, ()):
+def _find(op: str, device: str, dtype: torch.dtype, choice: Choice) -> Callable[..., Any]:
+    for backend in _backends(device, choice):
         if hasattr(backend, op) and dtype in getattr(backend, "DTYPES", (dtype,)):
             return getattr(backend, op)  # type: ignore[no-any-return]
     return getattr(reference, op)  # type: ignore[no-any-return]
 
 
-def _backend(op: str, x: Tensor) -> Callable[..., Any]:
-    return _find(op, x.device.type, x.dtype)
+def _backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[..., Any]:
+    """Who computes an op of x's dtype on x's device, or on that of `by`."""
+    choice = getattr(_chosen, "choice", Choice())
+    return _find(op, (x if by is None else by).device.type, x.dtype, choice)
 
 
-def embed(tokens: Tensor, weight: Tensor, *, start: int = 0) -> Tensor:
+def pack(weight: Tensor, *, paired: bool = False) -> Tensor | Packed:
+    """The weight [C, K] in the order in which its device reads it best: a copy, or itself.
+
+    What comes of it stands in `linear`, `logits` and `embed` where the weight would. `paired`: it
+    is a gate's and its partner's, one below the other, and is for `gated_linear` alone.
+    """
+    if not panels.packs(weight):
+        return weight
+    return panels.pack(current_pool(), weight.detach(), paired=paired)
+
+
+def packed_bytes(weight: Tensor, *, paired: bool = False) -> int:
+    """Bytes that `pack(weight)` takes on CPUs; shape and dtype alone decide."""
+    if not panels.packs(weight):
+        return weight.nbytes
+    outputs, inputs = weight.shape
+    return panels.num_bytes(outputs, inputs, weight.dtype, paired=paired)
+
+
+def embed(tokens: Tensor, weight: Tensor | Packed, *, start: int = 0) -> Tensor:
     """Rows of an embedding table.
 
     tokens [T] int64; weight [V, C], the rows `start` to `start + V` of the vocabulary. A token
     outside of them gives zeros, so that the sum over a table's shards is the whole one's row.
     Returns [T, C], a fresh tensor.
     """
-    return _backend("embed", weight)(tokens, weight, start=start)  # type: ignore[no-any-return]
+    return _backend("embed", weight, tokens)(tokens, weight, start=start)  # type: ignore[no-any-return]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`.
 
     x [T, K]; weight [C, K]; bias [C]. Accumulates in float32; returns [T, C] in x's dtype.
@@ -62,6 +114,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"linear: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
     return _backend("linear", x)(x, weight, bias)  # type: ignore[no-any-return]
+
+
+def logits(x: Tensor, weight: Tensor | Packed) -> Tensor:
+    """`x @ weight.T` in float32.
+
+    x [S, K]; weight [V, K]. Accumulates in float32; returns [S, V] float32, rounded to x's dtype in
+    between where a backend has no other way.
+    """
+    if x.shape[-1] != weight.shape[-1]:
+        raise ValueError(f"logits: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
+    return _backend("logits", x)(x, weight)  # type: ignore[no-any-return]
+
+
+def gated_linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
+    """`silu_mul(linear(x, weight, bias))`: weight [2 F, K], the gate's F rows first."""
+    if isinstance(weight, Packed) and weight.paired:
+        return native.gated_linear(x, weight, bias)
+    return silu_mul(linear(x, weight, bias))
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of x: x [T, C]; rows [S] int64. Returns [S, C]."""
+    return _backend("gather", x)(x, rows)  # type: ignore[no-any-return]
+
+
+def across(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`call(x)`, of x's shape and dtype: something between ranks that is no op.
+
+    Where steps are recorded it cuts the record in two.
+    """
+    return _backend("across", x)(call, x)  # type: ignore[no-any-return]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -133,9 +216,10 @@ def rope_angles(
     """Cosines and sines of `position * inv_freq`, times `scale`.
 
     positions [T] int64; inv_freq [R] float32. Computed in float32, returned as two [T, R] of
-    `dtype`. Once a step: all layers of the same frequencies share them.
+    `dtype`, or float32 where a backend keeps it. Once a step: all layers of the same frequencies
+    share them.
     """
-    return _backend("rope_angles", inv_freq)(positions, inv_freq, scale, dtype)  # type: ignore[no-any-return]
+    return _backend("rope_angles", inv_freq, positions)(positions, inv_freq, scale, dtype)  # type: ignore[no-any-return]
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -157,14 +241,15 @@ def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
     """Put new keys and values into their places of a paged cache.
 
     k, v [T, G, D]; kv [2, N, P, G, D], keys then values, packed; slots [T] int64: block * P +
-    offset. Slots are distinct, but for those of block 0, whose content means nothing.
+    offset. Slots are distinct, but for those of block 0, whose content means nothing. How a block's
+    content is ordered inside is its backend's business, the same for `paged_attention`.
     """
     if k.shape != v.shape or k.shape[1:] != kv.shape[3:] or slots.shape[0] != k.shape[0]:
         raise ValueError(
             f"store_kv: keys {tuple(k.shape)}, values {tuple(v.shape)} and slots "
             f"{tuple(slots.shape)} do not fit a cache of {tuple(kv.shape)}"
         )
-    _backend("store_kv", kv)(k, v, kv, slots)
+    _backend("store_kv", kv, k)(k, v, kv, slots)
 
 
 def plan_attention(
@@ -183,7 +268,7 @@ def plan_attention(
     query and the most keys of the batch as plain numbers. Opaque: only `paged_attention` of the
     same backend reads it.
     """
-    return _backend("plan_attention", kv)(
+    return _backend("plan_attention", kv, kv_len)(
         kv, block_table, query_start, kv_len, window=window, max_query=max_query, max_kv=max_kv
     )
 
@@ -263,6 +348,73 @@ def gelu(x: Tensor, *, tanh: bool = False) -> Tensor:
 def relu(x: Tensor) -> Tensor:
     """`max(x, 0)`. x [T, C]; returns its shape and dtype."""
     return _backend("relu", x)(x)  # type: ignore[no-any-return]
+
+
+def keyed_uniform(key: Tensor, position: Tensor, sibling: Tensor, draw: int = 0) -> Tensor:
+    """The uniform number in [0, 1) of one draw: [R] float64 with 53 random bits.
+
+    key, position, sibling [R] int64: Philox4x32-10 of that key, counter (position, draw, sibling,
+    0). Source: Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon et al., 2011).
+    """
+    return _backend("keyed_uniform", key)(key, position, sibling, draw)  # type: ignore[no-any-return]
+
+
+def penalize(
+    logits: Tensor,
+    rows: Tensor,
+    ids: Tensor,
+    num_prompt: Tensor,
+    num_tokens: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """Repetition, frequency and presence penalties, in this order, for some rows, in place.
+
+    logits [S, V] float32; rows [R] int64, which of S, each once; ids [R, L] int, of which the first
+    num_tokens [R] (at least 1) count and the first num_prompt [R] are the prompt; the penalties [R]
+    float32. Repetition looks at prompt and output, the others at output alone.
+    Source: CTRL (Keskar et al., 2019) for repetition, the OpenAI API for the others.
+    """
+    _backend("penalize", logits)(
+        logits, rows, ids, num_prompt, num_tokens, repetition, frequency, presence
+    )
+
+
+def draw_any(x: Tensor, u: Tensor) -> Tensor:
+    """A token of each row by probability softmax(x): [R] int64.
+
+    x [R, V] float32, 0 at the greatest of each row and -inf where a token is not allowed; u [R]
+    float64 in [0, 1). Inverse of the cumulative distribution in the order of token ids. A row of
+    NaN yields some id inside the vocabulary, which means nothing.
+    """
+    return _backend("draw_any", x)(x, u)  # type: ignore[no-any-return]
+
+
+def draw_cut(
+    x: Tensor, u: Tensor, top_k: Tensor, most: int, min_p: Tensor, top_p: Tensor
+) -> Tensor:
+    """A token of each row among those that min_p, then top_k, then top_p leave: [R] int64.
+
+    x, u as in `draw_any`; top_k [R] int64, 0 for all, `most` the greatest of them; min_p, top_p [R]
+    float32, one of top_k and min_p not 0. min_p is relative to the greatest probability. Tokens
+    equal to the k-th are all kept. top_p keeps the shortest run from the top, by descending value
+    and then ascending id, whose share of what is left reaches it. Drawn in that order.
+    """
+    return _backend("draw_cut", x)(x, u, top_k, most, min_p, top_p)  # type: ignore[no-any-return]
+
+
+def draw_nucleus(x: Tensor, u: Tensor, top_p: Tensor) -> Tensor:
+    """A token of each row among those that top_p alone leaves; otherwise as `draw_cut`."""
+    return _backend("draw_nucleus", x)(x, u, top_p)  # type: ignore[no-any-return]
+
+
+def top_tokens(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Ids [R, m] int64 and values [R, m] of the `most` greatest of each row, m at most `most`.
+
+    values [R, V] float32. By descending value and then ascending id; at -inf an id means nothing.
+    """
+    return _backend("top_tokens", values)(values, most)  # type: ignore[no-any-return]
 
 
 def is_slow(dtype: torch.dtype, device: torch.device) -> bool:

@@ -5,21 +5,32 @@ The contracts are in `ops`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .reference_attention import paged_attention, plan_attention
+from .sampling import draw_any, draw_cut, draw_nucleus, keyed_uniform, penalize, top_tokens
 
 __all__ = [
+    "across",
     "add",
     "add_layer_norm",
     "add_rms_norm",
+    "draw_any",
+    "draw_cut",
+    "draw_nucleus",
     "embed",
+    "gather",
     "gelu",
+    "keyed_uniform",
     "layer_norm",
     "linear",
+    "logits",
     "paged_attention",
+    "penalize",
     "plan_attention",
     "relu",
     "rms_norm",
@@ -27,6 +38,7 @@ __all__ = [
     "rope_angles",
     "silu_mul",
     "store_kv",
+    "top_tokens",
 ]
 
 
@@ -40,6 +52,18 @@ def embed(tokens: Tensor, weight: Tensor, *, start: int = 0) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
+
+
+def logits(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight).float()
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_select(0, rows)
+
+
+def across(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return call(x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -19,8 +19,9 @@ class KVManager:
     """Hands out the blocks of every cache group, and finds cached prefixes.
 
     Blocks are found by their `keys`. A group with a window needs only the blocks inside it: NULL
-    stands for those before. `holdings` tells of what can be found; of several groups it follows the
-    first without a window, which forgets the end of a prefix before its beginning.
+    stands for those before. `holdings` tells of what can be found: the last key of each stretch of
+    blocks, while every group has what it needs of them to go on after it. A group without a window
+    forgets the end of a prefix before its beginning, so that its last block stands for all.
     """
 
     def __init__(self, capacity: Capacity, *, caching: bool) -> None:
@@ -30,8 +31,9 @@ class KVManager:
         self.windows = [spec.window for spec in capacity.groups]
         self._windowed = any(self.windows)
         self.holdings = Holdings(told_every(self.block_size))
-        self._told = self.windows.index(None) if None in self.windows else 0
-        self.groups[self._told].on_forget = self.holdings.lose
+        self._stretches_of: dict[bytes, list[bytes]] = {}  # of a block inside one, its last keys
+        for group, window in zip(self.groups, self.windows, strict=True):
+            group.on_forget = self.holdings.lose if window is None else self._lose_stretches
         self.version = 0
 
     @property
@@ -156,15 +158,33 @@ class KVManager:
         for group, blocks in zip(self.groups, seq.blocks, strict=True):
             for position in range(seq.published, full):
                 group.publish(blocks[position], keys[position])
-        self._tell(keys[seq.published : full], seq.published)
+        self._tell(keys[:full], seq.published)
         self.version += 1
 
     def _tell(self, keys: list[bytes], first: int) -> None:
-        """Tell of the prefixes that end with the blocks of these keys, from block `first` on."""
-        group, every = self.groups[self._told], self.holdings.every
-        for key in keys[every - 1 - first % every :: every]:
-            if group.find(key) is not None:
-                self.holdings.gain(key)
+        """Tell of the stretches that end in block `first` or later."""
+        every = self.holdings.every
+        for end in range(first - first % every + every, len(keys) + 1, every):
+            for group, window in zip(self.groups, self.windows, strict=True):
+                start = max(end - every, self._first_needed(end * self.block_size, window))
+                needed = keys[end - 1 if window is None else start : end]
+                if any(group.find(key) is None for key in needed):
+                    break
+                if window is not None:
+                    self._remember(needed)
+            else:
+                self.holdings.gain(keys[end - 1])
+
+    def _remember(self, stretch: list[bytes]) -> None:
+        for key in stretch:
+            ends = self._stretches_of.setdefault(key, [])
+            if stretch[-1] not in ends:
+                ends.append(stretch[-1])
+
+    def _lose_stretches(self, key: bytes) -> None:
+        """A group with a window has forgotten a block."""
+        for end in self._stretches_of.pop(key, ()):
+            self.holdings.lose(end)
 
     def _keys(self, seq: Sequence, num: int) -> list[bytes]:
         """The keys of the first `num` blocks; each is computed once in a sequence's life."""

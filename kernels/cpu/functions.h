@@ -1,47 +1,73 @@
-// Functions of a vector: within a few units in the last place of float32, NaN stays NaN.
+// Functions of sixteen floats, correct to a few units in the last place of float32.
 #pragma once
-#include <initializer_list>
-
 #include "vector.h"
 
 namespace INSTRUCTIONS {
 
-// e^x, x held to [-87.3, 88.3], so that the result is a normal number. By powers of two and a
-// polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
+template <int N>
+Vec polynomial(Vec x, const float (&rising)[N]) {
+    Vec y = all(rising[N - 1]);
+    for (int i = N - 2; i >= 0; i--) y = fma(y, x, all(rising[i]));
+    return y;
+}
+
+// e^x: exactly 1 at 0, 0 below -87.3, the value at 88 above it. NaN stays NaN.
 inline Vec exp(Vec x) {
-    x = max(all(-87.3f), min(all(88.3f), x));
-    Vec n = round(mul(x, all(1.44269504f)));
-    Vec f = fma(n, all(-0.693359375f), x);
-    f = fma(n, all(2.12194440e-4f), f);
-    Vec p = all(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) {
-        p = fma(p, f, all(c));
-    }
-    p = fma(mul(f, f), p, add(f, all(1)));
-    return scale(p, n);
+    constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+    constexpr float LEAST = -87.3f;
+    Vec bounded = max(all(LEAST), min(all(88.0f), x));
+    Vec n = round(mul(bounded, all(LOG2_E)));
+    Vec r = fma(n, all(-LN2_HIGH), bounded);
+    r = fma(n, all(-LN2_LOW), r);
+    Vec q = polynomial(r, {0.5f, 0.16666576f, 0.041666374f, 0.0083631799f, 0.0013941118f});
+    Vec y = mul(fma(mul(r, r), q, add(r, all(1.0f))), power_of_two(n));
+    return select(less(x, all(LEAST)), all(0.0f), y);
 }
 
-inline Vec sigmoid(Vec x) { return div(all(1), add(all(1), exp(sub(all(0), x)))); }
-
-inline Vec silu(Vec x) { return mul(x, sigmoid(x)); }
-
-// 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
-inline Vec gelu_tanh(Vec x) {
-    Vec cube = mul(mul(x, x), x);
-    return mul(x, sigmoid(mul(all(1.5957691216f), fma(cube, all(0.044715f), x))));
+// With the sign of the second.
+inline Vec signed_as(Vec magnitude, Vec sign) {
+    return select(less(sign, all(0.0f)), sub(all(0.0f), magnitude), magnitude);
 }
 
-// x Phi(x), the complement of erf by Abramowitz and Stegun 7.1.26 (1.5e-7).
+inline Vec tanh(Vec x) {
+    Vec size = abs(x), square = mul(x, x);
+    Vec small = polynomial(square, {-0.33333329f, 0.13332746f, -0.053846700f, 0.020975020f,
+                                    -0.0060622400f});
+    small = fma(mul(x, square), small, x);
+    Vec e = exp(mul(size, all(-2.0f)));
+    Vec large = div(sub(all(1.0f), e), add(all(1.0f), e));
+    return select(less(size, all(0.625f)), small, signed_as(large, x));
+}
+
+inline Vec erf(Vec x) {
+    Vec size = min(all(4.0f), abs(x));
+    Vec small = polynomial(mul(x, x), {1.12837917f, -0.376126271f, 0.112836002f, -0.0268544446f,
+                                       5.18953534e-3f, -8.02084128e-4f, 7.88911954e-5f});
+    // 1 - erf falls as e^-q, q nearly a parabola.
+    Vec q = polynomial(size, {-1.88040225e-4f, 1.12957842f, 0.633219893f, 0.108418577f,
+                              -0.0252082567f, 4.20456187e-3f, -4.41336376e-4f, 2.16868499e-5f});
+    Vec large = sub(all(1.0f), exp(sub(all(0.0f), q)));
+    return select(less(size, all(1.0f)), mul(x, small), signed_as(large, x));
+}
+
+inline Vec silu(Vec x) {
+    Vec e = exp(sub(all(0.0f), abs(x)));
+    Vec share = select(less(x, all(0.0f)), e, all(1.0f));
+    return mul(x, div(share, add(all(1.0f), e)));
+}
+
 inline Vec gelu_erf(Vec x) {
-    Vec size = max(mul(all(-0.70710678f), x), mul(all(0.70710678f), x));
-    Vec t = div(all(1), fma(size, all(0.3275911f), all(1)));
-    Vec p = all(1.061405429f);
-    for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = fma(p, t, all(c));
-    Vec rest = mul(mul(p, t), exp(sub(all(0), mul(size, size))));  // 1 - erf(|x| / sqrt 2)
-    // x Phi(x) = max(x, 0) - |x| rest / 2
-    return sub(max(all(0), x), mul(mul(size, all(0.70710678f)), rest));
+    Vec half = mul(x, all(0.5f));
+    return fma(half, erf(mul(x, all(0.707106781f))), half);
 }
 
-inline Vec relu(Vec x) { return max(all(0), x); }
+inline Vec gelu_tanh(Vec x) {
+    Vec inner = mul(fma(mul(mul(x, x), x), all(0.044715f), x), all(0.797884561f));
+    Vec half = mul(x, all(0.5f));
+    return fma(half, tanh(inner), half);
+}
+
+// 0 for what is below it. NaN stays NaN.
+inline Vec relu(Vec x) { return max(all(0.0f), x); }
 
 }  // namespace INSTRUCTIONS

@@ -20,7 +20,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape)
     num_bytes = count * dtype.itemsize
     # A length of whole pages lets the last one be large too.
-    held = mmap.mmap(-1, -(-max(num_bytes, 1) // _PAGE) * _PAGE + _PAGE)
+    length = -(-max(num_bytes, 1) // _PAGE) * _PAGE + _PAGE
+    # What is shared, mmap's default, is shared memory, for which large pages are mostly off.
+    held = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         held.madvise(mmap.MADV_HUGEPAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(held))

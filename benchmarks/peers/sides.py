@@ -1,0 +1,152 @@
+"""One side of a comparison, started and asked: a server over HTTP, or a driver in its process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from contract import HTTP, Launch, Peer, Refused, environ
+from shoal.cluster.bench.traffic import Level, drive
+
+START_S = 900.0
+ANSWER_S = 900.0
+POLL_S = 0.2
+
+Arrivals = list[list[float]]
+"""Of each prompt the seconds after the beginning at which its tokens came, those with output."""
+
+
+class Side(Protocol):
+    """Runs prompts at once, `output_len` tokens each. Raises Refused."""
+
+    def run(self, prompts: list[list[int]], output_len: int) -> Arrivals: ...
+
+
+@contextlib.contextmanager
+def started(peer: Peer, launch: Launch, log: Path) -> Iterator[tuple[Side, float]]:
+    """The side, ready, and the seconds that took. Raises Refused when it does not start."""
+    own = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} if peer.name == "shoal" else {}
+    begin = time.monotonic()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            peer.command(launch),
+            stdin=subprocess.PIPE,
+            stdout=output if peer.over == HTTP else subprocess.PIPE,
+            stderr=output,
+            env=environ(**peer.variables, **own),
+            start_new_session=True,
+            text=True,
+        )
+        try:
+            side: Side
+            if peer.over == HTTP:
+                side = Server(f"http://127.0.0.1:{launch.port}", process, log)
+            else:
+                side = Driver(process, log)
+            yield side, time.monotonic() - begin
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End it with all its processes: as Ctrl-C would, and by force a while later."""
+    for number, wait_s in ((signal.SIGINT, 45), (signal.SIGTERM, 15), (signal.SIGKILL, 15)):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(ProcessLookupError):
+            (process.send_signal if number == signal.SIGINT else _to_group(process))(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait_s)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _to_group(process: subprocess.Popen[str]) -> Any:
+    return lambda number: os.killpg(process.pid, number)
+
+
+class Server:
+    """An OpenAI-compatible server, asked for completions of token ids."""
+
+    def __init__(self, url: str, process: subprocess.Popen[str], log: Path) -> None:
+        self.url = url
+        until = time.monotonic() + START_S
+        while not self._ready():
+            if process.poll() is not None or time.monotonic() > until:
+                raise Refused(f"it did not start:\n{_end_of(log)}")
+            time.sleep(POLL_S)
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
+            self.model = json.load(answer)["data"][0]["id"]
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def run(self, prompts: list[list[int]], output_len: int) -> Arrivals:
+        """See Side."""
+        common = {"model": self.model, "max_tokens": output_len, "ignore_eos": True}
+        common |= {"temperature": 0.0, "stream": True, "stream_options": {"include_usage": True}}
+        bodies = [json.dumps({**common, "prompt": prompt}).encode() for prompt in prompts]
+        headers = {"Content-Type": "application/json"}
+        level = Level(concurrency=len(bodies))
+        url = f"{self.url}/v1/completions"
+        run = asyncio.run(drive(url, level, bodies, headers=headers, timeout_s=ANSWER_S))
+        errors = [record.error for record in run.records if record.error]
+        if errors:
+            raise Refused(str(errors[0]))
+        if short := [r for r in run.records if r.num_output != output_len]:
+            raise Refused(f"{len(short)} answers had not {output_len} tokens")
+        begin = min(record.begin for record in run.records)
+        return [[at - begin for at in record.arrivals] for record in run.records]
+
+
+class Driver:
+    """A process that reads batches and tells when tokens came; see driving.py."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process, self._log = process, log
+        self._read(START_S)
+
+    def run(self, prompts: list[list[int]], output_len: int) -> Arrivals:
+        """See Side."""
+        line = json.dumps({"prompts": prompts, "output_len": output_len})
+        stdin: IO[str] | None = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the read says how it ended
+            stdin.write(line + "\n")
+            stdin.flush()
+        told = self._read(ANSWER_S)
+        if "error" in told:
+            raise Refused(told["error"])
+        if any(len(times) != output_len for times in told["arrivals"]):
+            raise Refused(f"answers had not {output_len} tokens")
+        arrivals: Arrivals = told["arrivals"]
+        return arrivals
+
+    def _read(self, wait_s: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], wait_s)
+        line = self._process.stdout.readline() if ready else ""
+        if not line:
+            said = "ended" if ready else f"was silent for {wait_s:g} s"
+            raise Refused(f"its process {said}:\n{_end_of(self._log)}")
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]

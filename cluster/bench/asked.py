@@ -1,0 +1,192 @@
+"""From the flags of `shoal bench serve` and `throughput` to what is to be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...engine.errors import ConfigError
+from .arrivals import Ramp, levels
+from .datasets import Dataset
+from .online import Plan
+from .save import Saving
+from .slo import objectives
+from .table import METRICS
+
+BACKENDS = {
+    "openai": "completions",
+    "vllm": "completions",
+    "shoal": "completions",
+    "openai-chat": "chat",
+}
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty"),
+    *("repetition_penalty", "logprobs"),
+)
+
+
+def plan_of(given: Mapping[str, Any]) -> Plan:
+    """What `shoal bench serve` was asked, by the names of its options. Raises ConfigError."""
+    wanted = {name: given[name] for name in _SAMPLING if given[name] is not None}
+    return Plan(
+        levels=levels(
+            given["max_concurrency"], given["request_rate"], given["burstiness"], _ramp(given)
+        ),
+        dataset=dataset_of(given),
+        endpoint=_endpoint(given),
+        model=given["model"] or given["served_model_name"],
+        vocab_size=_least("vocab_size", given, 2),
+        tokenizer=given["tokenizer"],
+        num_prompts=_least("num_prompts", given, 1),
+        num_warmups=_least("num_warmups", given, 0),
+        ignore_eos=given["ignore_eos"],
+        sampling=wanted,
+        extra_body=_object(given["extra_body"]),
+        percents=_percents(given["metric_percentiles"]),
+        metrics=_metrics(given["percentile_metrics"]),
+        objectives=objectives(given["goodput"]),
+        quiet=given["disable_tqdm"],
+        ready_timeout_s=given["ready_check_timeout_sec"],
+        json_file=_file(given["json"], "--json"),
+        report_file=_file(given["report"], "--report"),
+        saving=_saving(given),
+    )
+
+
+def dataset_of(given: Mapping[str, Any]) -> Dataset:
+    """The data set of the flags. Raises ConfigError."""
+    name = given["dataset_name"]
+    shape: dict[str, Any] = {
+        "input_len": 128 if given["input_len"] is None else given["input_len"],
+        "output_len": 64 if given["output_len"] is None else given["output_len"],
+        "prefix_len": given["random_prefix_len"],
+    }
+    if shared := given["shared_prefix_len"]:
+        if shared >= shape["input_len"]:
+            raise ConfigError(
+                f"--shared-prefix-len ({shared}) is part of --input-len ({shape['input_len']}) and "
+                "cannot exceed it, nor fill it; --random-prefix-len comes in addition",
+                "shared_prefix_len",
+            )
+        shape["prefix_len"] += shared
+        shape["input_len"] -= shared
+    if name == "prefix_repetition":
+        shape = {
+            "input_len": given["input_len"] or given["prefix_repetition_suffix_len"],
+            "output_len": given["output_len"] or given["prefix_repetition_output_len"],
+            "prefix_len": given["prefix_repetition_prefix_len"],
+            "num_prefixes": given["prefix_repetition_num_prefixes"],
+        }
+    fixed = {"sharegpt": "sharegpt_output_len", "custom": "custom_output_len"}.get(name)
+    return Dataset(
+        name=name,
+        path=Path(given["dataset_path"]) if given["dataset_path"] else None,
+        range_ratio=given["random_range_ratio"],
+        num_turns=given.get("num_turns", 1),
+        think_s=given.get("think_time", 0.0),
+        fixed_output_len=(given[fixed] if fixed else None) or given["output_len"],
+        shuffle=not given["disable_shuffle"],
+        seed=given["seed"],
+        **shape,
+    )
+
+
+def pairs(words: Iterable[str], flag: str) -> dict[str, str]:
+    """`KEY=VALUE` words as a mapping. Raises ConfigError."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{flag} is {word!r}; expected KEY=VALUE", flag)
+        found[key] = value
+    return found
+
+
+def _ramp(given: Mapping[str, Any]) -> Ramp | None:
+    strategy, start, end = (
+        given[f"ramp_up_{part}"] for part in ("strategy", "start_rps", "end_rps")
+    )
+    if strategy is None and start is None and end is None:
+        return None
+    if None in (strategy, start, end):
+        raise ConfigError(
+            "--ramp-up-strategy, --ramp-up-start-rps and --ramp-up-end-rps go together",
+            "ramp_up_strategy",
+        )
+    return Ramp(strategy=strategy, start=start, end=end)
+
+
+def _endpoint(given: Mapping[str, Any]) -> str:
+    backend = given["backend"]
+    if backend is not None and backend not in BACKENDS:
+        raise ConfigError(
+            f"--backend must be one of {', '.join(BACKENDS)}; got {backend!r}", "backend"
+        )
+    return str(given["endpoint"] or BACKENDS[backend or "openai"])
+
+
+def _least(name: str, given: Mapping[str, Any], low: int) -> int | None:
+    value: int | None = given[name]
+    if value is not None and value < low:
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(f"{flag} must be at least {low}, got {value}", name)
+    return value
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--extra-body must be a JSON object, got {text!r}", "extra_body")
+    return found
+
+
+def _percents(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= percent <= 100 for percent in found):
+        raise ConfigError(
+            f"--metric-percentiles is {text!r}; expected numbers of 0 to 100 such as 50,90,99.9",
+            "metric_percentiles",
+        )
+    return found
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(","))
+    for name in found:
+        if name not in METRICS:
+            raise ConfigError(
+                f"--percentile-metrics knows {', '.join(METRICS)}; got {name!r}",
+                "percentile_metrics",
+            )
+    return found
+
+
+def _file(name: str | None, flag: str) -> Path | None:
+    """Refuse a place that cannot be written to before anything is measured."""
+    if name is None:
+        return None
+    path = Path(name)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(f"{flag} {name}: there is no folder {path.parent} to write it in", flag)
+    return path
+
+
+def _saving(given: Mapping[str, Any]) -> Saving | None:
+    if not (given["save_result"] or given["save_detailed"] or given["append_result"]):
+        return None
+    return Saving(
+        folder=Path(given["result_dir"] or "."),
+        filename=given["result_filename"],
+        label=given["label"],
+        detailed=given["save_detailed"],
+        append=given["append_result"],
+        metadata=pairs(given["metadata"], "--metadata"),
+    )

@@ -1,0 +1,181 @@
+"""The figures of one level: what users feel, and what the machine yields."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .slo import kept, time_per_token, time_to_first
+from .traffic import Record, Run
+
+PERCENTS: tuple[float, ...] = (50, 90, 99)
+SECONDS_A_POINT = 1.0
+
+
+def summary(
+    run: Run,
+    *,
+    percents: Sequence[float] = PERCENTS,
+    objectives: Mapping[str, float] | None = None,
+    whole_answers: bool = True,
+) -> dict[str, Any]:
+    """One level in figures; times in milliseconds.
+
+    TTFT: to the first output. TPOT: a request's mean time an output token after that. ITL: between
+    chunks of output. E2E: to the end. Failed requests count for nothing but `failed`.
+    `whole_answers`: an answer shorter than asked for is told of.
+    """
+    done = [record for record in run.records if succeeded(record)]
+    output = sum(record.num_output for record in done)
+    prompt = sum(record.num_prompt for record in done)
+    errors = sorted({record.error for record in run.records if record.error})
+    level, duration = run.level, run.duration_s
+    good = [record for record in done if kept(record, objectives or {})]
+    return {
+        "title": level.title,
+        "max_concurrency": level.concurrency,
+        "request_rate": level.rate if math.isfinite(level.rate) else None,
+        "burstiness": None if level.closed else level.burstiness,
+        "completed": len(done),
+        "failed": len(run.records) - len(done),
+        "errors": errors,
+        "ended_early": sum(whole_answers and r.num_output < r.expected for r in done),
+        "duration_s": duration,
+        "requests_per_s": len(done) / duration,
+        "goodput_per_s": len(good) / duration if objectives else None,
+        "objectives_ms": dict(objectives or {}),
+        "output_tokens_per_s": output / duration,
+        "total_tokens_per_s": (prompt + output) / duration,
+        "prompt_tokens": prompt,
+        "cached_tokens": sum(record.num_cached for record in done),
+        "output_tokens": output,
+        "mean_prompt_tokens": prompt / max(len(done), 1),
+        "mean_output_tokens": output / max(len(done), 1),
+        "most_at_once": _most_at_once(run.records),
+        "ttft_ms": spread([time_to_first(record) for record in done], percents),
+        "tpot_ms": spread([time_per_token(r) for r in done if r.num_output > 1], percents),
+        "itl_ms": spread([gap for record in done for gap in gaps(record)], percents),
+        "e2e_ms": spread([record.end - record.begin for record in done], percents),
+        "late_ms": None
+        if level.closed
+        else spread([r.begin - r.due for r in done if not r.turn], percents),
+        "kv_usage": _used([reading.kv_usage for reading in run.readings]),
+        "waiting": _used([reading.waiting for reading in run.readings]),
+        "client_cpu_share": run.client_cpu_s / duration,
+    }
+
+
+def succeeded(record: Record) -> bool:
+    """Whether a whole answer came."""
+    return not record.error and bool(record.arrivals)
+
+
+def gaps(record: Record) -> list[float]:
+    """The seconds between its chunks of output."""
+    return [b - a for a, b in zip(record.arrivals, record.arrivals[1:], strict=False)]
+
+
+def spread(seconds: Sequence[float], percents: Sequence[float]) -> dict[str, float | None]:
+    """Mean, standard deviation and percentiles, in milliseconds; None of nothing."""
+    ordered = sorted(seconds)
+    mean = 1000 * statistics.fmean(ordered) if ordered else None
+    deviation = 1000 * statistics.pstdev(ordered) if ordered else None
+    found = {"mean": mean, "std": deviation}
+    for percent in percents:
+        value = percentile(ordered, percent)
+        found[percent_name(percent)] = None if value is None else 1000 * value
+    return found
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float | None:
+    """By linear interpolation between the two nearest; None of nothing."""
+    if not ordered:
+        return None
+    place = (len(ordered) - 1) * percent / 100
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def percent_name(percent: float) -> str:
+    """`p99`, `p99.9`."""
+    return f"p{percent:g}"
+
+
+def over_time(run: Run) -> dict[str, list[float]]:
+    """The run by the second: output chunks a second, requests under way, and the server's gauges.
+
+    `seconds` are the ends of the intervals of the first two; the gauges have `read_at` of their
+    own.
+    """
+    num = max(1, math.ceil(run.duration_s / SECONDS_A_POINT))
+    chunks, under_way = [0.0] * num, [0.0] * num
+    for record in run.records:
+        for at in record.arrivals:
+            chunks[min(num - 1, int((at - run.begin) / SECONDS_A_POINT))] += 1 / SECONDS_A_POINT
+        first = max(0, int((record.begin - run.begin) / SECONDS_A_POINT))
+        last = min(num - 1, int((record.end - run.begin) / SECONDS_A_POINT))
+        for second in range(first, last + 1):
+            under_way[second] += 1
+    return {
+        "seconds": [min((i + 1) * SECONDS_A_POINT, run.duration_s) for i in range(num)],
+        "chunks_per_s": chunks,
+        "under_way": under_way,
+        "read_at": [reading.at - run.begin for reading in run.readings],
+        "kv_usage": [reading.kv_usage for reading in run.readings],
+        "running": [reading.running for reading in run.readings],
+        "waiting": [reading.waiting for reading in run.readings],
+    }
+
+
+def each(run: Run) -> list[dict[str, Any]]:
+    """Every request, in seconds from the run's beginning, in the order of starts."""
+    found = []
+    for record in sorted(run.records, key=lambda record: record.begin):
+        ok = succeeded(record)
+        found.append(
+            {
+                "begin_s": record.begin - run.begin,
+                "ttft_s": time_to_first(record) if ok else None,
+                "tpot_s": time_per_token(record) if ok and record.num_output > 1 else None,
+                "e2e_s": record.end - record.begin,
+                "prompt_tokens": record.num_prompt,
+                "cached_tokens": record.num_cached,
+                "output_tokens": record.num_output,
+                "turn": record.turn,
+                "error": record.error,
+            }
+        )
+    return found
+
+
+def warnings(levels: Sequence[dict[str, Any]]) -> list[str]:
+    """What makes figures doubtful."""
+    found = [error for level in levels for error in level["errors"]]
+    early = sum(level["ended_early"] for level in levels)
+    if early:
+        found.append(f"{early} answers were shorter than asked for: does the server ignore EOS?")
+    if any(level["client_cpu_share"] > 0.7 for level in levels):
+        found.append("this client was busy more than 70 % of the time: it may hold the server back")
+    late = [level["late_ms"] for level in levels if level["late_ms"] and level["completed"]]
+    if any((spread["mean"] or 0) > 100 for spread in late):
+        found.append(
+            "requests started later than the rate asks for: --max-concurrency held them back, or "
+            "this client is too slow"
+        )
+    return list(dict.fromkeys(found))
+
+
+def _used(values: Sequence[float]) -> dict[str, float] | None:
+    return {"mean": statistics.fmean(values), "max": max(values)} if values else None
+
+
+def _most_at_once(records: Sequence[Record]) -> int:
+    changes = sorted([(r.begin, 1) for r in records] + [(r.end, -1) for r in records])
+    most = now = 0
+    for _, change in changes:
+        now += change
+        most = max(most, now)
+    return most

@@ -1,0 +1,110 @@
+"""Requests as they are sent: a conversation is a generator of bodies that is told each answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from ...engine.errors import ConfigError
+
+ENDPOINTS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
+
+class Ask(NamedTuple):
+    """One request: its body, how many tokens it asks for, seconds to wait before it is sent."""
+
+    body: bytes
+    output_len: int
+    pause_s: float = 0.0
+
+
+Talk: TypeAlias = Generator[Ask, str, None]
+"""Yields a request, is sent the text of its answer, and yields the next, until there is none."""
+
+
+class Turn(NamedTuple):
+    """What a user says, as token ids or as text, and how long the answer is to be."""
+
+    output_len: int
+    ids: tuple[int, ...] = ()
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Turns one after the other; before each but the first the user thinks for a while."""
+
+    turns: tuple[Turn, ...]
+    think_s: float = 0.0
+
+
+def once(body: bytes, output_len: int = 0) -> Talk:
+    """A conversation of one request."""
+    yield Ask(body, output_len)
+
+
+def route(endpoint: str) -> str:
+    """The path of `completions`, `chat`, or of the path itself. Raises ConfigError."""
+    path = ENDPOINTS.get(endpoint, endpoint)
+    if path.rstrip("/") not in ENDPOINTS.values():
+        raise ConfigError(
+            f"--endpoint must be completions or chat, got {endpoint!r}; both are measured as "
+            "streams of /v1/completions and /v1/chat/completions",
+            "endpoint",
+        )
+    return path.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How requests are written. `text_of` makes text of ids, where ids cannot be sent.
+
+    Every turn sends the whole conversation so far, with the server's own answers.
+    """
+
+    model: str
+    path: str
+    text_of: Callable[[tuple[int, ...]], str]
+    ignore_eos: bool = True
+    sampling: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def talk(self, conversation: Conversation) -> Talk:
+        """The conversation, to be sent."""
+        messages: list[dict[str, str]] = []
+        for number, turn in enumerate(conversation.turns):
+            pause_s = conversation.think_s if number else 0.0
+            if self._as_ids(conversation):
+                yield self._ask({"prompt": list(turn.ids)}, turn.output_len, pause_s)
+                return
+            text = turn.text if turn.text is not None else self.text_of(turn.ids)
+            messages.append({"role": "user", "content": text})
+            answer = yield self._ask(self._prompt(messages), turn.output_len, pause_s)
+            messages.append({"role": "assistant", "content": answer})
+
+    def _as_ids(self, conversation: Conversation) -> bool:
+        """Whether the prompt can be sent exactly, as token ids."""
+        turns = conversation.turns
+        return self.path.endswith("/v1/completions") and len(turns) == 1 and turns[0].text is None
+
+    def _prompt(self, messages: list[dict[str, str]]) -> dict[str, Any]:
+        if self.path.endswith("/chat/completions"):
+            return {"messages": list(messages)}
+        return {"prompt": "\n".join(message["content"] for message in messages)}
+
+    def _ask(self, prompt: dict[str, Any], output_len: int, pause_s: float) -> Ask:
+        body = {
+            "model": self.model,
+            "max_tokens": output_len,
+            "ignore_eos": self.ignore_eos,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self.sampling,
+            **prompt,
+            **self.extra,
+        }
+        if not self.ignore_eos:
+            del body["ignore_eos"]
+        return Ask(json.dumps(body).encode(), output_len, pause_s)

@@ -1,0 +1,68 @@
+"""What a server's tokens are: how many there are, and their text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...engine.errors import ConfigError
+from ..client import Client, ClientError
+
+FEW_TOKENS = 1000
+"""Ids below this are taken where nobody tells how large the vocabulary is."""
+
+_WORDS = ("red", "sun", "top", "fog", "ten", "map", "ice", "cat", "oak", "bus", "jam", "pen")
+
+
+def text_of(client: Client, model: str) -> Callable[[tuple[int, ...]], str]:
+    """Makes text of token ids; where the server has no /detokenize, of a short word for each."""
+
+    def told(ids: tuple[int, ...]) -> str:
+        try:
+            answer = client.call("/detokenize", {"model": model, "tokens": list(ids)})
+            return str(answer["prompt"])
+        except (ClientError, KeyError):
+            return " ".join(_WORDS[number % len(_WORDS)] for number in ids)
+
+    return told
+
+
+def counter(tokenizer: str | None) -> Callable[[str], int] | None:
+    """Counts the tokens of a text, where a tokenizer is named. Raises LoadError."""
+    if tokenizer is None:
+        return None
+    from ...engine.text import Tokenizer
+
+    loaded = Tokenizer.load(tokenizer)
+    return lambda text: max(1, len(loaded.encode(text)))
+
+
+def vocabulary_size(card: dict[str, Any], told: int | str | None) -> int | None:
+    """The vocabulary's size as `told`, or else by the server's card.
+
+    `told` may be the folder of a model or tokenizer. None where nobody tells. Raises ConfigError
+    where the folder does not.
+    """
+    if isinstance(told, int):
+        return told
+    if told is not None:
+        size = _size_in(told)
+        if size is None:
+            raise ConfigError(
+                f"--tokenizer {told} is no folder with a config.json that has a vocab_size",
+                "tokenizer",
+            )
+        return size
+    stated = card.get("vocab_size")
+    return stated if isinstance(stated, int) else _size_in(str(card.get("root") or ""))
+
+
+def _size_in(folder: str) -> int | None:
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        return int(size) if size else None
+    except (OSError, ValueError, AttributeError):
+        return None

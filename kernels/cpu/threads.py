@@ -1,0 +1,41 @@
+"""Which threads the calling thread's native ops run on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .structures import Pool
+
+
+class _Own(threading.local):
+    """A thread's pools: the one that it was told to use, and one it opened for itself."""
+
+    chosen: Pool | None = None
+    opened: Pool | None = None
+
+
+_own = _Own()
+
+
+@contextmanager
+def using(pool: Pool) -> Iterator[None]:
+    """Inside, the calling thread's ops run on `pool`."""
+    before, _own.chosen = _own.chosen, pool
+    try:
+        yield
+    finally:
+        _own.chosen = before
+
+
+def current_pool() -> Pool:
+    """The calling thread's pool; one of as many threads as torch uses, where it was told none."""
+    if _own.chosen is not None:
+        return _own.chosen
+    threads = torch.get_num_threads()
+    if _own.opened is None or _own.opened.threads != threads:
+        _own.opened = Pool(threads)
+    return _own.opened

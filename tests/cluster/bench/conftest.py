@@ -1,0 +1,100 @@
+"""A server whose answers are known."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+
+class Server:
+    """Streams `max_tokens` chunks; remembers bodies and how many were served at once.
+
+    Every `fail_every`-th request is refused, every `break_every`-th one broken off.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.at_once = self.most_at_once = 0
+        self.fail_every = self.break_every = 0
+        self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
+        self.gauges = ""
+        self.loop = asyncio.new_event_loop()
+        self.url = ""
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_post("/v1/completions", self.answer)
+        app.router.add_post("/v1/chat/completions", self.answer)
+        app.router.add_post("/detokenize", self.detokenize)
+        app.router.add_get("/metrics", self.metrics)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        assert site._server is not None
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+
+    async def models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [self.card]})
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        ids = (await request.json())["tokens"]
+        return web.json_response({"prompt": " ".join(map(str, ids))})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.gauges)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        number = len(self.bodies)
+        if self.fail_every and number % self.fail_every == 0:
+            return web.json_response({"error": {"message": "too busy"}}, status=429)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return await self.stream(request, body, number)
+        finally:
+            self.at_once -= 1
+
+    async def stream(
+        self, request: web.Request, body: dict[str, Any], number: int
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+
+        async def send(chunk: dict[str, Any]) -> None:
+            await response.write(b"data: %s\n\n" % json.dumps(chunk).encode())
+
+        chat = "messages" in body
+        if chat:
+            await send({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+        for _ in range(body["max_tokens"]):
+            await asyncio.sleep(0.001)
+            await send({"choices": [{"delta": {"content": "x"}} if chat else {"text": "x"}]})
+            if self.break_every and number % self.break_every == 0:
+                return response
+        usage = {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]}
+        await send({"choices": [], "usage": usage})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    server.loop.run_until_complete(server.start())
+    thread = threading.Thread(target=server.loop.run_forever)
+    thread.start()
+    yield server
+    asyncio.run_coroutine_threadsafe(server.runner.cleanup(), server.loop).result()
+    server.loop.call_soon_threadsafe(server.loop.stop)
+    thread.join()
+    server.loop.close()

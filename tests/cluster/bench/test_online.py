@@ -1,0 +1,157 @@
+"""`shoal bench serve` against a server whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shoal.cluster.bench.datasets import LOWEST_ID
+from shoal.cluster.cli import app
+from shoal.engine.errors import ShoalError
+from typer.testing import CliRunner
+
+Server = Any
+
+
+def bench(server: Server, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shoal", "bench", "serve", "--url", server.url, *args]
+    environ = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
+
+
+def test_levels_of_a_closed_loop(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    shape = ["--input-len", "10", "--output-len", "5", "--shared-prefix-len", "4"]
+    done = bench(
+        server, "--max-concurrency", "1,4", "--num-prompts", "12", *shape, "--json", str(file)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 at once" in done.stdout and "output tokens/s" in done.stdout
+    assert server.most_at_once == 4
+    found = json.loads(file.read_text())
+    assert found["workload"]["model"] == "fake"
+    for level in found["levels"]:
+        assert (level["completed"], level["failed"], level["ended_early"]) == (12, 0, 0)
+        assert (level["mean_prompt_tokens"], level["mean_output_tokens"]) == (7, 5)
+        assert 0 < level["ttft_ms"]["p50"] <= level["e2e_ms"]["p50"] <= level["e2e_ms"]["p99"]
+    prompts = [tuple(body["prompt"]) for body in server.bodies]
+    assert len(prompts) == 12 + 12 + 1 + 4
+    assert len(set(prompts)) == len(prompts)
+    assert len({prompt[:4] for prompt in prompts}) == 1
+    assert all(len(p) == 10 and min(p) >= LOWEST_ID and max(p) < 300 for p in prompts)
+    assert all(body["ignore_eos"] and body["stream_options"] for body in server.bodies)
+
+
+def test_failures_are_counted_and_named(server: Server, tmp_path: Path) -> None:
+    server.fail_every, server.break_every = 3, 4
+    file = tmp_path / "figures.json"
+    sizes = ["--num-warmups", "0", "--num-prompts", "12", "--output-len", "3"]
+    done = bench(server, *sizes, "--json", str(file))
+    assert done.returncode == 1
+    (level,) = json.loads(file.read_text())["levels"]
+    assert (level["completed"], level["failed"]) == (6, 6)
+    assert "429: too busy" in done.stderr
+    assert "the stream ended without [DONE]" in done.stderr
+
+
+def test_chat_prompts_are_the_text_of_the_ids(server: Server) -> None:
+    sizes = ["--num-warmups", "0", "--num-prompts", "2", "--input-len", "3", "--output-len", "2"]
+    done = bench(server, "--endpoint", "chat", *sizes)
+    assert done.returncode == 0
+    for body in server.bodies:
+        assert len(body["messages"][0]["content"].split()) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--max-concurrency", "1,x"), "expected numbers such as 8 or 1,8,32"),
+        (("--model", "other"), "serves no 'other', but: fake"),
+        (("--endpoint", "talk"), "--endpoint must be completions or chat"),
+        (("--endpoint", "/v1/embeddings"), "--endpoint must be completions or chat"),
+        (("--backend", "tgi"), "--backend must be one of openai, vllm"),
+        (("--gooput", "ttft:1"), "unknown flag --gooput: did you mean --goodput?"),
+        (("--plot-timeline",), "--report FILE draws it"),
+        (("--hf-subset", "x"), "hub data sets are not fetched"),
+        (("--goodput", "ttft:500", "speed:3"), "--goodput knows ttft, tpot, e2el"),
+        (("--goodput", "ttft"), "expected METRIC:MILLISECONDS"),
+        (("--metric-percentiles", "50,200"), "expected numbers of 0 to 100"),
+        (("--percentile-metrics", "ttft,speed"), "knows ttft, tpot, itl, e2el; got 'speed'"),
+        (("--dataset-name", "sonnet"), "--dataset-name must be one of random, sharegpt"),
+        (("--dataset-name", "custom"), "needs --dataset-path"),
+        (("--dataset-name", "custom", "--dataset-path", "/nowhere"), "No such file"),
+        (("--request-rate", "0"), "--request-rate must be above 0"),
+        (("--burstiness", "0", "--request-rate", "1"), "--burstiness must be above 0"),
+        (("--ramp-up-start-rps", "1"), "go together"),
+        (("--extra-body", "[1]"), "must be a JSON object"),
+        (("--save-result", "--metadata", "x"), "expected KEY=VALUE"),
+        (("--json", "/nowhere/x.json"), "no folder /nowhere"),
+        (("--port", "1"), "keep one"),
+        (("--tokenizer", "/nowhere"), "--tokenizer /nowhere is no folder"),
+        (("--shared-prefix-len", "500"), "cannot exceed it"),
+    ],
+)
+def test_a_wrong_call_is_refused(server: Server, args: tuple[str, ...], said: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "serve", "--url", server.url, *args])
+    assert isinstance(result.exception, ShoalError)
+    assert said in result.exception.message
+
+
+def test_a_page_and_files_as_vllm_writes_them(server: Server, tmp_path: Path) -> None:
+    server.gauges = 'vllm:kv_cache_usage_perc{engine="0"} 0.25\nvllm:num_requests_running 3\n'
+    page = tmp_path / "page.html"
+    sizes = ["--num-prompts", "6", "--output-len", "4", "--num-warmups", "0"]
+    saving = [
+        "--save-detailed",
+        "--result-dir",
+        str(tmp_path / "saved"),
+        "--metadata",
+        "a=1",
+        "b=2",
+    ]
+    objectives = ["--goodput", "ttft:60000", "e2el:60000"]
+    done = bench(server, "--report", str(page), *sizes, *saving, *objectives)
+    assert done.returncode == 0
+    assert "goodput, requests/s" in done.stdout and "KV cache in use, most" in done.stdout
+    (file,) = (tmp_path / "saved").iterdir()
+    saved = json.loads(file.read_text())
+    assert (saved["a"], saved["b"], saved["completed"]) == ("1", "2", 6)
+    assert saved["request_goodput"] == saved["request_throughput"]
+    assert saved["median_ttft_ms"] == saved["p50_ttft_ms"] > 0
+    assert saved["generated_texts"] == ["xxxx"] * 6
+    assert [len(gaps) for gaps in saved["itls"]] == [3] * 6
+    assert "KV cache in use" in page.read_text()
+
+
+def test_every_turn_sends_the_answers_before_it(server: Server) -> None:
+    shape = ["--dataset-name", "multi_turn", "--num-turns", "3", "--random-range-ratio", "0.5"]
+    sizes = ["--num-prompts", "5", "--num-warmups", "0", "--input-len", "6", "--output-len", "4"]
+    done = bench(server, "--backend", "openai-chat", *shape, *sizes)
+    assert done.returncode == 0
+    by_first: dict[str, list[Any]] = {}
+    for body in server.bodies:
+        by_first.setdefault(body["messages"][0]["content"], []).append(body["messages"])
+    assert len(by_first) == 5
+    assert max(map(len, by_first.values())) > 1
+    for chats in by_first.values():
+        assert [len(chat) for chat in chats] == [2 * i + 1 for i in range(len(chats))]
+        for before, after in pairwise(chats):
+            assert after[: len(before)] == before
+            said = after[len(before)]
+            assert said["role"] == "assistant" and set(said["content"]) == {"x"}
+
+
+def test_fields_of_a_request(server: Server) -> None:
+    sampling = ["--top-p", "0.5", "--temperature", "0.7", "--no-ignore-eos"]
+    extra = ["--extra-body", '{"min_tokens": 2}', "--header", "x-one=1", "x-two=2"]
+    sizes = ["--num-prompts", "1", "--num-warmups", "0", "--output-len", "2"]
+    assert bench(server, *sampling, *extra, *sizes).returncode == 0
+    (body,) = server.bodies
+    assert (body["top_p"], body["temperature"], body["min_tokens"]) == (0.5, 0.7, 2)
+    assert "ignore_eos" not in body and "top_k" not in body

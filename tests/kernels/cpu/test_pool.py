@@ -1,0 +1,118 @@
+"""The threads of the CPU ops: what becomes of them between runs, after a fork and at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from shoal.kernels.cpu.panels import matrix
+from shoal.kernels.cpu.structures import Add, Kind, Pool, Sizes, Step, library, step
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(library() is None, reason="the native library is not built")
+DEADLINE_S = 30
+
+
+def adder(pool: Pool, into: Tensor) -> Callable[[], int]:
+    """Adds 1 to each element at every call."""
+    ones = torch.ones_like(into)
+    args = Add(matrix(ones), matrix(into), into.shape[1])
+    steps = (Step * 1)(step(Kind.ADD_ROWS, args))
+
+    def run() -> int:
+        assert len(ones) == len(into) and args.columns
+        return pool.run(steps, Sizes(len(into), 0, 0))
+
+    return run
+
+
+def threads() -> dict[str, str]:
+    """State of each of this process's pool threads, by id."""
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/stat") as file:
+                name, _, rest = file.read().partition(") ")
+        except FileNotFoundError:
+            continue
+        if name.endswith("(shoal-cpu"):
+            found[task] = rest.split()[0]
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_threads_sleep_when_there_is_no_work_and_wake_for_it() -> None:
+    before = set(threads())
+    pool, total = Pool(3), torch.zeros(6, 8)
+    run = adder(pool, total)
+    for round_ in range(1, 4):
+        assert run() == 0
+        assert bool((total == round_).all())
+        mine = set(threads()) - before
+        assert len(mine) == 2
+        wait_for(lambda mine=mine: all(threads()[task] == "S" for task in mine))
+    ran = [_ticks(task) for task in sorted(mine)]
+    time.sleep(0.3)
+    assert [_ticks(task) for task in sorted(mine)] == ran
+    pool.close()
+    wait_for(lambda: not set(threads()) & mine)
+
+
+def _ticks(task: str) -> int:
+    """CPU time of a thread, in clock ticks."""
+    with open(f"/proc/self/task/{task}/stat") as file:
+        fields = file.read().rpartition(") ")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_closing_twice_is_harmless() -> None:
+    pool = Pool(2)
+    pool.close()
+    pool.close()
+
+
+def test_pools_run_side_by_side() -> None:
+    pools = [Pool(2) for _ in range(3)]
+    totals = [torch.zeros(5, 16) for _ in pools]
+    runs = [adder(pool, total) for pool, total in zip(pools, totals, strict=True)]
+    for _ in range(20):
+        for run in runs:
+            assert run() == 0
+    assert all(bool((total == 20).all()) for total in totals)
+    for pool in pools:
+        pool.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    pool, total = Pool(2), torch.zeros(4, 8)
+    run = adder(pool, total)
+    assert run() == 0
+    child = os.fork()
+    if child == 0:
+        good = run() == 0 and bool((total == 2).all())
+        pool.close()
+        os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert run() == 0 and bool((total == 2).all())
+    pool.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_may_close_what_it_never_ran() -> None:
+    pool = Pool(2)
+    child = os.fork()
+    if child == 0:
+        pool.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    pool.close()
