@@ -49,7 +49,7 @@ def ray_cluster(**options: object) -> Iterator[dict[str, str]]:
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, json.dumps({"include_dashboard": False} | options)],
-        env=env | {"PYTHONPATH": path, "RAY_raylet_start_wait_time_s": "180"},
+        env=env | {"PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

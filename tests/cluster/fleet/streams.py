@@ -1,53 +1,62 @@
-"""Clients that stream all the time, while something happens to those that answer."""
+"""Streams of a serve in a process of its own, and what its processes are."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import threading
+import re
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
 
-import httpx2 as httpx
-from served import wait
+from shoal.cluster import chaos_streams
+from shoal.cluster.chaos_streams import Told
+
+Serve = tuple[str, int]
+"""Where it answers, and its process."""
 
 
-class Streams:
-    """Streams of a model one after another, in a thread each, until `end`; none may differ."""
+def metric(url: str, name: str) -> float:
+    """The sum of a metric over its labels."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+        text = answer.read().decode()
+    return sum(map(float, re.findall(rf"^shoal_{name}(?:{{[^}}]*}})? (\S+)$", text, re.M)))
 
-    def __init__(self, port: int, model: str, num: int = 3, tokens: int = 300) -> None:
-        self.url = f"http://127.0.0.1:{port}/v1/completions"
-        self.body = {"model": model, "prompt": "x", "max_tokens": tokens, "stream": True}
-        self.texts: list[str] = []
-        self.failures: list[str] = []
-        self.ending = threading.Event()
-        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(num)]
-        for thread in self.threads:
-            thread.start()
-        wait(lambda: len(self.texts) >= num)
 
-    def end(self) -> None:
-        self.ending.set()
-        for thread in self.threads:
-            thread.join(60)
-        assert not self.failures, self.failures[:5]
-        assert len(set(self.texts)) == 1 and len(self.texts) > len(self.threads)
+def cluster(url: str) -> dict[str, Any]:
+    """What a gateway tells of all processes."""
+    with urllib.request.urlopen(f"{url}/cluster", timeout=60) as answer:
+        told: dict[str, Any] = json.load(answer)
+        return told
 
-    def _run(self) -> None:
-        with httpx.Client(timeout=60) as client:
-            while not self.ending.is_set():
-                try:
-                    self.texts.append(self._one(client))
-                except Exception as error:
-                    self.failures.append(f"{type(error).__name__}: {error}")
 
-    def _one(self, client: httpx.Client) -> str:
-        pieces = []
-        with client.stream("POST", self.url, json=self.body) as answer:
-            assert answer.status_code == 200, answer.read()
-            for line in answer.iter_lines():
-                data = line.removeprefix("data: ")
-                if data == "[DONE]":
-                    return "".join(pieces)
-                if data:
-                    chunk = json.loads(data)
-                    assert "error" not in chunk, chunk
-                    pieces.append(chunk["choices"][0]["text"])
-        raise AssertionError("a stream ended without its end")
+def num_streams(url: str) -> int:
+    """Sequences of the gateway that answers, at this moment: replicas tell theirs in beats."""
+    return sum(gateway["streams"] for gateway in cluster(url)["gateways"])
+
+
+def ready(url: str) -> bool:
+    """Whether every replica is there."""
+    with urllib.request.urlopen(f"{url}/health", timeout=60) as answer:
+        return answer.read().startswith(b'{"status":"ready"')
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
+    """Wait for a condition, beside the loop; a door that does not answer is no answer."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            if await asyncio.to_thread(condition):
+                return
+        except OSError:
+            pass  # the door is being replaced
+        assert time.monotonic() < end, "the condition never came true"
+        await asyncio.sleep(0.02)
+
+
+async def tell(url: str, bodies: list[bytes]) -> list[Told]:
+    """What is told on streams that run all at once."""
+    return await chaos_streams.tell_all(
+        f"{url}/v1/completions", bodies, headers={}, concurrency=64, timeout_s=120.0
+    )

@@ -12,9 +12,9 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 import yaml
+from callers import Streams
 from served import ray_cluster, wait
 from shoal.cluster.ports import free_port
-from streams import Streams
 
 
 class Cluster:

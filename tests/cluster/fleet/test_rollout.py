@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from callers import Streams
 from served import Served, ray_cluster, wait
 from shoal.cluster.ports import free_port
-from streams import Streams
 
 RESOURCES = {"shelf": 2, "accelerator_type:Abacus": 1}
 LOOK = """
