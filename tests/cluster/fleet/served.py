@@ -36,7 +36,14 @@ def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> object:
 CLUSTER = """
 import json, sys
 import ray
-here = ray.init(object_store_memory=10**8, **json.loads(sys.argv[1]))
+for left in (2, 1, 0):  # Ray gives a node 30 s to start, which is short on a busy machine
+    try:
+        here = ray.init(object_store_memory=10**8, **json.loads(sys.argv[1]))
+        break
+    except Exception:
+        ray.shutdown()
+        if not left:
+            raise
 print("addresses", json.dumps({k: str(v) for k, v in here.address_info.items()}), flush=True)
 sys.stdin.read()
 """

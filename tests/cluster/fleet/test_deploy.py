@@ -48,9 +48,12 @@ class Cluster:
         except (httpx.HTTPError, ValueError):
             return False
 
+    def overview(self) -> dict[str, Any]:
+        return httpx.get(f"http://127.0.0.1:{self.port}/cluster", timeout=10).json()
+
     def pids(self) -> dict[str, list[int]]:
         """The processes of each model."""
-        told = httpx.get(f"http://127.0.0.1:{self.port}/cluster", timeout=10).json()
+        told = self.overview()
         found: dict[str, list[int]] = {"gateway": [g["pid"] for g in told["gateways"]]}
         for row in told["replicas"]:
             if row["state"] == "ready":
@@ -104,3 +107,23 @@ def test_what_changes_at_the_door_alone_leaves_replicas_as_they_are(cluster: Clu
     streams.end()
     assert after["gateway"] != before["gateway"]
     assert (after["a"], after["b"]) == (before["a"], before["b"])
+
+
+def test_models_scale_apart_and_take_new_bounds_as_they_are(cluster: Cluster) -> None:
+    scaling = {
+        "min_replicas": 0,
+        "max_replicas": 2,
+        "target_kv_usage": 0.02,
+        "scale_down_after_s": 1,
+        "scale_to_zero_after_s": 1,
+    }
+    cluster.deploy(*(model | {"autoscaling": scaling} for model in (A, B)))
+    streams = Streams(cluster.port, "a", num=4)
+    wait(lambda: len((there := cluster.pids()).get("a", [])) == 2 and "b" not in there)
+    before = cluster.pids()
+    cluster.deploy(A | {"autoscaling": scaling | {"scale_down_after_s": 60}}, B)
+    after = cluster.pids()
+    streams.end()
+    assert set(before["a"]) <= set(after["a"]) and len(after["b"]) == 1
+    (told,) = cluster.overview()["scaling"]
+    assert (told["model"], told["max_replicas"]) == ("a", 2), "the other one scales no more"
