@@ -12,10 +12,11 @@ in its last dimension.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,25 +26,46 @@ from .cpu import backend as native
 from .cpu import panels
 from .cpu.panels import Packed
 from .cpu.threads import current_pool
-from .sampling import draw_any as draw_any
-from .sampling import draw_cut as draw_cut
-from .sampling import draw_nucleus as draw_nucleus
-from .sampling import keyed_uniform as keyed_uniform
-from .sampling import penalize as penalize
-from .sampling import top_tokens as top_tokens
+
+
+class Choice(NamedTuple):
+    """What a thread computes with on CUDA.
+
+    attention  whose attention: `triton`, `FLASH_ATTN`, `FLASHINFER`, or `torch` for the reference
+    exact      a row's result is the same bits whatever else is in the batch
+    """
+
+    attention: str = "triton"
+    exact: bool = False
+
+
+_chosen = threading.local()
+
+
+def use(choice: Choice) -> None:
+    """Have the calling thread compute by this choice from now on; `Choice()` until it says so."""
+    _chosen.choice = choice
+
 
 _BACKENDS: dict[str, tuple[ModuleType, ...]] = {
     "cpu": (native, reference),
     "meta": (native, reference),
-    "cuda": (reference,),
 }
 """A device's backends, the preferred one first. One with `DTYPES` takes only those. On the meta
 device a step is recorded; only ops on CPUs are."""
 
 
+def _backends(device: str, choice: Choice) -> tuple[ModuleType, ...]:
+    if device != "cuda":
+        return _BACKENDS.get(device, ())
+    from .gpu.backends import backends
+
+    return backends(choice.attention, choice.exact)
+
+
 @cache
-def _find(op: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
-    for backend in _BACKENDS.get(device, ()):
+def _find(op: str, device: str, dtype: torch.dtype, choice: Choice) -> Callable[..., Any]:
+    for backend in _backends(device, choice):
         if hasattr(backend, op) and dtype in getattr(backend, "DTYPES", (dtype,)):
             return getattr(backend, op)  # type: ignore[no-any-return]
     return getattr(reference, op)  # type: ignore[no-any-return]
@@ -51,7 +73,8 @@ def _find(op: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
 
 def _backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[..., Any]:
     """Who computes an op of x's dtype on x's device, or on that of `by`."""
-    return _find(op, (x if by is None else by).device.type, x.dtype)
+    choice = getattr(_chosen, "choice", Choice())
+    return _find(op, (x if by is None else by).device.type, x.dtype, choice)
 
 
 def pack(weight: Tensor, *, paired: bool = False) -> Tensor | Packed:
@@ -325,6 +348,73 @@ def gelu(x: Tensor, *, tanh: bool = False) -> Tensor:
 def relu(x: Tensor) -> Tensor:
     """`max(x, 0)`. x [T, C]; returns its shape and dtype."""
     return _backend("relu", x)(x)  # type: ignore[no-any-return]
+
+
+def keyed_uniform(key: Tensor, position: Tensor, sibling: Tensor, draw: int = 0) -> Tensor:
+    """The uniform number in [0, 1) of one draw: [R] float64 with 53 random bits.
+
+    key, position, sibling [R] int64: Philox4x32-10 of that key, counter (position, draw, sibling,
+    0). Source: Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon et al., 2011).
+    """
+    return _backend("keyed_uniform", key)(key, position, sibling, draw)  # type: ignore[no-any-return]
+
+
+def penalize(
+    logits: Tensor,
+    rows: Tensor,
+    ids: Tensor,
+    num_prompt: Tensor,
+    num_tokens: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """Repetition, frequency and presence penalties, in this order, for some rows, in place.
+
+    logits [S, V] float32; rows [R] int64, which of S, each once; ids [R, L] int, of which the first
+    num_tokens [R] (at least 1) count and the first num_prompt [R] are the prompt; the penalties [R]
+    float32. Repetition looks at prompt and output, the others at output alone.
+    Source: CTRL (Keskar et al., 2019) for repetition, the OpenAI API for the others.
+    """
+    _backend("penalize", logits)(
+        logits, rows, ids, num_prompt, num_tokens, repetition, frequency, presence
+    )
+
+
+def draw_any(x: Tensor, u: Tensor) -> Tensor:
+    """A token of each row by probability softmax(x): [R] int64.
+
+    x [R, V] float32, 0 at the greatest of each row and -inf where a token is not allowed; u [R]
+    float64 in [0, 1). Inverse of the cumulative distribution in the order of token ids. A row of
+    NaN yields some id inside the vocabulary, which means nothing.
+    """
+    return _backend("draw_any", x)(x, u)  # type: ignore[no-any-return]
+
+
+def draw_cut(
+    x: Tensor, u: Tensor, top_k: Tensor, most: int, min_p: Tensor, top_p: Tensor
+) -> Tensor:
+    """A token of each row among those that min_p, then top_k, then top_p leave: [R] int64.
+
+    x, u as in `draw_any`; top_k [R] int64, 0 for all, `most` the greatest of them; min_p, top_p [R]
+    float32, one of top_k and min_p not 0. min_p is relative to the greatest probability. Tokens
+    equal to the k-th are all kept. top_p keeps the shortest run from the top, by descending value
+    and then ascending id, whose share of what is left reaches it. Drawn in that order.
+    """
+    return _backend("draw_cut", x)(x, u, top_k, most, min_p, top_p)  # type: ignore[no-any-return]
+
+
+def draw_nucleus(x: Tensor, u: Tensor, top_p: Tensor) -> Tensor:
+    """A token of each row among those that top_p alone leaves; otherwise as `draw_cut`."""
+    return _backend("draw_nucleus", x)(x, u, top_p)  # type: ignore[no-any-return]
+
+
+def top_tokens(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Ids [R, m] int64 and values [R, m] of the `most` greatest of each row, m at most `most`.
+
+    values [R, V] float32. By descending value and then ascending id; at -inf an id means nothing.
+    """
+    return _backend("top_tokens", values)(values, most)  # type: ignore[no-any-return]
 
 
 def is_slow(dtype: torch.dtype, device: torch.device) -> bool:

@@ -12,19 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .reference_attention import paged_attention, plan_attention
+from .sampling import draw_any, draw_cut, draw_nucleus, keyed_uniform, penalize, top_tokens
 
 __all__ = [
     "across",
     "add",
     "add_layer_norm",
     "add_rms_norm",
+    "draw_any",
+    "draw_cut",
+    "draw_nucleus",
     "embed",
     "gather",
     "gelu",
+    "keyed_uniform",
     "layer_norm",
     "linear",
     "logits",
     "paged_attention",
+    "penalize",
     "plan_attention",
     "relu",
     "rms_norm",
@@ -32,6 +38,7 @@ __all__ = [
     "rope_angles",
     "silu_mul",
     "store_kv",
+    "top_tokens",
 ]
 
 

@@ -1,0 +1,203 @@
+"""What the Triton kernels become on each kind of GPU: registers, spills, shared memory.
+
+    python benchmarks/gpu_compile.py [--targets 80,90] [--quick] [--json FILE]
+
+Needs no GPU: each launcher is called as the engine calls it, with tensors on the CPU, and where it
+would launch a kernel, that kernel is compiled for the target instead, by Triton and its own ptxas.
+Ends with 1 where a kernel does not compile, spills registers, or asks for more shared memory than
+the target has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from shoal.kernels.gpu import attention, cut, draw, elementwise, linear, norm, penalties
+from shoal.kernels.gpu import family as families
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+SHARED_KB = {70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""Shared memory that one block may use, by compute capability (CUDA C++ Programming Guide)."""
+
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+NAMES |= {torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64"}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel on one target; shared memory in bytes."""
+
+    kernel: str
+    case: str
+    target: int
+    registers: int
+    spilled: int
+    shared: int
+    warps: int
+
+
+def compile_for(target: int, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Compile a kernel as a launch with these arguments would."""
+    options = {name: named.pop(name) for name in OPTIONS if name in named}
+    bound = inspect.signature(function.fn).bind(*args, **named).arguments
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for place, parameter in enumerate(function.params):
+        value = bound[parameter.name]
+        value = getattr(value, "value", value)
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = "*" + NAMES[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread, and bytes of its stack: what was spilled."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found, said
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def compiling(target: int, case: str, made: list[Compiled]) -> Iterator[None]:
+    """Compile what would be launched, once a kernel and its constants."""
+    seen: set[str] = set()
+
+    def run(function: Any, *args: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
+        if function.__name__ in seen:
+            return
+        seen.add(function.__name__)
+        built = compile_for(target, function, args, named)
+        used = (*resources(built.asm["cubin"]), built.metadata.shared, built.metadata.num_warps)
+        made.append(Compiled(function.__name__, case, target, *used))
+
+    kind = families.family_of(divmod(target, 10))
+    with mock.patch.object(triton.runtime.JITFunction, "run", run):
+        for module in (attention, linear):
+            mock.patch.object(module, "family", lambda device: kind).start()
+        try:
+            yield
+        finally:
+            mock.patch.stopall()
+
+
+def attend(size: int, group: int, dtype: torch.dtype, exact: bool, **named: Any) -> None:
+    """Prefill and decode of heads of one size."""
+    q = torch.empty(32, 8 * group, size, dtype=dtype)
+    kv = torch.empty(2, 9, 16, 8, size, dtype=dtype)
+    table = torch.zeros(16, 64, dtype=torch.int32)
+    starts, lengths = torch.zeros(17, dtype=torch.int32), torch.zeros(16, dtype=torch.int32)
+    attention.paged_attention(q, kv, table, starts, lengths, scale=0.1, exact=exact, **named)
+
+
+def small_ops(dtype: torch.dtype) -> None:
+    """Everything around attention and products, in the shapes of Llama 3.1 8B."""
+    x, weight = torch.empty(32, 4096, dtype=dtype), torch.empty(4096, dtype=dtype)
+    norm.add_rms_norm(x, torch.empty_like(x), weight, 1e-5)
+    heads, angles = torch.empty(32, 40, 128, dtype=dtype), torch.empty(32, 64, dtype=dtype)
+    elementwise.rope(heads, angles, angles)
+    kv = torch.empty(2, 9, 16, 8, 128, dtype=dtype)
+    elementwise.store_kv(heads[:, :8], heads[:, 8:16], kv, torch.zeros(32, dtype=torch.int64))
+    elementwise.silu_mul(torch.empty(32, 28672, dtype=dtype))
+
+
+def sampling(dtype: torch.dtype) -> None:
+    """Draws over a vocabulary of 128k; of no dtype but float32."""
+    rows = torch.zeros(8, dtype=torch.int64)
+    x, one = torch.empty(8, 128256), torch.empty(8)
+    u = torch.empty(8, dtype=torch.float64)
+    draw.keyed_uniform(rows, rows, rows)
+    draw.draw_any(x, u)
+    cut.draw_cut(x, u, rows, 50, one, one)
+    ids = torch.zeros(8, 2048, dtype=torch.int32)
+    penalties.penalize(x, rows, ids, rows, rows, one, one, one)
+
+
+def products(dtype: torch.dtype) -> None:
+    """The exact product, of few rows and of many."""
+    weight = torch.empty(4096, 4096, dtype=dtype)
+    linear.linear(torch.empty(8, 4096, dtype=dtype), weight)
+
+
+def cases(quick: bool) -> Iterator[tuple[str, Callable[[torch.dtype], None]]]:
+    """What is compiled, by name."""
+    shapes = [(128, 4, False, {})] if quick else []
+    if not quick:
+        shapes = [(size, 4, exact, {}) for size in (64, 128, 256) for exact in (False, True)]
+        shapes += [(128, 7, False, {}), (80, 1, False, {}), (128, 8, False, {"window": 4096})]
+        shapes += [(128, 4, False, {"softcap": 30.0})]
+    for size, group, exact, named in shapes:
+        words = [f"heads of {size}, {group} a group", *named, *(["exact"] if exact else [])]
+        yield (
+            ", ".join(words),
+            lambda dtype, s=size, g=group, e=exact, n=named: attend(s, g, dtype, e, **n),
+        )
+    yield "8B", small_ops
+    yield "128k ids", sampling
+    yield "4096 x 4096", products
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--targets", default="75,80,86,90,100")
+    parser.add_argument("--quick", action="store_true", help="one shape of attention only")
+    parser.add_argument("--json", type=Path, help="write what was found there")
+    chosen = parser.parse_args()
+    made: list[Compiled] = []
+    for target in map(int, chosen.targets.split(",")):
+        dtype = torch.bfloat16 if target >= 80 else torch.float16
+        for case, launch in cases(chosen.quick):
+            with compiling(target, case, made):
+                launch(dtype)
+    print(f"{'kernel':22}{'case':34}{'sm':>5}{'regs':>6}{'spill':>7}{'shared KB':>11}{'warps':>7}")
+    for one in made:
+        shared = one.shared / 1024
+        print(
+            f"{one.kernel:22}{one.case:34}{one.target:5}{one.registers:6}{one.spilled:7}"
+            f"{shared:11.1f}{one.warps:7}"
+        )
+    if chosen.json:
+        facts = {"triton": triton.__version__, "kernels": [asdict(one) for one in made]}
+        chosen.json.write_text(json.dumps(facts, indent=1) + "\n")
+    over = [o for o in made if o.spilled or o.shared > SHARED_KB[o.target] * 1024]
+    for one in over:
+        print(f"too much: {one}", file=sys.stderr)
+    return 1 if over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

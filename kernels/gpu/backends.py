@@ -1,0 +1,36 @@
+"""Which modules compute on CUDA, the preferred one first."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+from .. import reference
+
+SMALL_OPS = ("norm", "elementwise", "draw", "cut", "penalties", "top")
+
+ATTENTION = {
+    "triton": ("attention",),
+    "FLASH_ATTN": ("with_flash_attn", "attention"),
+    "FLASHINFER": ("with_flashinfer", "attention"),
+    "torch": (),
+}
+"""A backend's module, and whose takes what it leaves."""
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def backends(attention: str, exact: bool) -> tuple[ModuleType, ...]:
+    """The modules for `ops.Choice(attention, exact)`; the reference alone where no Triton is."""
+    names = ("exact",) if exact else ATTENTION[attention]
+    try:
+        found = [import_module(f".{name}", __package__) for name in (*names, *SMALL_OPS)]
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        log.warning("triton is not installed: CUDA computes with torch's own operations, slowly")
+        found = []
+    return (*found, reference)

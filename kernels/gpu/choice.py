@@ -1,0 +1,150 @@
+"""Which attention a GPU computes with, decided from what is known before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+
+Gap = str | None
+"""Why a backend cannot serve; None where it can."""
+
+
+class Gpu(NamedTuple):
+    """One GPU; `hip`: AMD's, under ROCm."""
+
+    name: str
+    capability: tuple[int, int]
+    hip: bool = False
+
+
+class Model(NamedTuple):
+    """What of a model decides."""
+
+    dtype: torch.dtype
+    head_sizes: tuple[int, ...]
+    block_size: int
+
+
+# From this compute capability on: what it is called, and what `auto` takes, the first that serves.
+# FlashAttention 2 reads pages of 256 tokens and more alone, so with other pages it is passed over.
+# FlashInfer plans each step on the host, which then waits for the device: only on request.
+ARCHITECTURES: Sequence[tuple[tuple[int, int], str, tuple[str, ...]]] = (
+    ((12, 0), "Blackwell (RTX 50)", ("triton", "torch")),
+    ((10, 0), "Blackwell", ("triton", "torch")),
+    ((9, 0), "Hopper", ("FLASH_ATTN", "triton", "torch")),
+    ((8, 9), "Ada", ("FLASH_ATTN", "triton", "torch")),
+    ((8, 0), "Ampere", ("FLASH_ATTN", "triton", "torch")),
+    ((7, 5), "Turing", ("triton", "torch")),
+    ((7, 0), "Volta", ("triton", "torch")),
+)
+AMD = ("triton", "torch")
+
+
+def gpu(device: torch.device) -> Gpu:
+    """The GPU of a CUDA device."""
+    capability = torch.cuda.get_device_capability(device)
+    return Gpu(torch.cuda.get_device_name(device), capability, torch.version.hip is not None)
+
+
+def _triton(gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> Gap:
+    if not installed("triton"):
+        return "triton is not installed; torch's builds for CUDA bring it"
+    if max(model.head_sizes) > 256:
+        return f"its heads are of at most 256, and the model's of {max(model.head_sizes)}"
+    return None
+
+
+def _flash_attn(gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> Gap:
+    if gpu.hip or gpu.capability < (8, 0):
+        return f"it needs an NVIDIA GPU of Ampere (8.0) or later, and this is {gpu.name}"
+    if model.dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in float16 and bfloat16, not in {_name(model.dtype)}"
+    if max(model.head_sizes) > 256 or any(size % 8 for size in model.head_sizes):
+        return f"its heads are multiples of 8 up to 256, and the model's {model.head_sizes}"
+    if gpu.capability[0] == 9 and installed("flash_attn_interface"):
+        return None
+    if not installed("flash_attn"):
+        return "flash-attn is not installed: pip install flash-attn"
+    if model.block_size % 256:
+        return (
+            f"FlashAttention 2 reads KV blocks of a multiple of 256 tokens, and these are of "
+            f"{model.block_size}: set block_size to 256"
+        )
+    return None
+
+
+def _flashinfer(gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> Gap:
+    if gpu.hip or gpu.capability < (7, 5):
+        return f"it needs an NVIDIA GPU of Turing (7.5) or later, and this is {gpu.name}"
+    if model.dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in float16 and bfloat16, not in {_name(model.dtype)}"
+    if not set(model.head_sizes) <= {64, 128, 256}:
+        return f"its heads are of 64, 128 or 256, and the model's of {model.head_sizes}"
+    if not installed("flashinfer"):
+        return "flashinfer is not installed: pip install flashinfer-python"
+    return None
+
+
+GAPS: dict[str, Callable[[Gpu, Model, Callable[[str], bool]], Gap]] = {
+    "triton": _triton,
+    "FLASH_ATTN": _flash_attn,
+    "FLASHINFER": _flashinfer,
+    "torch": lambda gpu, model, installed: None,
+}
+
+
+def _installed(module: str) -> bool:
+    return find_spec(module) is not None
+
+
+def choose_attention(
+    asked: str,
+    gpu: Gpu,
+    model: Model,
+    *,
+    exact: bool = False,
+    installed: Callable[[str], bool] = _installed,
+) -> tuple[str, str]:
+    """The backend that `asked` (a name, or auto) means here, and why.
+
+    Raises ValueError that says what cannot be served and what to do.
+    """
+    known = [row for row in ARCHITECTURES if row[0] <= gpu.capability]
+    if not known and not gpu.hip:
+        raise ValueError(
+            f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}; a GPU of "
+            f"7.0 (Volta) or later is needed"
+        )
+    if exact:
+        return _exact(asked, gpu, model, installed)
+    if asked != "auto":
+        if why := GAPS[asked](gpu, model, installed):
+            raise ValueError(f"attention_backend={asked} cannot be served: {why}")
+        return asked, "asked for"
+    where, order = ("AMD", AMD) if gpu.hip else known[0][1:]
+    passed = []
+    for name in order:
+        why = GAPS[name](gpu, model, installed)
+        if why is None:
+            said = "; ".join([f"first for {where}" if not passed else f"for {where}", *passed])
+            return name, said
+        passed.append(f"not {name}: {why}")
+    raise AssertionError("torch serves everything")
+
+
+def _exact(asked: str, gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> tuple[str, str]:
+    if asked not in ("auto", "triton"):
+        raise ValueError(
+            f"deterministic computes attention in triton, and attention_backend={asked} promises "
+            f"no order of additions: leave one of them out"
+        )
+    if why := _triton(gpu, model, installed):
+        raise ValueError(f"deterministic computes attention in triton: {why}")
+    return "triton", "deterministic"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
