@@ -72,7 +72,7 @@ class Runner:
 
         On a rank that does not sample the result is empty.
         """
-        self._progress.begin(plan.step)
+        self._progress.begin(plan.step, sum(row.num_tokens for row in plan.rows))
         self._enter(plan)
         nothing = Result(step=plan.step, tokens=())
         if not plan.rows:
