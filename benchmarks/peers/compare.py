@@ -149,7 +149,7 @@ class Comparison:
         """Warm both sides, then run them in turn, the order changing from round to round."""
         asked = self.asked
         for side in sides.values():
-            side.run(cell.prompts(-1, self.vocab_size), WARM_TOKENS)
+            side.run(cell.prompts(-1, self.vocab_size)[: cell.num_warm], WARM_TOKENS)
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         idle = []
         begin = time.monotonic()
