@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import c_int64
 
 from torch import nn
+
+from .pace import Pace
 
 IDLE = "idle"
 KEPT = 256
@@ -19,38 +24,78 @@ class Progress:
     operation  what of it: a layer, sampling, waiting for another rank; `idle` between plans
     ticks      grows with every word of progress
     finished   the last plan that is done
+    expected_s how long it should be silent at a stretch, as far as measured: see `Pace`
     timeline   the last steps: number, when it began and ended (s, monotonic), and how much of that
                went by waiting for another stage
     """
 
-    __slots__ = ("_begun", "_waited", "finished", "operation", "step", "ticks", "timeline")
+    __slots__ = (
+        *("_begun", "_last", "_longest", "_num_tokens", "_operation", "_pace", "_tape", "_ticks"),
+        *("_waited", "expected_s", "finished", "step", "timeline"),
+    )
 
     def __init__(self) -> None:
         self.step = self.finished = -1
-        self.operation = IDLE
-        self.ticks = 0
+        self._operation = IDLE
+        self._ticks = 0
+        self._tape: tuple[Sequence[str], c_int64] | None = None
         self.timeline: deque[tuple[int, float, float, float]] = deque(maxlen=KEPT)
-        self._begun = self._waited = 0.0
+        self.expected_s = 0.0
+        self._pace = Pace()
+        self._num_tokens = 0
+        self._begun = self._waited = self._last = self._longest = 0.0
 
-    def begin(self, step: int) -> None:
-        """A plan begins."""
+    @property
+    def operation(self) -> str:
+        tape = self._tape
+        if tape is None or not tape[1].value:
+            return self._operation
+        return tape[0][tape[1].value - 1]
+
+    @property
+    def ticks(self) -> int:
+        tape = self._tape
+        return self._ticks + (0 if tape is None else tape[1].value)
+
+    @contextmanager
+    def replaying(self, words: Sequence[str], mark: c_int64) -> Iterator[None]:
+        """Inside, native code says what it does: it is at words[mark - 1], 0 before it begins."""
+        mark.value = 0
+        self._tape = words, mark
+        try:
+            yield
+        finally:
+            self._last = time.monotonic()  # native code spoke meanwhile, at every mark
+            self._ticks += mark.value
+            self._operation = self.operation
+            self._tape = None
+
+    def begin(self, step: int, num_tokens: int) -> None:
+        """A plan of so many tokens begins."""
         self.step, self._begun, self._waited = step, time.monotonic(), 0.0
+        self._num_tokens, self.expected_s = num_tokens, self._pace.expected_s(num_tokens)
+        self._last, self._longest = self._begun, 0.0
         self.at("reading the plan")
 
     def waited(self, since: float) -> None:
         """The wait for another stage, which began at `since`, is over."""
-        self._waited += time.monotonic() - since
+        self._last = time.monotonic()  # how long another one takes says nothing of this one
+        self._waited += self._last - since
 
     def at(self, operation: str) -> None:
         """An operation begins."""
-        self.operation = operation
-        self.ticks += 1
+        now = time.monotonic()
+        self._longest, self._last = max(self._longest, now - self._last), now
+        self._operation = operation
+        self._ticks += 1
 
     def done(self, step: int) -> None:
         """A plan is done."""
-        self.timeline.append((step, self._begun, time.monotonic(), self._waited))
         self.finished = step
         self.at(IDLE)
+        self.timeline.append((step, self._begun, self._last, self._waited))
+        self.expected_s = 0.0
+        self._pace.enter(self._num_tokens, self._longest)
 
     @property
     def since_s(self) -> float | None:
