@@ -26,6 +26,7 @@ from hosts import Hosts, hosts, wait  # noqa: E402
 
 HEAD, DOOR, FAR = range(3)
 AWAY_S = 5.0
+START_S = 600.0
 FAULTS = {
     "node": "SIGKILL of all of a node with replicas alone",
     "link": f"link of that node cut for {AWAY_S:g} s",
@@ -87,7 +88,7 @@ def serve(made: Hosts, folder: Path) -> subprocess.Popen[bytes]:
     output = folder / "output"
     with output.open("wb") as to:
         started = made.start(DOOR, line, stdout=to, stderr=subprocess.STDOUT)
-    wait(lambda: b"is ready" in output.read_bytes() or started.poll() is not None, 200)
+    wait(lambda: b"is ready" in output.read_bytes() or started.poll() is not None, START_S)
     assert started.poll() is None, output.read_text()
     return started
 
