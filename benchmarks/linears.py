@@ -2,9 +2,10 @@
 
     python benchmarks/linears.py [--threads 2] [--rows 1,8,32,128,512] [--rounds 9] [--json FILE]
 
-Weights rotate over more than 300 MB, so that they come from memory as in a step. Every round takes
-each way once, in turn; the best round counts, since another program can only make one slower. A
-share is of the limit that binds: the time to read the weights, or to multiply, whichever is longer.
+Weights rotate over more than 300 MB, so that they come from memory as in a step. In every round
+each way has its turn; the best few weights in a row count, since another program can only make them
+slower. A share is of the limit that binds: the time to read the weights, or to multiply, whichever
+is longer; both limits are probed in the same run.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from shoal.kernels.cpu.structures import (
     Pool,
     Sizes,
     Step,
+    absence,
     library,
     step,
 )
@@ -46,7 +48,10 @@ SHAPES = {
     "head": (1024, 151936, False),
 }
 ROTATED_BYTES = 320_000_000
-Way = Callable[[], None]
+SETTLE_S = 0.02
+"""Until the threads of the way before have ceased to wait for more work in a loop."""
+Way = Callable[[int, int], None]
+"""Multiplies by so many weights, from the given one on."""
 
 
 def main() -> None:
@@ -61,7 +66,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     native = library()
-    assert native is not None, "build the native library first: python kernels/cpu/build.py"
+    if native is None:
+        sys.exit(f"no native ops: {absence()}")
     if chosen.instructions and not native.shoal_choose(chosen.instructions.encode()):
         sys.exit(f"this processor has no {chosen.instructions}")
     torch.set_num_threads(chosen.threads)
@@ -145,40 +151,45 @@ class Linears:
             Linear(panels.matrix(x), panels.matrix(out), w.panels, None, Extent.TOKENS, epilogue)
             for w in self.packed
         ]
-        steps, sizes = (Step * len(args))(*(step(Kind.LINEAR, each) for each in args)), Sizes()
-        sizes.tokens = len(x)
+        sizes = Sizes(len(x), 0, 0)
 
-        def run() -> None:
-            assert self.pool.run(steps, sizes) == 0 and len(args) == len(steps)
-            assert len(out) == len(x)
+        def run(first: int, count: int) -> None:
+            some = (step(Kind.LINEAR, each) for each in args[first : first + count])
+            assert self.pool.run((Step * count)(*some), sizes) == 0 and len(out) == len(x)
 
         return run
 
     def torch(self, x: Tensor) -> Way:
-        return lambda: self._each(lambda w: functional.linear(x, w), self.plain)
+        return self._each(lambda w: functional.linear(x, w), self.plain)
 
     def mkldnn(self, x: Tensor) -> Way:
         linear = torch.ops.mkldnn._linear_pointwise
-        return lambda: self._each(lambda w: linear(x, w, None, "none", [], ""), self.reordered)
+        return self._each(lambda w: linear(x, w, None, "none", [], ""), self.reordered)
 
-    def _each(self, product: Callable[[Tensor], Tensor], weights: list[Tensor]) -> None:
-        for weight in weights:
-            y = product(weight)
-            if self.gated:
-                gate, up = y.chunk(2, 1)
-                functional.silu(gate).mul_(up)
+    def _each(self, product: Callable[[Tensor], Tensor], weights: list[Tensor]) -> Way:
+        def run(first: int, count: int) -> None:
+            for weight in weights[first : first + count]:
+                y = product(weight)
+                if self.gated:
+                    gate, up = y.chunk(2, 1)
+                    functional.silu(gate).mul_(up)
+
+        return run
 
 
 def measure(linears: Linears, roof: Roof, rows: int, rounds: int) -> dict[str, float]:
     x = torch.randn(rows, linears.inputs).bfloat16()
     ways = {"native": linears.native(x), "torch": linears.torch(x), "mkldnn": linears.mkldnn(x)}
     best = dict.fromkeys(ways, float("inf"))
+    turn = max(1, linears.copies // 8 // (1 + rows // 32))
     for _ in range(rounds):
         roof.probe()
         for name, way in ways.items():
-            begun = time.perf_counter()
-            way()
-            best[name] = min(best[name], (time.perf_counter() - begun) / linears.copies)
+            time.sleep(SETTLE_S)
+            for first in range(0, linears.copies - turn + 1, turn):
+                begun = time.perf_counter()
+                way(first, turn)
+                best[name] = min(best[name], (time.perf_counter() - begun) / turn)
     weights = linears.inputs * linears.outputs
     gb_s, gflop_s = weights * 2 / best["native"] / 1e9, weights * 2 * rows / best["native"] / 1e9
     return {

@@ -176,7 +176,9 @@ class EngineConfig:
         group="Parallel",
     )
     enforce_eager: bool = setting(
-        False, "Never record steps for replay (nothing records yet).", group="Parallel"
+        False,
+        "Call a model op by op at every step, instead of replaying a step that was recorded.",
+        group="Parallel",
     )
 
     def __post_init__(self) -> None:

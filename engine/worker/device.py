@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.cpu.structures import Pool, library
 from ..errors import ConfigError
 from ..sizing import Memory
 from .machine import free_memory, num_cores
@@ -38,6 +39,11 @@ class Device:
         return self.is_cpu
 
     @property
+    def packs_weights(self) -> bool:
+        """Whether its ops read weights in an order of their own."""
+        return self.is_cpu
+
+    @property
     def adds_in_order(self) -> bool:
         """Whether sums over ranks are taken in their order, where NCCL takes its own."""
         return self.is_cpu
@@ -58,6 +64,14 @@ class Device:
         if not self.is_cpu:
             torch.cuda.set_device(self.place)
         return threads
+
+    def handed(self, own: torch.dtype) -> torch.dtype:
+        """What stages hand hidden states on in: CPUs keep the residual stream in float32."""
+        return torch.float32 if self.is_cpu else own
+
+    def pool(self, threads: int) -> Pool | None:
+        """Threads for native ops, where the device has such ops."""
+        return Pool(threads) if self.is_cpu and library() is not None else None
 
     def memory(self) -> Memory:
         """What is there, what is free, and who holds the rest."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import c_int64
 
 from torch import nn
 
@@ -27,19 +30,45 @@ class Progress:
     """
 
     __slots__ = (
-        *("_begun", "_last", "_longest", "_num_tokens", "_pace", "_waited"),
-        *("expected_s", "finished", "operation", "step", "ticks", "timeline"),
+        *("_begun", "_last", "_longest", "_num_tokens", "_operation", "_pace", "_tape", "_ticks"),
+        *("_waited", "expected_s", "finished", "step", "timeline"),
     )
 
     def __init__(self) -> None:
         self.step = self.finished = -1
-        self.operation = IDLE
-        self.ticks = 0
+        self._operation = IDLE
+        self._ticks = 0
+        self._tape: tuple[Sequence[str], c_int64] | None = None
         self.timeline: deque[tuple[int, float, float, float]] = deque(maxlen=KEPT)
         self.expected_s = 0.0
         self._pace = Pace()
         self._num_tokens = 0
         self._begun = self._waited = self._last = self._longest = 0.0
+
+    @property
+    def operation(self) -> str:
+        tape = self._tape
+        if tape is None or not tape[1].value:
+            return self._operation
+        return tape[0][tape[1].value - 1]
+
+    @property
+    def ticks(self) -> int:
+        tape = self._tape
+        return self._ticks + (0 if tape is None else tape[1].value)
+
+    @contextmanager
+    def replaying(self, words: Sequence[str], mark: c_int64) -> Iterator[None]:
+        """Inside, native code says what it does: it is at words[mark - 1], 0 before it begins."""
+        mark.value = 0
+        self._tape = words, mark
+        try:
+            yield
+        finally:
+            self._last = time.monotonic()  # native code spoke meanwhile, at every mark
+            self._ticks += mark.value
+            self._operation = self.operation
+            self._tape = None
 
     def begin(self, step: int, num_tokens: int) -> None:
         """A plan of so many tokens begins."""
@@ -57,8 +86,8 @@ class Progress:
         """An operation begins."""
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last), now
-        self.operation = operation
-        self.ticks += 1
+        self._operation = operation
+        self._ticks += 1
 
     def done(self, step: int) -> None:
         """A plan is done."""

@@ -15,6 +15,7 @@ import torch
 from torch._C._distributed_c10d import Store
 from tqdm import tqdm
 
+from ...kernels.cpu.threads import using
 from .. import sizing
 from ..config import EngineConfig
 from ..executor import Capacity
@@ -22,7 +23,8 @@ from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
 from ..model.hub import find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh, Stage
-from ..model.zoo.registry import CausalLM, build, num_bytes, token_width
+from ..model.packing import num_bytes
+from ..model.zoo.registry import CausalLM, build, token_width
 from ..plan import CacheSpec, Plan, Result
 from ..request import RankState
 from ..seat import Seat
@@ -30,6 +32,7 @@ from ..sizing import Footprint, Sizing
 from .cache import allocate
 from .columns import SamplingColumns
 from .device import Device, pick
+from .graphs import Limits, forward_of
 from .progress import Progress
 from .runner import Runner
 from .team import alone, join
@@ -74,7 +77,7 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
     own = build(model, mesh, dtype, "meta", stage=stage, impl=impl) if stage else whole
     size = sizing.size(
         _shared(config, device, seat),
-        footprint(model, dtype, own),
+        footprint(model, dtype, own, packed=device.packs_weights),
         device.memory(),
         config.block_size or device.block_size,
     )
@@ -97,10 +100,13 @@ def stage_of(seat: Seat, config: ModelConfig, partition: str | None) -> Stage | 
     return Stage(seat.layers(config.num_hidden_layers, partition), seat.first, seat.last)
 
 
-def footprint(config: ModelConfig, dtype: torch.dtype, shapes: CausalLM) -> Footprint:
+def footprint(
+    config: ModelConfig, dtype: torch.dtype, shapes: CausalLM, *, packed: bool = False
+) -> Footprint:
     """What decides the memory of a rank, from the shapes of its part of the model alone."""
+    assert isinstance(shapes, torch.nn.Module)
     return Footprint(
-        weight_bytes=num_bytes(shapes),
+        weight_bytes=num_bytes(shapes, packed=packed),
         specs=tuple(shapes.cache_specs),
         width=token_width(shapes, config),
         vocab_size=config.vocab_size,
@@ -158,7 +164,8 @@ class Worker:
         num_blocks = self._team.least(plan.sizing.num_blocks)
         if seat.size > 1:
             clock.lap("meet")
-        with _progress(plan.folder.name, self._on_load) as progress:
+        pool = device.pool(threads)
+        with _progress(plan.folder.name, self._on_load) as progress, using(pool):
             loaded = load(
                 config.model,
                 mesh=self._team.mesh,
@@ -172,6 +179,7 @@ class Worker:
                 max_len=config.max_model_len,
                 model_impl=config.model_impl,
                 progress=progress,
+                packed=device.packs_weights,
             )
         clock.lap("load")
         specs, facts = loaded.model.cache_specs, plan.facts
@@ -179,8 +187,25 @@ class Worker:
         columns = SamplingColumns(
             config.max_num_seqs, facts.vocab_size, facts.eos_token_ids, device
         )
-        self._runner = Runner(
+        if isinstance(loaded.model, torch.nn.Module):
+            self.progress.watch(loaded.model)
+        forward = forward_of(
             loaded.model,
+            cache,
+            Limits(
+                tokens=config.batched_tokens,
+                sequences=config.max_num_seqs,
+                model_len=plan.sizing.max_model_len,
+                width=0 if seat.first else plan.width,
+            ),
+            self.progress,
+            dtype=plan.dtype,
+            pool=pool,
+            last=seat.last,
+            eager=config.enforce_eager,
+        )
+        self._runner = Runner(
+            forward,
             cache,
             columns,
             num_slots=config.max_num_seqs,
