@@ -21,25 +21,29 @@ class Progress:
     finished   the last plan that is done
     timeline   the last steps: number, when it began and ended (s, monotonic), and how much of that
                went by waiting for another stage
+    gaps       for how long the device had nothing to do between one step and the next (s)
     """
 
-    __slots__ = ("_begun", "_waited", "finished", "operation", "step", "ticks", "timeline")
+    __slots__ = ("_begun", "finished", "gaps", "operation", "step", "ticks", "timeline")
 
     def __init__(self) -> None:
         self.step = self.finished = -1
         self.operation = IDLE
         self.ticks = 0
         self.timeline: deque[tuple[int, float, float, float]] = deque(maxlen=KEPT)
-        self._begun = self._waited = 0.0
+        self.gaps: deque[float] = deque(maxlen=KEPT)
+        self._begun: deque[tuple[int, float, float]] = deque(maxlen=KEPT)
 
     def begin(self, step: int) -> None:
         """A plan begins."""
-        self.step, self._begun, self._waited = step, time.monotonic(), 0.0
+        self.step = step
+        self._begun.append((step, time.monotonic(), 0.0))
         self.at("reading the plan")
 
     def waited(self, since: float) -> None:
         """The wait for another stage, which began at `since`, is over."""
-        self._waited += time.monotonic() - since
+        step, begun, waited = self._begun.pop()
+        self._begun.append((step, begun, waited + time.monotonic() - since))
 
     def at(self, operation: str) -> None:
         """An operation begins."""
@@ -47,10 +51,11 @@ class Progress:
         self.ticks += 1
 
     def done(self, step: int) -> None:
-        """A plan is done."""
-        self.timeline.append((step, self._begun, time.monotonic(), self._waited))
+        """A plan is done, the oldest that has begun and is not."""
+        _, begun, waited = self._begun.popleft()
+        self.timeline.append((step, begun, time.monotonic(), waited))
         self.finished = step
-        self.at(IDLE)
+        self.at(IDLE if not self._begun else "computing")
 
     @property
     def since_s(self) -> float | None:
