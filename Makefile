@@ -5,7 +5,8 @@
 #   TORCH_INDEX_URL   the package index that torch is taken from
 
 BIN := .venv/bin
-DESCRIBED := pyproject.toml constraints.txt deploy/setup.sh
+DESCRIBED := pyproject.toml setup.py constraints.txt deploy/setup.sh \
+    $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inc kernels/cpu/build.py)
 
 export PYTHON TORCH_INDEX_URL
 
@@ -36,6 +37,7 @@ bench: .venv/.serve  ## measure a running server
 
 clean:  ## remove .venv, caches and build outputs
 	rm -rf .venv build dist shoal.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f kernels/cpu/native.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -27,6 +27,7 @@ def model_card(model: ModelConfig, capacity: Capacity) -> ModelCard:
         created=int(time.time()),
         cache=_cache(engine, capacity),
         block_size=capacity.block_size if engine.enable_prefix_caching else 0,
+        window=max((spec.window or 0 for spec in capacity.groups), default=0),
     )
 
 

@@ -38,12 +38,13 @@ class Absent:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entries:
     """What is on record: replicas by their state, gateways by their names, nodes that are being
-    drained.
+    drained, what was decided for each model that scales (see `scaling_policy`).
     """
 
     replicas: Sequence[Absent] = ()
     gateways: Mapping[str, Place] = field(default_factory=dict)
     draining: frozenset[str] = frozenset()
+    scaling: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Registry(Protocol):
@@ -77,12 +78,15 @@ class Census:
         replicas += [_absent_row(r) for r in known.replicas if r.replica not in linked]
         streams = {**self._others(links), self._name: own_streams}
         gateways = {self._name: Place(HERE, os.getpid()), **known.gateways}
+        scaling = [_scaling_row(model, fact) for model, fact in sorted(known.scaling.items())]
+        told: dict[str, Any] = {"scaling": scaling} if scaling else {}
         return {
             "replicas": sorted(replicas, key=lambda row: (row["model"], row["id"])),
             "gateways": [
                 {"node": at.node, "pid": at.pid, "streams": streams.get(name, 0)}
                 for name, at in sorted(gateways.items())
             ],
+            **told,
         }
 
     def _others(self, links: Sequence[Link]) -> dict[str, int]:
@@ -107,6 +111,17 @@ def _row(link: Link, draining: frozenset[str]) -> dict[str, Any]:
         "waiting": load.waiting,
         "kv_usage": round(load.kv_usage, 4),
         "ranks": [_rank_row(rank, link.node) for rank in load.ranks],
+    }
+
+
+def _scaling_row(model: str, fact: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": model,
+        "replicas": fact["target"],
+        "min_replicas": fact["min"],
+        "max_replicas": fact["max"],
+        "sustains": fact["sustains"],
+        "decisions": fact["decisions"],
     }
 
 

@@ -294,14 +294,14 @@ class Peer:
                 self.live.pop(key, None)
 
     def _sink(self, updates: list[Update]) -> None:
-        if any(u.finish is FinishReason.ERROR for u in updates) and (lost := self._engine_lost()):
+        ends = [update for update in updates if update.finish is not None]
+        if any(u.finish is FinishReason.ERROR for u in ends) and (lost := self._engine_lost()):
             stalled = isinstance(lost, WorkerStalled)
             self.send(wire.frame(wire.Lost(lost.message, stalled)))
             return
-        for update in updates:
-            if update.finish is not None:
-                self.live.pop((update.id, update.sibling), None)
-        if any(u.finish is not None or u.num_cached is not None for u in updates):
+        for update in ends:
+            self.live.pop((update.id, update.sibling), None)
+        if ends or any(update.num_cached is not None for update in updates):
             self._channel.news.tell()
         self._send_step(updates)
 

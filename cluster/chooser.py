@@ -40,7 +40,8 @@ class Chooser:
     def choose(self, able: Sequence[C], request: Request) -> C:
         """The replica, of one or more with the same model, for a request."""
         by_name = {link.replica: link for link in able}
-        cached = self.prefixes.cached(request, able[0].card.block_size, by_name)
+        card = able[0].card
+        cached = self.prefixes.cached(request, card.block_size, by_name, card.window)
         standings = [
             link.standing(cached[name], self._last_turn.get(name, 0))
             for name, link in by_name.items()

@@ -119,11 +119,17 @@ def shares_of(config: ServeConfig, names: Sequence[str]) -> list[Share]:
 
 
 def state_shares(config: ServeConfig, names: Sequence[str], found: Sequence[Share]) -> None:
-    """State the share of each model, for the next configuration of the application."""
-    if ray.is_initialized():
-        for model, name, share in zip(config.models, names, found, strict=True):
-            fact = {"of": _own(config, model), "share": share}
-            Facts(config.name).put("share", name, fact)
+    """State the share of each model, for the next configuration of the application, and forget what
+    was decided for those that scale no more.
+    """
+    if not ray.is_initialized():
+        return
+    facts = Facts(config.name)
+    for model, name, share in zip(config.models, names, found, strict=True):
+        facts.put("share", name, {"of": _own(config, model), "share": share})
+    scaling = {model.name for model in config.models if model.autoscaling}
+    for gone in facts.all(scaling_policy.KIND).keys() - scaling:
+        facts.remove(scaling_policy.KIND, gone)
 
 
 def _own(config: ServeConfig, model: ModelConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from ..engine.holdings import Holdings
 from ..engine.request import FinishReason, Load, Request, Update
@@ -23,6 +24,7 @@ class Gauge:
         self._engine = engine
         self._came: dict[str, float] = {}
         self._first_s: list[float] = []
+        self._ears: WeakValueDictionary[Sink, _Ear] = WeakValueDictionary()
         self._lock = threading.Lock()
         self._before = Load()
         self._told = time.monotonic()
@@ -30,8 +32,10 @@ class Gauge:
     def submit(self, request: Request, sink: Sink) -> None:
         """See Engine."""
         self._came[request.id] = time.monotonic()
+        with self._lock:
+            ear = self._ears.setdefault(sink, _Ear(self, sink))
         try:
-            self._engine.submit(request, _Ear(self, sink))
+            self._engine.submit(request, ear)
         except BaseException:
             self._came.pop(request.id, None)
             raise
@@ -43,8 +47,7 @@ class Gauge:
         reason: FinishReason = FinishReason.ABORT,
     ) -> None:
         """See Engine."""
-        if sibling is None:
-            self._came.pop(request_id, None)
+        self._came.pop(request_id, None)
         self._engine.abort(request_id, sibling, reason)
 
     def load(self) -> Load:
@@ -88,11 +91,11 @@ class Gauge:
 
 
 class _Ear:
-    """A sink that lets the gauge hear; equal to that of the same sink, so that an engine still
-    hands over all of a step at once.
+    """A sink that lets the gauge hear; one a sink, so that an engine still hands over all of a step
+    at once.
     """
 
-    __slots__ = ("_gauge", "_sink")
+    __slots__ = ("__weakref__", "_gauge", "_sink")
 
     def __init__(self, gauge: Gauge, sink: Sink) -> None:
         self._gauge = gauge
@@ -101,12 +104,6 @@ class _Ear:
     def __call__(self, updates: list[Update]) -> None:
         self._gauge.hear(updates)
         self._sink(updates)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Ear) and self._sink == other._sink
-
-    def __hash__(self) -> int:
-        return hash(self._sink)
 
 
 def _tokens(load: Load) -> float:

@@ -157,6 +157,7 @@ def _settings() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_register_timeout_seconds": "240",  # Ray kills a process that takes a minute
         "RAY_memory_monitor_refresh_ms": "0",  # the engine sized itself; the kernel judges the rest
         "RAY_ROTATION_MAX_BYTES": str(10 << 20),
         "RAY_ROTATION_BACKUP_COUNT": "2",

@@ -24,6 +24,7 @@ class ModelCard:
     folders or hub ids that the gateway can open too. `sampling_defaults` comes from
     generation_config.json. `digest` names the weights. `cache`: how the KV cache is made, in words.
     `block_size`: of how many tokens each a prompt's cached blocks are; 0 where none are kept.
+    `window`: the longest that any layer has, in tokens, which keeps no more; 0 where none has one.
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class ModelCard:
     created: int
     cache: dict[str, str] = field(default_factory=dict)
     block_size: int = 0
+    window: int = 0
 
 
 class LinkLost(EngineLost):

@@ -96,7 +96,7 @@ class MemoryLink:
 
     def cached(self, request: Request) -> int:
         """See Link."""
-        return self.prefixes.cached(request, self.card.block_size, [self.replica])[self.replica]
+        return self.prefixes.held_by(self.replica, request, self.card)
 
     def enter(self, prefixes: PrefixIndex) -> None:
         """Keep `prefixes` true from now on, as often as it is told to `hear`."""

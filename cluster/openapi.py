@@ -75,6 +75,16 @@ _REPLICA: Schema = _object(
     }
 )
 _GATEWAY: Schema = _object({"node": _TEXT, "pid": _WHOLE, "streams": _WHOLE})
+_SCALING: Schema = _object(
+    {
+        "model": _TEXT,
+        "replicas": _WHOLE,
+        "min_replicas": _WHOLE,
+        "max_replicas": _WHOLE,
+        "sustains": _nullable(_NUMBER),
+        "decisions": _list(_object({"at": _NUMBER, "from": _WHOLE, "to": _WHOLE, "line": _TEXT})),
+    }
+)
 _END: Mapping[str, Schema] = {
     "index": _WHOLE,
     "logprobs": _nullable({"type": "object"}),
@@ -168,7 +178,9 @@ ANSWERS: Mapping[str, Schema] = {
     "Health": _object(
         {"status": _STATE, "models": {"type": "object", "additionalProperties": _STATE}}
     ),
-    "Cluster": _object({"replicas": _list(_REPLICA), "gateways": _list(_GATEWAY)}),
+    "Cluster": _object(
+        {"replicas": _list(_REPLICA), "gateways": _list(_GATEWAY)}, scaling=_list(_SCALING)
+    ),
     "Drain": _object({"node": _TEXT, "status": {"enum": ["draining"]}}),
     "Version": _object({"version": _TEXT}),
     "About": _object({"name": _TEXT, "version": _TEXT, "api": _TEXT, "docs": _TEXT}),

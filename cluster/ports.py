@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import socket
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from typing import NamedTuple
 from ..engine.errors import ConfigError
 
 _LISTEN = "0A"
+_FIRST_UNUSUAL = 10_000  # below lie ports that many programs take by habit
+_TRIES = 100
 
 
 class Holder(NamedTuple):
@@ -37,8 +40,14 @@ def check_port(host: str, port: int) -> None:
 
 
 def free_port(host: str = "127.0.0.1", near: int = 0) -> int:
-    """A port that could be bound a moment ago: the first free one after `near`, else any."""
-    for port in range(near + 1, min(near + 100, 65536)) if near else ():
+    """A port that could be bound a moment ago: the first free one after `near`, else any.
+
+    Any means, where possible, one that the kernel gives to nobody who does not ask for it: by the
+    time it is taken, others have opened connections.
+    """
+    ours = range(_FIRST_UNUSUAL, _first_ephemeral())
+    some = random.sample(ours, min(len(ours), _TRIES))
+    for port in range(near + 1, min(near + _TRIES, 65536)) if near else some:
         if _can_bind(host, port):
             return port
     family, address = _resolve(host, 0)
@@ -57,6 +66,13 @@ def holder(port: int) -> Holder | None:
         if _holds(process, wanted):
             return Holder(int(process.name), _command(process))
     return None
+
+
+def _first_ephemeral() -> int:
+    """From where on the kernel chooses ports by itself; 0 where that cannot be seen."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return 0
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:

@@ -2,7 +2,9 @@
 
 A replica names the keys of the prefixes in its cache, one every 128 tokens or so: all when a
 gateway connects, from then on what came and went. A gateway that hashes a prompt in the same way
-reads off how much of it each replica would not have to compute.
+reads off how much of it each replica would not have to compute: up to the first key that is not
+held. Where every layer has a window, or some forget what left it, the beginning may be gone: up to
+the last key before which as many are held in a row as the window is long.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from operator import or_
 
 from ..engine.keys import chained_keys, root_key, told_every
 from ..engine.request import Request
+from .link import ModelCard
 
 
 class PrefixIndex:
@@ -47,27 +50,49 @@ class PrefixIndex:
             self._clear(key, bit)
 
     def cached(
-        self, request: Request, block_size: int, replicas: Collection[str]
+        self, request: Request, block_size: int, replicas: Collection[str], window: int = 0
     ) -> dict[str, int]:
-        """How many tokens of a request each of the replicas holds, as far as it has told."""
-        held = self.lengths(told_keys(request, block_size), replicas)
+        """How many tokens of a request each of the replicas holds, as far as it has told.
+
+        `window`: the longest that any layer has, in tokens; 0 where none forgets.
+        """
         width = told_every(block_size) * block_size if block_size else 0
+        row = -(-(window - 1) // width) if window and width else 0
+        held = self.lengths(told_keys(request, block_size), replicas, row)
         return {replica: width * num for replica, num in held.items()}
 
-    def lengths(self, keys: Iterable[bytes], replicas: Collection[str]) -> dict[str, int]:
-        """How many of a prompt's first `keys` each of the replicas holds, in one walk."""
+    def held_by(self, replica: str, request: Request, card: ModelCard) -> int:
+        """How many tokens of a request a replica holds, as `cached`."""
+        return self.cached(request, card.block_size, [replica], card.window)[replica]
+
+    def lengths(
+        self, keys: Iterable[bytes], replicas: Collection[str], row: int = 0
+    ) -> dict[str, int]:
+        """How many of a prompt's first `keys` each of the replicas can use, in one walk: all up to
+        there must be held, or where `row` is not 0, so many before it.
+        """
         held = dict.fromkeys(replicas, 0)
         name_of = {self._bit_of[name]: name for name in held if name in self._bit_of}
-        left, num = reduce(or_, name_of, 0), 0
+        first = dict.fromkeys(name_of, 0)  # of the row that goes on
+        asked = going = reduce(or_, name_of, 0)
+        num = 0
+
+        def end(bits: int) -> None:
+            for bit in _each_bit(bits):
+                if first[bit] == 0 or (row and num - first[bit] >= row):
+                    held[name_of[bit]] = num
+
         for key in keys:
-            staying = left & self._holders.get(key, 0)
-            if staying != left:
-                held.update((name_of[bit], num) for bit in _each_bit(left & ~staying))
-                left = staying
-            if not left:
+            there = asked & self._holders.get(key, 0)
+            if there != going:
+                end(going & ~there)
+                first.update((bit, num) for bit in _each_bit(there & ~going))
+                asked = asked if row else there
+                going = there
+            if not asked:
                 break
             num += 1
-        held.update((name_of[bit], num) for bit in _each_bit(left))
+        end(going)
         return held
 
     def _enter(self, replica: str) -> int:

@@ -83,7 +83,12 @@ class FactRegistry:
             for name, fact in self._facts.all("gateway").items()
             if "host" in fact
         }
-        return Entries(replicas=replicas, gateways=gateways, draining=draining_nodes())
+        return Entries(
+            replicas=replicas,
+            gateways=gateways,
+            draining=draining_nodes(),
+            scaling=self._facts.all("scaling"),
+        )
 
     def _state(self, replica: str, fact: dict[str, Any]) -> str | None:
         """How a replica without a link is; None of one that has long been dead."""

@@ -108,7 +108,7 @@ class RemoteLink:
 
     def cached(self, request: Request) -> int:
         """See Link."""
-        return self._prefixes.cached(request, self.card.block_size, [self.replica])[self.replica]
+        return self._prefixes.held_by(self.replica, request, self.card)
 
     def submit(self, request: Request, on_update: OnUpdate) -> None:
         """See Link."""

@@ -61,16 +61,17 @@ class ServePolicy:
             readings=readings(context),
             pending=0.0 if context.running_replicas else context.total_num_requests,
         )
+        before = self._state.target  # Serve itself may have moved it since, as to wake a model
         self._state, replicas, line = scaling.decide(self._state, fleet, self._targets)
         if line:
-            self._tell(fleet, replicas, line)
+            self._tell(fleet, fleet.target if before is None else before, replicas, line)
         return replicas, {}
 
-    def _tell(self, fleet: scaling.Fleet, replicas: int, line: str) -> None:
+    def _tell(self, fleet: scaling.Fleet, before: int, replicas: int, line: str) -> None:
         log.info("%s: %s", self._model, line)
-        ways = replicas - fleet.target
+        ways = replicas - before
         self._counts["up" if ways > 0 else "down" if ways < 0 else "stay"] += 1
-        said = {"at": time.time(), "from": fleet.target, "to": replicas, "line": line}
+        said = {"at": time.time(), "from": before, "to": replicas, "line": line}
         self._decisions = [*self._decisions, said][-KEPT:]
         fact = {
             "target": replicas,

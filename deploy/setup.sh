@@ -30,7 +30,7 @@ too_old() {
     return 1
 }
 
-python_command() {
+install_command() {
     if command -v apt-get >/dev/null 2>&1; then
         echo "sudo apt-get install $1"
     elif command -v dnf >/dev/null 2>&1; then
@@ -60,11 +60,11 @@ find_python() {
         esac
     done
     [ -n "$found" ] || stop "no Python was found; shoal needs $tried. To bring it:" \
-        "$(python_command 'python3 python3-venv' python3)"
+        "$(install_command 'python3 python3-venv' python3)"
     too_old "$version" || stop "Python is out of range: $found; shoal was tried with $tried. Try it anyway:" \
         "make serve PYTHON=$newest"
     stop "Python is out of range: $found; shoal needs $tried. To bring it:" \
-        "$(python_command 'python3.12 python3.12-venv' python3.12)" \
+        "$(install_command 'python3.12 python3.12-venv' python3.12)" \
         "make serve PYTHON=python3.12"
 }
 
@@ -80,7 +80,7 @@ make_venv() {
     find_python
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         stop "Python $version ($python) has no venv module. To bring it:" \
-            "$(python_command "python$version-venv" "python$version")"
+            "$(install_command "python$version-venv" "python$version")"
     say "making $venv with Python $version"
     "$python" -m venv $venv || stop "python -m venv failed; the reason stands above."
     mkdir -p $venv/typing
@@ -131,11 +131,28 @@ warn_cpu_torch() {
     printf '       make clean && make serve TORCH_INDEX_URL=ADDRESS    # the --index-url that https://pytorch.org/get-started/locally names for CUDA\n' >&2
 }
 
+# The native CPU ops: without a compiler torch's serve, so nothing stops for want of one.
+advise_compiler() {
+    [ "$(uname -s) $(uname -m)" = "Linux x86_64" ] || return 0
+    for command in ${CXX:+"$CXX"} c++ g++ clang++; do
+        ! command -v "$command" >/dev/null 2>&1 || return 0
+    done
+    say "no C++ compiler here: torch's ops serve CPUs, slower than shoal's own. To bring those:"
+    printf '       %s    # then the same command again\n' "$(install_command g++ gcc-c++)" >&2
+}
+
+warn_native() {
+    reason=$($venv/bin/python -c 'from shoal.kernels.cpu import structures as found; print(found.absence() or "")' 2>>$log) || return 0
+    [ -z "$reason" ] || say "torch's ops serve CPUs, slower than shoal's own: $reason"
+}
+
 make_venv
 : >$log
+advise_compiler
 install_torch
 warn_cpu_torch
 extras=$(printf '%s,' "$@")
 say "installing shoal and what it needs (pip's words: $log)"
 install -c constraints.txt -e ".${1:+[${extras%,}]}"
+warn_native
 say "installed"

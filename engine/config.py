@@ -178,7 +178,7 @@ class EngineConfig:
     )
     enforce_eager: bool = setting(
         False,
-        "Never record steps for replay; on CUDA steps of decode are recorded as graphs.",
+        "Call a model op by op at every step, instead of replaying a step that was recorded.",
         group="Parallel",
     )
     attention_backend: str = setting(

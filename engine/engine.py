@@ -328,12 +328,16 @@ class AsyncEngine:
         batches: dict[Sink, list[Update]] = {}
         with self._wake:
             for update in updates:
-                stream = self._live.get(update.id, {}).get(update.sibling)
+                family = self._live.get(update.id)
+                stream = family.get(update.sibling) if family else None
                 if stream is None or not stream.begun:
                     continue
                 if update.finish is not None:
                     self._forget(update.id, update.sibling)
-                batches.setdefault(stream.sink, []).append(update)
+                if stream.sink in batches:
+                    batches[stream.sink].append(update)
+                else:
+                    batches[stream.sink] = [update]
         for sink, batch in batches.items():
             try:
                 sink(batch)

@@ -271,10 +271,36 @@ def run(code: str, **options: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["shoal", "shoal.cluster.link", "shoal.engine.request"])
+LIGHT = ("shoal", "shoal.cluster.link", "shoal.cluster.cli", "shoal.engine.request")
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_light_imports_bring_no_torch(module: str) -> None:
     out = run(f"import sys, {module}; print([m for m in ('torch', 'ray') if m in sys.modules])")
     assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["version"]])
+def test_the_command_line_loads_nothing_heavy(words: list[str]) -> None:
+    """A person, or a shell that completes words, waits for what it imports."""
+    heavy = ("torch", "transformers", "ray", "numpy", "fastapi", "tokenizers")
+    out = run(
+        "import sys\n"
+        "from shoal.cluster.cli import main\n"
+        f"sys.argv[1:] = {words}\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_serving_without_ray_imports_no_torch_before_it_loads() -> None:
+    """The door is open, and OpenMP is told how its threads wait, before torch comes."""
+    out = run("import sys, shoal.cluster.local; print('torch' in sys.modules)")
+    assert out.strip() == "False"
 
 
 def test_a_gateway_imports_no_torch() -> None:

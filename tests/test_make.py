@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+X86_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
 TOOLS = (
     *("sh", "make", "dirname", "grep", "sed", "awk", "tail", "uname", "mkdir", "ln", "rm", "find"),
     *("touch", "chmod", "cp", "cat", "env", "nvidia-smi"),
 )
+
+DESCRIBED = ("Makefile", "pyproject.toml", "setup.py", "constraints.txt", "deploy/setup.sh")
 
 # Stands in for an interpreter: answers what setup.sh asks, and writes down every call of pip.
 INTERPRETER = """#!/bin/sh
@@ -29,6 +34,7 @@ case "$*" in
         done ;;
     *"pip --version"*) ;;
     *"pip install"*) echo "$*" >>pip-calls; {pip} ;;
+    *structures*) echo "{absence}" ;;
     *"import sys, torch"*) exit {cuda_torch} ;;
     *"import torch"*) grep -q torch pip-calls 2>/dev/null ;;
     *) echo "python $*" ;;
@@ -42,7 +48,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.bin, self.tree = folder / "bin", folder / "flock"
         self.bin.mkdir(parents=True)
-        for name in ("Makefile", "pyproject.toml", "constraints.txt", "deploy/setup.sh"):
+        for name in DESCRIBED:
             (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.tree / name)
         for tool in (*TOOLS, "basename"):
@@ -62,9 +68,14 @@ class Machine:
         venv: bool = True,
         cuda_torch: bool = False,
         pip: str = "true",
+        absence: str = "",
     ) -> None:
         text = INTERPRETER.format(
-            version=version, venv_missing=int(not venv), cuda_torch=int(cuda_torch), pip=pip
+            version=version,
+            venv_missing=int(not venv),
+            cuda_torch=int(cuda_torch),
+            pip=pip,
+            absence=absence,
         )
         self.put(name, text)
 
@@ -203,6 +214,41 @@ def test_a_cuda_torch_on_a_gpu_machine_is_fine(machine: Machine) -> None:
 def test_a_machine_without_gpu_hears_of_the_small_torch(machine: Machine) -> None:
     machine.python("3.12")
     assert "TORCH_INDEX_URL=" in machine.make("serve").stderr
+
+
+@pytest.mark.skipif(not X86_LINUX, reason="the native CPU ops are for x86-64 Linux")
+def test_a_machine_without_a_compiler_goes_on_and_hears_how_to_bring_one(machine: Machine) -> None:
+    machine.python("3.12")
+    machine.put("apt-get", "#!/bin/sh\n")
+    done = machine.make("serve")
+    assert done.returncode == 0 and done.stdout.strip() == "shoal serve"
+    assert "no C++ compiler here: torch's ops serve" in done.stderr
+    assert "sudo apt-get install g++" in done.stderr
+
+
+@pytest.mark.parametrize("name", ("g++", "clang++", "mine"))
+def test_with_a_compiler_nothing_is_said_of_it(machine: Machine, name: str) -> None:
+    machine.python("3.12")
+    machine.put(name, "#!/bin/sh\n")
+    assert "compiler" not in machine.make("serve", CXX="mine" if name == "mine" else "").stderr
+
+
+def test_native_ops_that_did_not_build_are_named(machine: Machine) -> None:
+    machine.python("3.12", absence="they were not built")
+    said = machine.make("serve").stderr
+    assert "torch's ops serve CPUs, slower than shoal's own: they were not built" in said
+
+
+def test_changed_sources_of_the_native_ops_install_again(machine: Machine) -> None:
+    machine.python("3.12")
+    source = machine.tree / "kernels" / "cpu" / "linear.inc"
+    source.parent.mkdir(parents=True)
+    source.touch()
+    machine.make("serve")
+    stamp = (machine.tree / ".venv" / ".serve").stat().st_mtime
+    os.utime(source, (stamp + 5, stamp + 5))
+    machine.make("serve")
+    assert len(machine.pip_calls()) == 4
 
 
 def test_a_failing_pip_stops_it_with_its_last_words(machine: Machine) -> None:

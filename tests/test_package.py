@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -18,11 +20,15 @@ from pathlib import Path
 
 import pytest
 from shoal.cluster.ports import free_port
+from shoal.kernels.cpu.structures import absence
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("cluster", "engine", "kernels")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
+
+X86_LINUX = sys.platform == "linux" and platform.machine() == "x86_64"
+"""Where the native CPU ops are built, given a compiler; CI has one."""
 
 PLACES = PROJECT["tool"]["setuptools"]["package-dir"]
 
@@ -125,7 +131,7 @@ def test_tools_are_pinned_and_libraries_are_not() -> None:
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree in a folder that is not called shoal."""
     folder = tmp_path_factory.mktemp("copy") / "flock"
-    names = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+    names = (".git", ".venv", "*.so", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*names), symlinks=True)
     return folder
 
@@ -169,10 +175,12 @@ def wheel(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected_files() -> set[str]:
-    python_files = {p for f in FLOORS for p in (ROOT / f).rglob("*.py")} | set(ROOT.glob("*.py"))
+    python_files = {p for f in FLOORS for p in (ROOT / f).rglob("*.py")}
+    python_files |= set(ROOT.glob("*.py")) - {ROOT / "setup.py"}
     data = {p for f in ("configs", "cluster/static") for p in (ROOT / f).rglob("*") if p.is_file()}
     names = {str(installed_at(p)) for p in python_files | data}
-    return {n for n in names if "__pycache__" not in n} | {"shoal/py.typed"}
+    native = {"shoal/kernels/cpu/native.so"} if X86_LINUX else set()
+    return {n for n in names if "__pycache__" not in n} | {"shoal/py.typed"} | native
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -180,16 +188,21 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = {n for n in archive.namelist() if not n.endswith("/")}
     assert {n for n in names if ".dist-info/" not in n} == expected_files()
     assert any(n.endswith("licenses/LICENSE") for n in names)
+    tag = "py3-none-linux_x86_64" if X86_LINUX else "py3-none-any"
+    assert wheel.name.endswith(f"-{tag}.whl")
 
 
-PROBE = """
+PROBE = f"""
+X86_LINUX = {X86_LINUX}
 import shoal.entrypoints.openai.api_server
 import pathlib, shoal, shoal.engine.request, shoal.kernels.ops, transformers.modeling_utils
 from shoal.cluster.cli import main
+from shoal.kernels.cpu.structures import absence
 folder = pathlib.Path(shoal.__file__).parent
 assert (folder / "py.typed").is_file()
 assert (folder / "configs" / "tiny" / "model.safetensors").is_file()
 assert list((folder / "configs").glob("*.yaml"))
+assert absence() is None or not X86_LINUX, absence()
 print(folder.resolve())
 """
 
@@ -246,6 +259,42 @@ def bare_venv(folder: Path) -> str:
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return str(folder / "bin" / "python")
+
+
+@pytest.mark.skipif(not X86_LINUX, reason="the native CPU ops are for x86-64 Linux")
+def test_the_native_ops_were_built_of_these_sources() -> None:
+    assert absence() is None
+
+
+def test_without_a_compiler_torch_serves(elsewhere: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version", "build_ext", "--build-lib", str(tmp_path)],
+        cwd=elsewhere,
+        env=os.environ | {"PATH": str(bare), "CXX": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    if X86_LINUX:
+        assert "no native CPU ops, torch's serve: no C++ compiler was found" in done.stderr
+    assert not list(tmp_path.rglob("native.so"))
+
+
+def test_a_source_distribution_holds_what_a_wheel_is_made_of(
+    elsewhere: Path, tmp_path: Path
+) -> None:
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)], cwd=elsewhere, check=True
+    )
+    (packed,) = tmp_path.glob("shoal-*.tar.gz")
+    with tarfile.open(packed) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {f"kernels/cpu/{p.name}" for p in (ROOT / "kernels" / "cpu").iterdir() if p.is_file()}
+    assert {n for n in sources if not n.endswith(".so")} <= names
+    assert {"setup.py", "pyproject.toml", "configs/tiny/model.safetensors"} <= names
 
 
 def test_it_runs_from_a_clone_of_another_name(elsewhere: Path) -> None:

@@ -18,7 +18,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Roof:
-    """Bytes that memory gives in a second, and bfloat16 operations (a multiply-add is two)."""
+    """Bytes that memory gives in a second, and operations (a multiply-add is two)."""
 
     bytes_per_s: float
     flops_per_s: float
@@ -100,15 +100,15 @@ def need(
     return Need(prefill, moved / roof.bytes_per_s, counted / roof.flops_per_s)
 
 
-def probe(device: str, threads: int) -> Roof:
-    """The best of a few: a sum over 1 GiB of float32, and products of bfloat16 matrices."""
+def probe(device: str, threads: int, dtype: str = "bfloat16") -> Roof:
+    """The best of a few: a sum over 1 GiB of float32, and products of matrices in `dtype`."""
     import torch
 
     if device == "cpu":
         torch.set_num_threads(threads)
     data = torch.ones(1 << 28, dtype=torch.float32, device=device)
     size = 2048 if device == "cpu" else 8192
-    a = torch.randn(size, size, device=device).to(torch.bfloat16)
+    a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
 
     def best(work: Callable[[], object]) -> float:

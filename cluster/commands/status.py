@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +16,7 @@ from ..exits import FAILED
 from .options import Secret, Url, client
 
 EVERY_S = 1.0
+MOST_DECISIONS = 8
 CLEAR = "\x1b[H\x1b[2J"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer of GET /cluster.")]
@@ -63,6 +64,11 @@ def show(told: Mapping[str, Any], *, as_json: bool) -> None:
     print()
     gateways = [(row["node"], str(row["pid"]), str(row["streams"])) for row in told["gateways"]]
     print_table(("GATEWAY", "PID", "STREAMS"), gateways)
+    if scaling := told.get("scaling"):
+        print()
+        print_table(("SCALES", "REPLICAS", "FROM", "TO"), [_bounds(row) for row in scaling])
+        print()
+        print_table(("DECIDED", "MODEL", "WHY"), _decisions(scaling))
     sys.stdout.flush()
 
 
@@ -89,6 +95,18 @@ def _replica(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["waiting"]),
         f"{row['kv_usage']:.0%}",
     )
+
+
+def _bounds(row: Mapping[str, Any]) -> tuple[str, ...]:
+    numbers = (row["replicas"], row["min_replicas"], row["max_replicas"])
+    return row["model"], *map(str, numbers)
+
+
+def _decisions(scaling: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The last few of all models, the newest last."""
+    found = [(d["at"], row["model"], d["line"]) for row in scaling for d in row["decisions"]]
+    now = time.time()
+    return [(f"{now - at:.0f} s ago", *words) for at, *words in sorted(found)[-MOST_DECISIONS:]]
 
 
 def _rank(replica: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:

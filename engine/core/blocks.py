@@ -76,11 +76,19 @@ class Blocks:
     def publish(self, block: int, key: bytes) -> None:
         """Make a held block findable.
 
-        Where another block has the same content already, that one stays.
+        Where another block that somebody holds has the same content already, that one stays; a free
+        one gives way, or it would be forgotten before the blocks that follow the new one.
         """
-        if block != NULL and block not in self._key_of and key not in self._block_of:
-            self._key_of[block] = key
-            self._block_of[key] = block
+        if block == NULL or block in self._key_of:
+            return
+        other = self._block_of.get(key)
+        if other is not None:
+            if self.holders[other]:
+                return
+            del self._key_of[other]
+            self._free.move_to_end(other, last=False)
+        self._key_of[block] = key
+        self._block_of[key] = block
 
     def verify(self, held: dict[int, int]) -> None:
         """Assert that exactly the blocks in `held` (block to number of holders) are held."""

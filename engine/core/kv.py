@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ..executor import Capacity
 from ..holdings import Holdings
@@ -15,12 +16,40 @@ from .blocks import NULL, Blocks
 BlockLists = list[list[int]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """A sequence for which there were too few free blocks, when the books had `version`.
+
+    `needs`: how many of each group must be free for it. `key`: of the first block that was not
+    cached; with it fewer would do.
+    """
+
+    seq: Sequence
+    version: int
+    needs: tuple[int, ...]
+    key: bytes | None
+
+    def lasts(self, seq: Sequence, kv: KVManager) -> bool:
+        """Whether it is about this sequence, and nothing has happened since that would help it.
+
+        So that a long prompt is not matched anew in every step.
+        """
+        if seq is not self.seq or kv.version == self.version:
+            return seq is self.seq
+        if seq.leader is not None:
+            return False
+        if self.key is not None and any(group.find(self.key) for group in kv.groups):
+            return False
+        return any(g.num_free < need for g, need in zip(kv.groups, self.needs, strict=True))
+
+
 class KVManager:
     """Hands out the blocks of every cache group, and finds cached prefixes.
 
     Blocks are found by their `keys`. A group with a window needs only the blocks inside it: NULL
-    stands for those before. `holdings` tells of what can be found; of several groups it follows the
-    first without a window, which forgets the end of a prefix before its beginning.
+    stands for those before. `holdings` tells of what can be found: the last key of each stretch of
+    blocks, while every group has what it needs of them to go on after it. A group without a window
+    forgets the end of a prefix before its beginning, so that its last block stands for all.
     """
 
     def __init__(self, capacity: Capacity, *, caching: bool) -> None:
@@ -30,8 +59,9 @@ class KVManager:
         self.windows = [spec.window for spec in capacity.groups]
         self._windowed = any(self.windows)
         self.holdings = Holdings(told_every(self.block_size))
-        self._told = self.windows.index(None) if None in self.windows else 0
-        self.groups[self._told].on_forget = self.holdings.lose
+        self._stretches_of: dict[bytes, list[bytes]] = {}  # of a block inside one, its last keys
+        for group, window in zip(self.groups, self.windows, strict=True):
+            group.on_forget = self.holdings.lose if window is None else self._lose_stretches
         self.version = 0
 
     @property
@@ -78,6 +108,23 @@ class KVManager:
         for blocks, new in zip(seq.blocks, grown, strict=True):
             blocks.extend(new)
         return grown
+
+    def give_up(self, seq: Sequence, upto: int, spare: int) -> Shortage:
+        """Take back what a sequence holds that `reserve` could not cover, and say what is short."""
+        total = -(-upto // self.block_size)
+        wants = [max(0, total - len(blocks)) for blocks in seq.blocks]
+        lacks = [
+            num + spare - group.num_free if num else 0
+            for num, group in zip(wants, self.groups, strict=True)
+        ]
+        first = seq.published
+        self.release(self.detach(seq))
+        return Shortage(
+            seq=seq,
+            version=self.version,
+            needs=tuple(g.num_free + lack for g, lack in zip(self.groups, lacks, strict=True)),
+            key=seq.keys[first] if first < len(seq.keys) else None,
+        )
 
     def publish(self, seq: Sequence) -> None:
         """Make the full blocks that are `written` findable, and let go of those that left their
@@ -156,15 +203,33 @@ class KVManager:
         for group, blocks in zip(self.groups, seq.blocks, strict=True):
             for position in range(seq.published, full):
                 group.publish(blocks[position], keys[position])
-        self._tell(keys[seq.published : full], seq.published)
+        self._tell(keys[:full], seq.published)
         self.version += 1
 
     def _tell(self, keys: list[bytes], first: int) -> None:
-        """Tell of the prefixes that end with the blocks of these keys, from block `first` on."""
-        group, every = self.groups[self._told], self.holdings.every
-        for key in keys[every - 1 - first % every :: every]:
-            if group.find(key) is not None:
-                self.holdings.gain(key)
+        """Tell of the stretches that end in block `first` or later."""
+        every = self.holdings.every
+        for end in range(first - first % every + every, len(keys) + 1, every):
+            for group, window in zip(self.groups, self.windows, strict=True):
+                start = max(end - every, self._first_needed(end * self.block_size, window))
+                needed = keys[end - 1 if window is None else start : end]
+                if any(group.find(key) is None for key in needed):
+                    break
+                if window is not None:
+                    self._remember(needed)
+            else:
+                self.holdings.gain(keys[end - 1])
+
+    def _remember(self, stretch: list[bytes]) -> None:
+        for key in stretch:
+            ends = self._stretches_of.setdefault(key, [])
+            if stretch[-1] not in ends:
+                ends.append(stretch[-1])
+
+    def _lose_stretches(self, key: bytes) -> None:
+        """A group with a window has forgotten a block."""
+        for end in self._stretches_of.pop(key, ()):
+            self.holdings.lose(end)
 
     def _keys(self, seq: Sequence, num: int) -> list[bytes]:
         """The keys of the first `num` blocks; each is computed once in a sequence's life."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
+from ...kernels.cpu.structures import Pool, library
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
@@ -73,6 +74,11 @@ class Device:
         return self.is_cpu
 
     @property
+    def packs_weights(self) -> bool:
+        """Whether its ops read weights in an order of their own."""
+        return self.is_cpu
+
+    @property
     def adds_in_order(self) -> bool:
         """Whether sums over ranks are taken in their order, where NCCL takes its own."""
         return self.is_cpu or self.choice.exact
@@ -127,6 +133,14 @@ class Device:
         except ValueError as error:
             raise ConfigError(str(error), "attention_backend") from error
         return Device(self.place, ops.Choice(backend, exact)), why
+
+    def handed(self, own: torch.dtype) -> torch.dtype:
+        """What stages hand hidden states on in: CPUs keep the residual stream in float32."""
+        return torch.float32 if self.is_cpu else own
+
+    def pool(self, threads: int) -> Pool | None:
+        """Threads for native ops, where the device has such ops."""
+        return Pool(threads) if self.is_cpu and library() is not None else None
 
     def memory(self) -> Memory:
         """What is there, what is free, and who holds the rest."""

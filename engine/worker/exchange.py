@@ -8,24 +8,32 @@ enough. A rank that dies closes its pipes, and the others learn it at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...kernels import ops
 from ..errors import ConfigError, WorkerLost
 from ..model.mesh import Mesh
 
 HALF_BYTES = 2 << 20
 """Bytes that a rank hands over at once; longer tensors take several rounds."""
 
+STALE_S = 3600.0
+"""Ranks meet within minutes: an older folder belongs to ranks that were killed meanwhile."""
+
 _SHARED = Path("/dev/shm")
+_PREFIX = "shoal-ranks-"
 
 
 class Exchange:
@@ -61,7 +69,7 @@ class Exchange:
         return Mesh(
             rank=self.rank,
             size=self.size,
-            all_reduce=self.all_reduce,
+            all_reduce=partial(ops.across, self.all_reduce),
             all_gather=self.all_gather,
             broadcast=self.broadcast,
         )
@@ -128,7 +136,8 @@ class Exchange:
 def _make_folder(size: int) -> str:
     """A folder with an empty slab and a pipe for each ordered pair of ranks."""
     base = _SHARED if os.access(_SHARED, os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="shoal-ranks-", dir=base))
+    _sweep(base or Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
     try:
         with (folder / "slab").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size * 2 * HALF_BYTES)
@@ -146,6 +155,15 @@ def _make_folder(size: int) -> str:
             "tensor_parallel_size",
         ) from error
     return str(folder)
+
+
+def _sweep(base: Path) -> None:
+    """Remove this user's folders that nobody will."""
+    for folder in base.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = folder.stat()
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _map(path: Path, size: int) -> Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import c_int64
 
 from torch import nn
 
@@ -24,15 +27,49 @@ class Progress:
     gaps       for how long the device had nothing to do between one step and the next (s)
     """
 
-    __slots__ = ("_begun", "finished", "gaps", "operation", "step", "ticks", "timeline")
+    __slots__ = (
+        "_begun",
+        "_operation",
+        "_tape",
+        "_ticks",
+        "finished",
+        "gaps",
+        "step",
+        "timeline",
+    )
 
     def __init__(self) -> None:
         self.step = self.finished = -1
-        self.operation = IDLE
-        self.ticks = 0
+        self._operation = IDLE
+        self._ticks = 0
+        self._tape: tuple[Sequence[str], c_int64] | None = None
         self.timeline: deque[tuple[int, float, float, float]] = deque(maxlen=KEPT)
         self.gaps: deque[float] = deque(maxlen=KEPT)
         self._begun: deque[tuple[int, float, float]] = deque(maxlen=KEPT)
+
+    @property
+    def operation(self) -> str:
+        tape = self._tape
+        if tape is None or not tape[1].value:
+            return self._operation
+        return tape[0][tape[1].value - 1]
+
+    @property
+    def ticks(self) -> int:
+        tape = self._tape
+        return self._ticks + (0 if tape is None else tape[1].value)
+
+    @contextmanager
+    def replaying(self, words: Sequence[str], mark: c_int64) -> Iterator[None]:
+        """Inside, native code says what it does: it is at words[mark - 1], 0 before it begins."""
+        mark.value = 0
+        self._tape = words, mark
+        try:
+            yield
+        finally:
+            self._ticks += mark.value
+            self._operation = self.operation
+            self._tape = None
 
     def begin(self, step: int) -> None:
         """A plan begins."""
@@ -47,8 +84,8 @@ class Progress:
 
     def at(self, operation: str) -> None:
         """An operation begins."""
-        self.operation = operation
-        self.ticks += 1
+        self._operation = operation
+        self._ticks += 1
 
     def done(self, step: int) -> None:
         """A plan is done, the oldest that has begun and is not."""

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.batch import ModelInput
-from ..model.zoo.registry import CausalLM
 from ..plan import Candidate, Plan, Result
 from ..request import TokenLogprobs
 from ..sizing import PIECE_BYTES
 from .cache import Cache
 from .columns import SamplingColumns
 from .device import Device, Mark
+from .graphs import Forward
 from .inputs import Array, Layout, lay_out, model_input
 from .progress import Progress
 from .sampler import Sampled, Sampler, score
@@ -54,11 +54,11 @@ class _Drawn(NamedTuple):
 
 
 class Runner:
-    """Runs plans in order over one model, its cache and its device rows."""
+    """Runs plans in order over a forward, its cache and its device rows."""
 
     def __init__(
         self,
-        model: CausalLM,
+        forward: Forward,
         cache: Cache,
         columns: SamplingColumns,
         *,
@@ -70,19 +70,17 @@ class Runner:
         team: Team,
         progress: Progress,
     ) -> None:
-        self._model = model
+        self._forward = forward
         self._cache = cache
         self._columns = columns
         self._device = device
         self._slots = Slots(num_slots, len(cache.groups), device)
         self._sampler = Sampler(self._slots, columns, device)
         self._piece = max(1, PIECE_BYTES // (4 * vocab_size))
-        self._width, self._dtype = width, dtype
+        self._width, self._handed = width, device.handed(dtype)
         self._team, self._mesh, self._seat = team, team.mesh, team.seat
         self._progress = progress
         self._last: Mark | None = None
-        if isinstance(model, nn.Module):
-            progress.watch(model)
 
     def run(self, plan: Plan) -> Result:
         """Compute a plan. Rows fail by themselves; an exception is the whole rank's.
@@ -105,12 +103,11 @@ class Runner:
             return nothing
         layout = lay_out(plan.rows, self._columns)
         batch = model_input(layout, self._slots, self._cache, self._device)
-        hidden = self._forward(batch)
+        hidden = self._hidden(batch)
         if not self._seat.last:
             self._progress.at("handing over to the next stage")
-            self._team.send(hidden)
+            self._team.send(hidden.to(self._handed, copy=True))
             return nothing
-        hidden = hidden.index_select(0, batch.wanted)
         num_sampled = len(layout.sampled)
         pieces = self._sample(layout, hidden[:num_sampled])
         prompts = self._score_prompts(layout, hidden[num_sampled:])
@@ -140,16 +137,16 @@ class Runner:
 
         return Launched(finish, ended.passed)
 
-    def _forward(self, batch: ModelInput) -> Tensor:
+    def _hidden(self, batch: ModelInput) -> Tensor:
         """This stage's hidden states, from tokens or from those of the stage before."""
         if self._seat.first:
-            return self._model.forward(batch)
+            return self._forward.hidden(batch)
         self._progress.at("waiting for the stage before")
-        hidden = self._device.empty(len(batch.tokens), self._width, dtype=self._dtype)
+        hidden = self._device.empty(len(batch.tokens), self._width, dtype=self._handed)
         since = time.monotonic()
         hidden = self._team.receive(hidden)
         self._progress.waited(since)
-        return self._model.forward(batch, hidden)
+        return self._forward.hidden(batch, hidden)
 
     def _enter(self, plan: Plan) -> None:
         """Bring the device rows and the cache up to date with a plan."""
@@ -168,7 +165,7 @@ class Runner:
         for first in range(0, len(slot), self._piece):
             piece = slice(first, first + self._piece)
             self._progress.at("sampling")
-            logits = self._model.logits(hidden[piece])
+            logits = self._forward.logits(hidden[piece])
             drawn = None
             if self._seat.answers:
                 drawn = self._sampler.sample(logits, slot[piece], position[piece])
@@ -199,7 +196,7 @@ class Runner:
             for first in range(0, span.num_tokens, self._piece):
                 piece = slice(first, min(first + self._piece, span.num_tokens))
                 self._progress.at("scoring a prompt")
-                logits = self._model.logits(hidden[piece])
+                logits = self._forward.logits(hidden[piece])
                 if self._seat.answers:
                     logprobs = logits.log_softmax(-1)
                     entries.append(score(logprobs, tokens[piece], most[piece], self._device))

@@ -16,6 +16,7 @@ import torch
 from torch._C._distributed_c10d import Store
 from tqdm import tqdm
 
+from ...kernels.cpu.threads import using
 from .. import sizing
 from ..config import EngineConfig
 from ..errors import ConfigError
@@ -24,7 +25,8 @@ from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
 from ..model.hub import find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh, Stage
-from ..model.zoo.registry import CausalLM, build, is_native, num_bytes, token_width
+from ..model.packing import num_bytes
+from ..model.zoo.registry import CausalLM, build, is_native, token_width
 from ..plan import CacheSpec, Plan, Result
 from ..request import RankState
 from ..seat import Seat
@@ -32,6 +34,7 @@ from ..sizing import Footprint, Sizing
 from .cache import allocate
 from .columns import SamplingColumns
 from .device import Device, pick
+from .graphs import Limits, forward_of
 from .progress import Progress
 from .runner import Launched, Runner
 from .team import alone, join
@@ -43,7 +46,8 @@ log = logging.getLogger(__name__)
 class Forecast:
     """What one rank will be, known before a weight is read.
 
-    `attention`: which kernels and why, where there is a choice. `groups` are the cache groups of the whole model, `stage` is None where there is but one.
+    `groups` are the cache groups of the whole model, `stage` is None where there is but one.
+    `attention`: which kernels and why, where there is a choice.
     """
 
     folder: Path
@@ -81,7 +85,7 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
     device, why = choose_kernels(config, device, model, dtype, whole.cache_specs, block_size)
     size = sizing.size(
         _shared(config, device, seat),
-        footprint(model, dtype, own),
+        footprint(model, dtype, own, packed=device.packs_weights),
         device.memory(),
         block_size,
     )
@@ -124,10 +128,13 @@ def stage_of(seat: Seat, config: ModelConfig, partition: str | None) -> Stage | 
     return Stage(seat.layers(config.num_hidden_layers, partition), seat.first, seat.last)
 
 
-def footprint(config: ModelConfig, dtype: torch.dtype, shapes: CausalLM) -> Footprint:
+def footprint(
+    config: ModelConfig, dtype: torch.dtype, shapes: CausalLM, *, packed: bool = False
+) -> Footprint:
     """What decides the memory of a rank, from the shapes of its part of the model alone."""
+    assert isinstance(shapes, torch.nn.Module)
     return Footprint(
-        weight_bytes=num_bytes(shapes),
+        weight_bytes=num_bytes(shapes, packed=packed),
         specs=tuple(shapes.cache_specs),
         width=token_width(shapes, config),
         vocab_size=config.vocab_size,
@@ -188,7 +195,8 @@ class Worker:
         num_blocks = self._team.least(plan.sizing.num_blocks)
         if seat.size > 1:
             clock.lap("meet")
-        with _progress(plan.folder.name, self._on_load) as progress:
+        pool = device.pool(threads)
+        with _progress(plan.folder.name, self._on_load) as progress, using(pool):
             loaded = load(
                 config.model,
                 mesh=self._team.mesh,
@@ -202,6 +210,7 @@ class Worker:
                 max_len=config.max_model_len,
                 model_impl=config.model_impl,
                 progress=progress,
+                packed=device.packs_weights,
             )
         clock.lap("load")
         specs, facts = loaded.model.cache_specs, plan.facts
@@ -209,8 +218,25 @@ class Worker:
         columns = SamplingColumns(
             config.max_num_seqs, facts.vocab_size, facts.eos_token_ids, device
         )
-        self._runner = Runner(
+        if isinstance(loaded.model, torch.nn.Module):
+            self.progress.watch(loaded.model)
+        forward = forward_of(
             loaded.model,
+            cache,
+            Limits(
+                tokens=config.batched_tokens,
+                sequences=config.max_num_seqs,
+                model_len=plan.sizing.max_model_len,
+                width=0 if seat.first else plan.width,
+            ),
+            self.progress,
+            dtype=plan.dtype,
+            pool=pool,
+            last=seat.last,
+            eager=config.enforce_eager,
+        )
+        self._runner = Runner(
+            forward,
             cache,
             columns,
             num_slots=config.max_num_seqs,

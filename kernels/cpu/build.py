@@ -6,6 +6,7 @@ library is loaded. Needs a C++17 compiler (CXX, else c++, g++ or clang++) for x8
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -20,7 +21,7 @@ NAME = "native.so"
 
 _COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-_BASE = ("-march=x86-64-v3",)
+_BASE = ("-mavx2", "-mfma", "-mf16c")
 FLAGS = {
     "avx2": _BASE,
     "avx512": (*_BASE, *_AVX512),
@@ -32,6 +33,22 @@ PLAIN = ("pool", "instructions", "sizes")
 
 class BuildError(Exception):
     """What keeps the library from being built here."""
+
+
+def check() -> None:
+    """Raises BuildError where the ops cannot be built: another processor or system, no compiler."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise BuildError(f"they are for x86-64 Linux, not {platform.system()} {platform.machine()}")
+    compiler()
+
+
+def digest() -> str | None:
+    """What the sources are, in short: a library made of others is not to be used. None without."""
+    found = hashlib.sha256()
+    sources = sorted(path for path in HERE.iterdir() if path.suffix in (".cpp", ".h", ".inc"))
+    for path in (*sources, Path(__file__)):
+        found.update(path.name.encode() + b"\0" + path.read_bytes())
+    return found.hexdigest() if sources else None
 
 
 def compiler() -> str:
@@ -48,11 +65,10 @@ def build(folder: Path, *, emulate_tiles: bool = False) -> Path:
     `emulate_tiles`: only "amx", its tiles in plain C, which any AVX-512 machine with bfloat16 runs:
     for tests.
     """
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
-        raise BuildError(f"the native CPU ops are for x86-64 Linux, not {platform.platform()}")
+    check()
     command = compiler()
     sets = {"amx": FLAGS["avx512bf16"]} if emulate_tiles else FLAGS
-    extra = ("-DEMULATE_TILES",) if emulate_tiles else ()
+    extra = (f'-DSOURCES="{digest()}"', *(("-DEMULATE_TILES",) if emulate_tiles else ()))
     with tempfile.TemporaryDirectory() as scratch:
         jobs: list[tuple[Path, Path, tuple[str, ...]]] = [
             (HERE / f"{name}.cpp", Path(scratch, f"{name}.o"), extra) for name in PLAIN

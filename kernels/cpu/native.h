@@ -235,3 +235,5 @@ SHOAL_API int32_t shoal_has(int32_t kind);
 
 // sizeof the struct of a kind; of Step, Sizes, Panels for -1, -2, -3.
 SHOAL_API int64_t shoal_size_of(int32_t kind);
+// The digest of the sources that the library was made of.
+SHOAL_API const char* shoal_sources(void);

@@ -40,9 +40,13 @@ class Rows(Enum):
 
 @dataclass(slots=True, eq=False)
 class Buffer:
-    """Rows that steps read and write. `given`: memory that whoever runs the step fills before."""
+    """Rows of `columns` elements, `stride` apart, that steps read and write.
+
+    `given`: memory that whoever runs the step fills before.
+    """
 
     rows: Rows
+    columns: int
     stride: int
     dtype: torch.dtype
     given: Tensor | None = None
@@ -159,14 +163,15 @@ class Recorder:
 
     def given(self, memory: Tensor, rows: Rows) -> Tensor:
         """A tensor that stands for the first rows of `memory`."""
-        buffer = Buffer(rows, memory.stride(0), memory.dtype, memory)
+        columns = memory[0].numel()
+        buffer = Buffer(rows, columns, memory.stride(0), memory.dtype, memory)
         shape = (self._counts[rows], *memory.shape[1:])
         return self._base(buffer, shape, memory.stride())
 
     def rows(self, like: Tensor, columns: int, dtype: torch.dtype, *, packed: bool) -> Tensor:
         """A buffer to be written, with as many rows as `like` has."""
         stride = columns if packed else -(-columns // APART) * APART + APART
-        buffer = Buffer(self.view(like).buffer.rows, stride, dtype)
+        buffer = Buffer(self.view(like).buffer.rows, columns, stride, dtype)
         return self._base(buffer, (len(like), columns), (stride, 1))
 
     def step(self, kind: Kind, fields: Mapping[str, Any], like: Tensor) -> None:

@@ -1,6 +1,8 @@
 // What Python checks its mirrors of the structs against.
 #include "native.h"
 
+SHOAL_API const char* shoal_sources(void) { return SOURCES; }
+
 SHOAL_API int64_t shoal_size_of(int32_t kind) {
     switch (kind) {
         case -3: return sizeof(Panels);

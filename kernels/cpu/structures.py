@@ -8,6 +8,8 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
+from .build import digest
+
 PATH = Path(__file__).resolve().parent / "native.so"
 
 
@@ -226,11 +228,27 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The native library; None where it was not built, or this processor runs none of it."""
+    """The native library; None where there is none to be used: `absence` says why."""
+    return None if absence() else opened(PATH)
+
+
+@cache
+def absence() -> str | None:
+    """Why there is no native library here, in half a sentence; None where there is one."""
+    command = f"python {PATH.parent}/build.py"
+    if not PATH.exists():
+        return f"they were not built: {command}"
     try:
-        return opened(PATH)
-    except OSError:
-        return None
+        found = opened(PATH)
+    except OSError as error:
+        return f"they do not load: {error}"
+    except AttributeError:
+        return f"they were built of older sources: {command}"
+    if found is None:
+        return "this processor has neither AVX2 nor AVX-512"
+    if digest() not in (None, found.shoal_sources().decode()):
+        return f"they were built of other sources: {command}"
+    return None
 
 
 def opened(path: Path) -> ctypes.CDLL | None:
@@ -247,11 +265,11 @@ def opened(path: Path) -> ctypes.CDLL | None:
         ("shoal_choose", c_int32, (c_char_p,)),
         ("shoal_has", c_int32, (c_int32,)),
         ("shoal_size_of", c_int64, (c_int32,)),
+        ("shoal_sources", c_char_p, ()),
     )
     for name, result, arguments in declare:
-        function = getattr(found, name, None)
-        if function is not None:
-            function.restype, function.argtypes = result, arguments
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
     return found if found.shoal_instructions() else None
 
 

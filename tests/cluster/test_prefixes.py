@@ -118,3 +118,27 @@ def test_only_what_would_be_matched_is_looked_up() -> None:
     assert index.cached(longer, 16, ["r", "s"]) == {"r": 256, "s": 0}
     salted = Request(id="a", prompt=longer.prompt, keys=prompt_keys(longer.prompt, 16, salt="s"))
     assert index.cached(salted, 16, ["r"]) == {"r": 0}
+
+
+def test_with_a_window_the_last_row_that_is_long_enough_counts() -> None:
+    index = PrefixIndex()
+    held = {"all": range(6), "late": (3, 4, 5), "short": (4, 5), "gap": (0, 2, 3, 5), "none": ()}
+    for name, numbers in held.items():
+        index.update(name, [key(number) for number in numbers], ())
+    keys = [key(number) for number in range(6)]
+    whole = {"all": 6, "late": 0, "short": 0, "gap": 1, "none": 0}
+    assert index.lengths(keys, held) == whole
+    assert index.lengths(keys, held, 3) == whole | {"late": 6}
+    assert index.lengths(keys, held, 2) == whole | {"late": 6, "short": 6, "gap": 4}
+    assert index.lengths(keys[:1], held, 3) == {name: int(0 in n) for name, n in held.items()}
+    draw = random.Random(2)
+    for _ in range(500):
+        names = {str(n): {i for i in range(12) if draw.random() < 0.7} for n in range(4)}
+        index, row = PrefixIndex(), draw.choice((0, 1, 2, 5))
+        for name, numbers in names.items():
+            index.update(name, map(key, numbers), ())
+        for name, num in index.lengths(map(key, range(12)), names, row).items():
+            fits = (
+                n for n in range(13) if {*range(max(0, n - row) if row else 0, n)} <= names[name]
+            )
+            assert num == max(fits)

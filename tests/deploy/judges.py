@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -96,4 +97,6 @@ def builds_from(names: frozenset[str]) -> bool:
         with zipfile.ZipFile(wheel) as archive:
             packed = set(archive.namelist())
     wanted = {"shoal/cluster/cli.py", "shoal/kernels/ops.py", "shoal/configs/tiny/config.json"}
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        wanted.add("shoal/kernels/cpu/native.so")
     return wanted <= packed and any(n.startswith("shoal/cluster/static/") for n in packed)

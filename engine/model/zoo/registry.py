@@ -99,12 +99,6 @@ def build(
     return model
 
 
-def num_bytes(model: CausalLM) -> int:
-    """Bytes of this rank's weights; true on the meta device too."""
-    assert isinstance(model, nn.Module)
-    return sum(weight.nbytes for weight in model.parameters())
-
-
 def token_width(model: CausalLM, config: ModelConfig) -> int:
     """Elements that a token has alive at once inside a layer, at most: the model's own word, or
     that of a plain transformer of these sizes."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from served import Served, wait
@@ -27,6 +29,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         served.clean()
 
 
+def scaling(served: Served) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/cluster", timeout=10) as answer:
+        return json.load(answer)["scaling"]
+
+
 def test_an_idle_fleet_sleeps_a_request_wakes_it_and_load_makes_it_grow(served: Served) -> None:
     wait(lambda: not served.replica_pids())
     wait(lambda: served.health() == served.health() | {"status": "ready", "loads": {}})
@@ -40,10 +47,16 @@ def test_an_idle_fleet_sleeps_a_request_wakes_it_and_load_makes_it_grow(served: 
     assert all(s.numbers() == [str(i) for i in range(3000)] for s in streams)
 
     wait(lambda: not served.replica_pids())
-    log = (served.log_dir / "gateway-0.log").read_text()
+    log = served.log_dir / "gateway-0.log"
     for line in (
         "0 -> 1 replica: a request woke it",
         "1 -> 2 replicas: the KV cache is 12% full (target 8%)",
         "1 -> 0 replicas: no request for",
     ):
-        assert line in log
+        assert line in log.read_text()
+    (told,) = wait(lambda: (rows := scaling(served))[0]["replicas"] == 0 and rows)
+    assert told["model"].endswith("counter")
+    assert (told["min_replicas"], told["max_replicas"]) == (0, 2)
+    said = [(d["from"], d["to"]) for d in told["decisions"] if d["from"] != d["to"]]
+    assert said[:3] == [(1, 0), (0, 1), (1, 2)] and said[-1][1] == 0
+    wait(lambda: all(d["line"] in log.read_text() for d in told["decisions"][-2:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,20 +135,47 @@ def test_so_do_ranks_of_other_families(
     assert scores(together) == pytest.approx(scores(alone), rel=1e-4, abs=1e-5)
 
 
-def test_a_row_that_fails_fails_alone(
-    ray_here: None, uneven_model: Path, engine_of: Callable[..., Any]
+POISON = 77
+FAULTS: dict[str, dict[str, Any]] = {
+    "not a number": {},
+    "logit_bias holds token id 500": {"logit_bias": {500: 1.0}},
+    "allowed_token_ids holds token id 600": {"allowed_token_ids": [600]},
+}
+
+
+@pytest.fixture(scope="module")
+def poisoned_model(uneven_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but one token is embedded as NaN."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("poisoned")
+    shutil.copytree(uneven_model, folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][POISON] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("shape", ["tp 2", "pp 2"])
+def test_one_bad_request_in_sixteen_fails_alone(
+    shape: str, ray_here: None, poisoned_model: Path, engine_of: Callable[..., Any]
 ) -> None:
-    good = [
-        Request(id=f"good {i}", prompt=tuple(range(3, 9 + i)), params=SamplingParams(seed=i))
-        for i in range(15)
-    ]
-    bad = Request(id="bad", prompt=(3, 4), params=SamplingParams(seed=1, logit_bias={500: 1.0}))
-    engine = engine_of(uneven_model, tensor_parallel_size=2)
+    def request(name: str, prompt: tuple[int, ...], seed: int, **fields: Any) -> Request:
+        params = SamplingParams(seed=seed, bad_words_ids=[[POISON]], **fields)
+        return Request(id=name, prompt=prompt, params=params)
+
+    good = [request(f"good {i}", tuple(range(3, 9 + i)), i) for i in range(15)]
+    engine = engine_of(poisoned_model, **SHAPES[shape])
     try:
         alone = texts(engine.run(good))
-        found = engine.run([*good[:7], bad, *good[7:]])
-        (end,) = found.pop(("bad", 0))
-        assert end.finish is FinishReason.ERROR and "500" in (end.error or "")
-        assert texts(found) == alone
+        for reason, fields in FAULTS.items():
+            prompt = (3, 4) if fields else (3, 4, POISON)
+            bad = request("bad", prompt, 1, **fields)
+            found = engine.run([*good[:7], bad, *good[7:]])
+            end = found.pop(("bad", 0))[-1]
+            assert end.finish is FinishReason.ERROR and reason in (end.error or "")
+            assert texts(found) == alone
+        assert texts(engine.run(good)) == alone  # in blocks that may hold NaN now
     finally:
         engine.executor.close()

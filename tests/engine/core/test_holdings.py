@@ -127,7 +127,7 @@ def test_a_cache_that_is_off_tells_nothing() -> None:
     assert not kv.holdings.keys
 
 
-def test_of_several_groups_the_one_without_a_window_is_told_of() -> None:
+def test_what_a_window_has_forgotten_is_not_told() -> None:
     kv = KVManager(capacity(num_blocks=50, block_size=16, windows=(32, None)), caching=True)
     seq = sequence(list(range(300)), "", 0)
     kv.match(seq)
@@ -136,7 +136,53 @@ def test_of_several_groups_the_one_without_a_window_is_told_of() -> None:
     kv.publish(seq)
     assert kv.holdings.keys == set(seq.keys[7::8])
     kv.release(kv.detach(seq))
-    kv.groups[0].take(49)
-    assert kv.holdings.keys
-    kv.groups[1].take(49)
+    windowed, whole = kv.groups
+    assert windowed.take(49 - 18) and kv.holdings.keys, "blocks that held nothing go first"
+    windowed.take(2)
+    assert kv.holdings.keys == {seq.keys[7]}, "of the other stretch the last block is gone"
+    whole.take(49)
     assert not kv.holdings.keys
+
+
+def usable(told: set[bytes], tokens: list[int], size: int, window: int) -> int:
+    """As `predicted`, where layers have windows: any key after as many as the window is long."""
+    width = told_every(size) * size
+    row = -(-(window - 1) // width)
+    keys = chained_keys(root_key(None, ""), tokens, size)[told_every(size) - 1 :: told_every(size)]
+    held = [key in told for key in keys]
+    fits = [n for n in range(1, len(keys) + 1) if all(held[max(0, n - row) : n])]
+    return width * max(fits, default=0)
+
+
+@pytest.mark.parametrize("windows", [(200, None), (300, 40), (64,), (500, 129, None)])
+@pytest.mark.parametrize("seed", range(3))
+def test_with_windows_hardly_more_is_told_than_can_be_matched(
+    windows: tuple[int | None, ...], seed: int
+) -> None:
+    """A block that was held when it was computed once more goes before those that follow it."""
+    draw = random.Random(f"{seed}/{windows}")
+    kv = KVManager(capacity(num_blocks=220, block_size=16, windows=windows), caching=True)
+    longest = max(window or 0 for window in windows)
+    texts = [[draw.randrange(9) for _ in range(draw.randrange(300, 1500))] for _ in range(5)]
+    running: list[Sequence] = []
+    expected = matched = over = 0
+    for number in range(200):
+        text = draw.choice(texts)
+        seq = sequence(
+            text[: draw.randrange(1, len(text) + 1)] + [draw.randrange(9)] * 40, "", number
+        )
+        hit = kv.match(seq)
+        told = usable(kv.holdings.keys, seq.tokens[:-1], 16, longest)
+        over += told > hit
+        expected, matched = expected + told, matched + hit
+        while seq.written < len(seq.tokens):
+            upto = min(len(seq.tokens), max(hit, seq.written) + 250)
+            while kv.reserve(seq, upto) is None:
+                kv.release(kv.detach(running.pop(draw.randrange(len(running)))))
+            seq.written = upto
+            kv.publish(seq)
+        running.append(seq)
+        if draw.random() < 0.7:
+            kv.release(kv.detach(running.pop(draw.randrange(len(running)))))
+    assert 0.3 * matched < expected and over <= 2
+    assert all(any(g.find(key) is not None for g in kv.groups) for key in kv._stretches_of)

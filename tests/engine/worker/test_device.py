@@ -36,7 +36,7 @@ def test_a_gpu_computes_by_the_table(h200):
     chosen, why = CUDA.choosing("auto", True, torch.bfloat16, (128,), 16)
     assert chosen.choice == ops.Choice("triton", True) and why == "deterministic"
     assert chosen.adds_in_order, "ranks add in their order too"
-    with pytest.raises(ConfigError, match="attention_backend=FLASHINFER.*heads"):
+    with pytest.raises(ConfigError, match=r"attention_backend=FLASHINFER.*heads"):
         CUDA.choosing("FLASHINFER", False, torch.bfloat16, (80,), 16)
 
 

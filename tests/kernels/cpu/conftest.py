@@ -30,7 +30,7 @@ def instructions(
 ) -> Iterator[str]:
     """The instruction set that ops run on during a test."""
     native = structures.library()
-    assert native is not None, "the native library is not built: python kernels/cpu/build.py"
+    assert native is not None, structures.absence()
     before = native.shoal_instructions()
     if native.shoal_choose(request.param.encode()):
         yield request.param

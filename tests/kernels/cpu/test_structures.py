@@ -16,6 +16,7 @@ from shoal.kernels.cpu.structures import (
     Pool,
     Sizes,
     Step,
+    absence,
     has,
     library,
     step,
@@ -25,7 +26,7 @@ from shoal.kernels.cpu.structures import (
 @pytest.fixture(scope="module")
 def native() -> ctypes.CDLL:
     found = library()
-    assert found is not None, "the native library is not built: python kernels/cpu/build.py"
+    assert found is not None, absence()
     return found
 
 

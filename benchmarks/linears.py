@@ -1,0 +1,194 @@
+"""Linears of a small model's shapes: the native CPU ops beside torch's, and the machine's limits.
+
+    python benchmarks/linears.py [--threads 2] [--rows 1,8,32,128,512] [--rounds 9] [--json FILE]
+
+Weights rotate over more than 300 MB, so that they come from memory as in a step. Every round takes
+each way once, in turn; the best round counts, since another program can only make one slower. A
+share is of the limit that binds: the time to read the weights, or to multiply, whichever is longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from shoal.kernels.cpu import build, memory, panels
+from shoal.kernels.cpu.structures import (
+    Epilogue,
+    Extent,
+    Kind,
+    Linear,
+    Pool,
+    Sizes,
+    Step,
+    library,
+    step,
+)
+from torch import Tensor
+from torch.nn import functional
+
+# Qwen3-0.6B: inputs, outputs, and whether gate and up are in it.
+SHAPES = {
+    "qkv": (1024, 4096, False),
+    "o": (2048, 1024, False),
+    "gate_up": (1024, 6144, True),
+    "down": (3072, 1024, False),
+    "head": (1024, 151936, False),
+}
+ROTATED_BYTES = 320_000_000
+Way = Callable[[], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rows", default="1,8,32,128,512")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument(
+        "--instructions", help="avx2, avx512, avx512bf16 or amx instead of the best"
+    )
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    native = library()
+    assert native is not None, "build the native library first: python kernels/cpu/build.py"
+    if chosen.instructions and not native.shoal_choose(chosen.instructions.encode()):
+        sys.exit(f"this processor has no {chosen.instructions}")
+    torch.set_num_threads(chosen.threads)
+    roof = Roof(chosen.threads)
+    found: dict[str, Any] = {
+        "command": sys.argv,
+        "threads": chosen.threads,
+        "instructions": native.shoal_instructions().decode(),
+        "linears": [],
+    }
+    pool = Pool(chosen.threads)
+    print("shape     rows  native us  torch us  mkldnn us   GB/s  GFLOP/s  of the limit")
+    for shape in chosen.shapes.split(","):
+        linears = Linears(pool, *SHAPES[shape])
+        for rows in map(int, chosen.rows.split(",")):
+            if shape == "head" and rows > 32:
+                continue
+            figures = measure(linears, roof, rows, chosen.rounds)
+            found["linears"].append({"shape": shape, "rows": rows, **figures})
+            print(line(shape, rows, figures), flush=True)
+    found |= {"read_gb_s": roof.gb_s, "multiply_gflop_s": roof.gflop_s}
+    print(f"limits: {roof.gb_s:.1f} GB/s read, {roof.gflop_s:.0f} GFLOP/s in registers")
+    pool.close()
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def line(shape: str, rows: int, figures: dict[str, float]) -> str:
+    return (
+        f"{shape:8}  {rows:4}  {figures['native_us']:9.0f}  {figures['torch_us']:8.0f}  "
+        f"{figures['mkldnn_us']:9.0f}  {figures['gb_s']:5.1f}  {figures['gflop_s']:7.0f}  "
+        f"{figures['share']:12.0%}"
+    )
+
+
+class Roof:
+    """The best seen so far of reading and of multiplying, by a probe compiled for it."""
+
+    def __init__(self, threads: int) -> None:
+        source = Path(__file__).with_name("roof.cpp")
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder, "roof.so")
+            command = [build.compiler(), "-O3", "-std=c++17", "-shared", "-fPIC", "-o", str(made)]
+            subprocess.run([*command, str(source), "-lpthread"], check=True)
+            self._roof = ctypes.CDLL(str(made)).roof
+        self._roof.restype = ctypes.c_double
+        self._roof.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+        self._threads = threads
+        self._data = memory.empty((ROTATED_BYTES // 2048 // threads * threads * 2048,), torch.uint8)
+        self._data.fill_(1)
+        self._dot = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+        self.gb_s = self.gflop_s = 0.0
+
+    def probe(self) -> None:
+        each = len(self._data) // self._threads
+        seconds = self._roof(0, self._threads, self._data.data_ptr(), each)
+        self.gb_s = max(self.gb_s, len(self._data) / seconds / 1e9)
+        count = 14 * 500_000
+        seconds = self._roof(2 if self._dot else 1, self._threads, None, count)
+        flop = count * self._threads * (64 if self._dot else 32)
+        self.gflop_s = max(self.gflop_s, flop / seconds / 1e9)
+
+
+class Linears:
+    """One shape's weights, often enough that none stays in a cache, in each way's own form."""
+
+    def __init__(self, pool: Pool, inputs: int, outputs: int, gated: bool) -> None:
+        self.pool, self.inputs, self.outputs, self.gated = pool, inputs, outputs, gated
+        self.copies = max(2, ROTATED_BYTES // (inputs * outputs * 2))
+        weight = (torch.randn(outputs, inputs) / inputs**0.5).bfloat16()
+        self.plain = [weight.clone() for _ in range(self.copies)]
+        self.packed = [panels.pack(pool, weight, paired=gated) for _ in range(self.copies)]
+        reorder = torch.ops.mkldnn._reorder_linear_weight
+        self.reordered = [reorder(weight, None) for _ in range(self.copies)]
+
+    def native(self, x: Tensor) -> Way:
+        columns = self.outputs // 2 if self.gated else self.outputs
+        out = torch.empty(len(x), columns, dtype=torch.bfloat16)
+        epilogue = Epilogue.SILU_MUL if self.gated else Epilogue.STORE
+        args = [
+            Linear(panels.matrix(x), panels.matrix(out), w.panels, None, Extent.TOKENS, epilogue)
+            for w in self.packed
+        ]
+        steps, sizes = (Step * len(args))(*(step(Kind.LINEAR, each) for each in args)), Sizes()
+        sizes.tokens = len(x)
+
+        def run() -> None:
+            assert self.pool.run(steps, sizes) == 0 and len(args) == len(steps)
+            assert len(out) == len(x)
+
+        return run
+
+    def torch(self, x: Tensor) -> Way:
+        return lambda: self._each(lambda w: functional.linear(x, w), self.plain)
+
+    def mkldnn(self, x: Tensor) -> Way:
+        linear = torch.ops.mkldnn._linear_pointwise
+        return lambda: self._each(lambda w: linear(x, w, None, "none", [], ""), self.reordered)
+
+    def _each(self, product: Callable[[Tensor], Tensor], weights: list[Tensor]) -> None:
+        for weight in weights:
+            y = product(weight)
+            if self.gated:
+                gate, up = y.chunk(2, 1)
+                functional.silu(gate).mul_(up)
+
+
+def measure(linears: Linears, roof: Roof, rows: int, rounds: int) -> dict[str, float]:
+    x = torch.randn(rows, linears.inputs).bfloat16()
+    ways = {"native": linears.native(x), "torch": linears.torch(x), "mkldnn": linears.mkldnn(x)}
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(rounds):
+        roof.probe()
+        for name, way in ways.items():
+            begun = time.perf_counter()
+            way()
+            best[name] = min(best[name], (time.perf_counter() - begun) / linears.copies)
+    weights = linears.inputs * linears.outputs
+    gb_s, gflop_s = weights * 2 / best["native"] / 1e9, weights * 2 * rows / best["native"] / 1e9
+    return {
+        **{f"{name}_us": seconds * 1e6 for name, seconds in best.items()},
+        "gb_s": gb_s,
+        "gflop_s": gflop_s,
+        "share": max(gb_s / roof.gb_s, gflop_s / roof.gflop_s),
+    }
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
