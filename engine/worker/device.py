@@ -105,6 +105,13 @@ class Device:
         """Whether it computes by itself what it was told, while the host goes on."""
         return not self.is_cpu
 
+    @property
+    def records_graphs(self) -> bool:
+        """Whether steps of decode are recorded as CUDA graphs: their attention must not ask the
+        device for anything on the way.
+        """
+        return not self.is_cpu and self.choice.attention in ("triton", "FLASH_ATTN")
+
     def enter(self) -> None:
         """Make it, and its kernels, the calling thread's own."""
         ops.use(self.choice)
