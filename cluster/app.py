@@ -55,11 +55,11 @@ from .ports import check_port
 from .replica import Replica
 from .settings import remarks, serve_config
 from .shares import shared
+from .sigterm import SAME_SIGNAL_S
 from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
-SAME_SIGNAL_S = 0.5
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 

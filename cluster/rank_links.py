@@ -82,6 +82,8 @@ class RankLink:
             operation=self.last.operation,
             ticks=self.last.ticks,
             last_step_s=None if done_s is None else done_s + time.monotonic() - self.told,
+            leaving=self.last.leaving,
+            expected_s=self.last.expected_s,
         )
 
     def read(self) -> list[rank_wire.ToExecutor]:

@@ -95,7 +95,7 @@ class Runner:
         may be launched before this one's result is read.
         """
         self._device.enter()
-        self._progress.begin(plan.step)
+        self._progress.begin(plan.step, sum(row.num_tokens for row in plan.rows))
         began = self._device.mark()
         self._enter(plan)
         nothing = Launched(lambda: Result(step=plan.step, tokens=()), lambda: True)

@@ -301,6 +301,7 @@ class Worker:
             operation=progress.operation,
             ticks=progress.ticks,
             last_step_s=progress.since_s,
+            expected_s=progress.expected_s,
         )
 
     def call(self, method: str, *args: object) -> object:

@@ -30,6 +30,9 @@ from shoal.engine.request import FinishReason, Request, SamplingParams, Update
 DEADLY = 666
 """Whoever asks for this many numbers kills the engine."""
 
+POISON = 668
+"""Whoever asks for this many kills the engine before it has a token."""
+
 HANGING = 667
 """Whoever asks for this many makes the engine's thread stand still."""
 
@@ -108,6 +111,9 @@ class ScriptedEngine:
             sink([Update(*key, finish=FinishReason.ERROR, error="died", epoch=request.epoch)])
 
     def step(self) -> None:
+        if any(request.params.max_tokens == POISON for _, request, _ in self.live.values()):
+            self.die()
+            return
         sinks: dict[Callable, list[Update]] = {}
         with self.lock:
             for key, (done, request, sink) in list(self.live.items()):
