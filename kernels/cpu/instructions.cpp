@@ -51,8 +51,8 @@ bool worth_it(const char* name) {
 const Instructions* find(const char* name) {
     for (auto* get : {shoal_amx, shoal_avx512bf16, shoal_avx512, shoal_avx2}) {
         const Instructions* found = get ? get() : nullptr;
-        if (!found || !(name ? !strcmp(found->name, name) : worth_it(found->name))) continue;
-        if (runs_here(found->name)) return found;
+        if (!found || !runs_here(found->name)) continue;
+        if (name ? !strcmp(found->name, name) : worth_it(found->name)) return found;
     }
     return nullptr;
 }
