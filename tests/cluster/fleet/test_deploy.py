@@ -33,8 +33,8 @@ class Cluster:
         file = self.folder / "serve.yaml"
         file.write_text(yaml.safe_dump({"proxy_location": "Disabled", "applications": [app]}))
         line = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", self.dashboard, file]
-        subprocess.run(line, check=True, capture_output=True, timeout=120)
-        wait(self.is_through, 120)
+        subprocess.run(line, check=True, capture_output=True, timeout=240)
+        wait(self.is_through, 240)
 
     def is_through(self) -> bool:
         """Whether the last file is in force, and nothing of an earlier one is left."""
