@@ -106,7 +106,7 @@ def after_long_prompt() -> Scheduler:
 
 def crowded() -> Scheduler:
     """256 that run, and a prompt of 128k tokens, cached but for its end, that finds no room."""
-    made = scheduler(257, blocks=LONG // BLOCK + 256 * 40, budget=8192)
+    made = scheduler(257, blocks=LONG // BLOCK + 256 * 7 + 64, budget=8192)
     made.add(request(-1, LONG, 1))
     while made.num_running != 1:
         for number in range(256):

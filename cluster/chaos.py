@@ -1,48 +1,53 @@
-"""`shoal bench chaos`: kills replicas under streams, and compares every stream with the undisturbed
+"""`shoal bench chaos`: makes faults under streams, and compares every stream with the undisturbed
 run, byte for byte."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
-import os
-import signal
-import subprocess
+import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from ..engine.errors import ConfigError, EngineLost
 from . import chaos_streams
 from .chaos_streams import Told
 from .client import Client
-from .ports import free_port
-from .running import running
+from .open_files import lift_limit
 
-FAULTS = {
-    "kill": "SIGKILL of a replica",
-    "worker": "SIGKILL of a rank's worker",
-    "stop": "SIGSTOP of a replica, SIGCONT later",
-    "term": "SIGTERM of a replica",
-}
-_TITLES = {"kill": "Replica:", "stop": "Replica:", "term": "Replica:", "worker": "WorkerActor"}
-START_S = 300.0
 POLL_S = 0.05
+FREED_S = 10.0
+
+
+class Faults(Protocol):
+    """Makes faults; `words` says what each kind is."""
+
+    words: Mapping[str, str]
+
+    async def strike(self, kind: str, number: int) -> int | None:
+        """Make a fault of a kind, the `number`-th of all, and return once the door knows.
+
+        The process that it befell, None where there was none.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How many streams, `distinct` of them different, and which faults how often."""
+    """How many streams, `distinct` of them different, and which faults how often.
+
+    `timeout_s` bounds the silence on a stream.
+    """
 
     streams: int
     distinct: int
@@ -50,33 +55,26 @@ class Plan:
     output_len: int
     faults: tuple[str, ...]
     every_s: float
-    stop_s: float
     timeout_s: float
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for fault in self.faults:
-            if fault not in FAULTS:
-                known = ", ".join(FAULTS)
-                raise ConfigError(f"--faults knows {known}; got {fault!r}", "faults")
 
 
 class Fault(NamedTuple):
     """One that was made: when, in seconds of the run, and how long till all replicas were there."""
 
     kind: str
-    pid: int
+    pid: int | None
     at_s: float
     recovered_s: float | None
 
 
-def run(client: Client, plan: Plan, serve_pid: int, json_file: Path | None) -> bool:
-    """Run undisturbed, then under faults; print the report. Whether every stream was the same.
+def run(client: Client, plan: Plan, faults: Faults, json_file: Path | None) -> bool:
+    """Run undisturbed, then under faults; print the report.
 
-    `serve_pid`: the process whose descendants the faults befall. Raises ConfigError, ClientError.
+    Whether every stream was the same, but for those whose gateway was killed. Raises ConfigError,
+    ClientError.
     """
-    if not _targets(serve_pid, plan.faults):
-        raise ConfigError(f"process {serve_pid} has no replicas on this machine", "faults")
+    lift_limit()
     model = client.model()
     bodies = chaos_streams.bodies(model, plan.distinct, plan.output_len, plan.seed)
     note = Console(stderr=True)
@@ -85,23 +83,31 @@ def run(client: Client, plan: Plan, serve_pid: int, json_file: Path | None) -> b
     note.print(f"  {plan.streams} streams under faults")
     sent = [bodies[i % plan.distinct] for i in range(plan.streams)]
     begin = time.perf_counter()
-    told, faults = asyncio.run(_disturbed(client, plan, sent, serve_pid))
-    found = summary(calm, told, faults, time.perf_counter() - begin)
-    Console().print(table(found))
+    told, made, freed_s = asyncio.run(_disturbed(client, plan, sent, faults))
+    found = summary(calm, told, made, time.perf_counter() - begin, freed_s)
+    Console().print(table(found, faults.words))
     for line in (*found["errors"], *found["differences"]):
         note.print(f"  note: {line}")
     if json_file is not None:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         shape = {name: getattr(plan, name) for name in Plan.__slots__}
-        whole = {"date": date, "model": model, "plan": shape} | found
+        whole = {"date": date, "command": _command(), "model": model, "plan": shape} | found
         json_file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    return bool(found["identical"] == plan.streams)
+    spared = found["hung_up"] if "gateway" in plan.faults else 0
+    return bool(found["identical"] + spared == plan.streams and freed_s is not None)
 
 
 def summary(
-    calm: Sequence[Told], told: Sequence[Told], faults: Sequence[Fault], duration_s: float
+    calm: Sequence[Told],
+    told: Sequence[Told],
+    faults: Sequence[Fault],
+    duration_s: float,
+    freed_s: float | None,
 ) -> dict[str, Any]:
-    """The figures; pauses are the longest of each stream that finished, in milliseconds."""
+    """The figures; pauses are the longest of each stream that finished, in milliseconds.
+
+    `hung_up`: streams whose connection ended. `at_once`: as many as were open at the same time.
+    """
     finished = [one for one in told if one.error is None]
     found = [one.difference(calm[i % len(calm)]) for i, one in enumerate(told) if not one.error]
     differences = [line for line in found if line is not None]
@@ -109,6 +115,9 @@ def summary(
         "streams": len(told),
         "finished": len(finished),
         "identical": len(found) - len(differences),
+        "hung_up": sum(one.hung_up for one in told),
+        "at_once": _most_at_once(told),
+        "freed_s": freed_s,
         "duration_s": duration_s,
         "pause_ms": _spread([one.pause_s for one in finished]),
         "first_ms": _spread([one.first_s for one in finished]),
@@ -119,11 +128,12 @@ def summary(
     }
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(found: dict[str, Any], words: Mapping[str, str]) -> Table:
     """The report."""
     drawn = Table(show_header=False)
     rows = [("streams", found["streams"]), ("finished", found["finished"])]
     rows += [("identical to the undisturbed run", found["identical"])]
+    rows += [("whose gateway was lost", found["hung_up"]), ("most at once", found["at_once"])]
     for name, key in (
         ("longest pause, ms", "pause_ms"),
         ("longest pause undisturbed, ms", "undisturbed_pause_ms"),
@@ -133,39 +143,13 @@ def table(found: dict[str, Any]) -> Table:
     for fault in found["faults"]:
         back = fault["recovered_s"]
         said = "not within the run" if back is None else f"{back:.1f} s to full strength"
-        rows.append((f"{FAULTS[fault['kind']]} at {fault['at_s']:.1f} s", said))
+        rows.append((f"{words[fault['kind']]} at {fault['at_s']:.1f} s", said))
+    freed_s = found["freed_s"]
+    said = f"not within {FREED_S:g} s" if freed_s is None else f"{freed_s:.1f} s"
+    rows.append(("after the last stream, till replicas had nothing left", said))
     for name, value in rows:
         drawn.add_row(name, str(value))
     return drawn
-
-
-@contextlib.contextmanager
-def served(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """A serve of its own with these arguments, once it is ready: its URL and its process.
-
-    Raises EngineLost when it does not come up.
-    """
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="shoal-chaos-") as folder:
-        output = Path(folder) / "output"
-        with output.open("w") as to:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "shoal", "serve", *arguments, "--port", str(port)],
-                stdout=to,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        try:
-            until = time.monotonic() + START_S
-            while not any(entry.ready for entry in running() if entry.pid == process.pid):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise EngineLost(f"the server did not start:\n{output.read_text()[-2000:]}")
-                time.sleep(POLL_S)
-            yield f"http://127.0.0.1:{port}", process.pid
-        finally:
-            process.terminate()
-            process.wait()
 
 
 async def _tell(client: Client, plan: Plan, sent: Sequence[bytes]) -> list[Told]:
@@ -179,50 +163,50 @@ async def _tell(client: Client, plan: Plan, sent: Sequence[bytes]) -> list[Told]
 
 
 async def _disturbed(
-    client: Client, plan: Plan, sent: Sequence[bytes], serve_pid: int
-) -> tuple[list[Told], list[Fault]]:
-    faults: list[Fault] = []
-    disturbing = asyncio.create_task(_disturb(client, plan, serve_pid, faults))
-    try:
-        told = await _tell(client, plan, sent)
-    finally:
-        disturbing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await disturbing
-    return told, faults
+    client: Client, plan: Plan, sent: Sequence[bytes], faults: Faults
+) -> tuple[list[Told], list[Fault], float | None]:
+    made: list[Fault] = []
+    async with aiohttp.ClientSession(headers=client.headers) as session:
+        disturbing = asyncio.create_task(_disturb(session, client.url, plan, faults, made))
+        try:
+            told = await _tell(client, plan, sent)
+        finally:
+            disturbing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await disturbing
+        return told, made, await _freed(session, client.url)
 
 
-async def _disturb(client: Client, plan: Plan, serve_pid: int, faults: list[Fault]) -> None:
+async def _disturb(
+    session: aiohttp.ClientSession, url: str, plan: Plan, faults: Faults, made: list[Fault]
+) -> None:
     """One fault after the other; each waits till the one before it has been made good."""
     begin = time.perf_counter()
-    async with aiohttp.ClientSession(headers=client.headers) as session:
-        number = 0
-        while True:
-            await asyncio.sleep(plan.every_s)
-            kind = plan.faults[number % len(plan.faults)]
-            pids = _targets(serve_pid, (kind,))
-            if not pids:
-                number += 1
-                continue
-            pid, at = pids[number % len(pids)], time.perf_counter()
-            number += 1
-            faults.append(Fault(kind, pid, at - begin, None))
-            await _make(kind, pid, plan.stop_s)
-            while not await _whole(session, client.url):
-                await asyncio.sleep(POLL_S)
-            faults[-1] = Fault(kind, pid, at - begin, time.perf_counter() - at)
+    for number in itertools.count():
+        await asyncio.sleep(plan.every_s)
+        kind, at = plan.faults[number % len(plan.faults)], time.perf_counter()
+        made.append(Fault(kind, None, at - begin, None))
+        pid = await faults.strike(kind, number)
+        if pid is None:
+            made.pop()
+            continue
+        made[-1] = Fault(kind, pid, at - begin, None)
+        while not await _whole(session, url):
+            await asyncio.sleep(POLL_S)
+        made[-1] = Fault(kind, pid, at - begin, time.perf_counter() - at)
 
 
-async def _make(kind: str, pid: int, stop_s: float) -> None:
-    numbers = {"stop": signal.SIGSTOP, "term": signal.SIGTERM}
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, numbers.get(kind, signal.SIGKILL))
-        if kind == "stop":
-            try:
-                await asyncio.sleep(stop_s)
-            finally:
-                os.kill(pid, signal.SIGCONT)
-    await asyncio.sleep(1.0)  # the door knows by then
+async def _freed(session: aiohttp.ClientSession, url: str) -> float | None:
+    """How long it takes till replicas have nothing more to do; None where it takes too long."""
+    begin = time.perf_counter()
+    while (after_s := time.perf_counter() - begin) < FREED_S:
+        with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, KeyError):
+            async with session.get(f"{url}/cluster") as answer:
+                rows = (await answer.json())["replicas"]
+            if not any(row["running"] + row["waiting"] for row in rows):
+                return after_s
+        await asyncio.sleep(POLL_S)
+    return None
 
 
 async def _whole(session: aiohttp.ClientSession, url: str) -> bool:
@@ -234,26 +218,17 @@ async def _whole(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-def _targets(serve_pid: int, kinds: Sequence[str]) -> list[int]:
-    """The processes below `serve_pid` that faults of these kinds befall."""
-    parents, titles = {}, {}
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            stat = (place / "stat").read_text().rpartition(")")[2].split()
-            parents[int(place.name)] = int(stat[1])
-            titles[int(place.name)] = (place / "cmdline").read_bytes().decode(errors="replace")
+def _command() -> str:
+    """How this program was called."""
+    program, *words = sys.argv
+    shown = ["shoal"] if Path(program).name in ("shoal", "__main__.py") else ["python", program]
+    return shlex.join([*shown, *words])
 
-    def below(pid: int) -> bool:
-        while pid in parents and pid != serve_pid:
-            pid = parents[pid]
-        return pid == serve_pid
 
-    wanted = {_TITLES[kind] for kind in kinds}
-    return sorted(
-        pid
-        for pid, title in titles.items()
-        if any(word in title for word in wanted) and ":Gateway" not in title and below(pid)
-    )
+def _most_at_once(told: Sequence[Told]) -> int:
+    """Of the streams, those that were open at the same moment."""
+    moves = [(one.began, 1) for one in told] + [(one.ended, -1) for one in told]
+    return max(itertools.accumulate(step for _, step in sorted(moves)), default=0)
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, float]:

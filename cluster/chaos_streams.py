@@ -23,6 +23,7 @@ _KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "stop": ["zebra quagga", "the end", "\n\n\n"]},
     {"temperature": 0.9, "presence_penalty": 0.5, "repetition_penalty": 1.1, "top_k": 40},
 )
+_HUNG_UP = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError)
 _WORDS = "one day a little cat saw the big red sun and went to play with her friend Tom in a park"
 
 
@@ -30,7 +31,8 @@ _WORDS = "one day a little cat saw the big red sun and went to play with her fri
 class Told:
     """What a client was told: the pieces of each choice in order, the usage, the error.
 
-    `pause_s` is the longest time between two pieces, `first_s` the one before the first.
+    `pause_s` is the longest time between two pieces, `first_s` the one before the first. It was
+    open from `began` to `ended`; `hung_up`: its connection was ended after it had been answered.
     """
 
     choices: dict[int, list[Any]] = field(default_factory=dict)
@@ -38,6 +40,9 @@ class Told:
     error: str | None = None
     pause_s: float = 0.0
     first_s: float = 0.0
+    began: float = 0.0
+    ended: float = 0.0
+    hung_up: bool = False
 
     def difference(self, other: Told) -> str | None:
         """Where the other was told something else first; ids, times and what was found in a cache
@@ -109,21 +114,22 @@ async def tell_all(
 
 
 async def _tell(session: aiohttp.ClientSession, url: str, body: bytes) -> Told:
-    told = Told()
+    told = Told(began=time.perf_counter())
     try:
-        begin = time.perf_counter()
         async with session.post(url, data=body) as response:
             if response.status != 200:
                 told.error = refusal(response.status, await response.read())
             else:
-                await _read(response, told, begin)
+                await _read(response, told)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         told.error = f"{type(error).__name__}: {error}".rstrip(": ")
+        told.hung_up = isinstance(error, _HUNG_UP)
+    told.ended = time.perf_counter()
     return told
 
 
-async def _read(response: aiohttp.ClientResponse, told: Told, begin: float) -> None:
-    last = begin
+async def _read(response: aiohttp.ClientResponse, told: Told) -> None:
+    last = told.began
     begun = False
     async for line in response.content:
         event = line[5:].strip() if line.startswith(b"data:") else b""

@@ -7,7 +7,7 @@ scaling/<model>    what the scaling policy last decided; see `scaling_policy`
 share/<deployment> what a replica has of its machine, and of which settings
 driver/owner       which `shoal serve` the application belongs to: {"id": ...}
 loading/<id>       how much of its weights it has read: {"done": bytes, "total": bytes}
-gateway/<id>       a gateway's private address: {"host": ..., "port": ..., "pid": ...}
+gateway/<id>       a gateway's private address and actor: {"host", "port", "pid", "actor"}
 figures/<id>       what a gateway that was stopped had counted; see peers.py
 failure/<id>       why a replica or gateway did not start
 """

@@ -1,6 +1,7 @@
-"""How a gateway ends that Serve stops.
+"""How a gateway ends that is stopped.
 
 removed      the application goes: 503 for what comes, and `shutdown_timeout` for what runs
+told to end  by SIGTERM: it goes on as before till Serve has another one here, then hands over
 handed over  the application stays, and another gateway of this node listens on the same port: new
              connections are its own, those that there are end with their next answer, and what
              runs has HAND_OVER_S
@@ -9,6 +10,8 @@ handed over  the application stays, and another gateway of this node listens on 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +55,33 @@ class Server(uvicorn.Server):
             connection.shutdown()
 
 
+def forget_the_dead(facts: Facts, host: str) -> None:
+    """Strike off gateways of this node whose processes have ended without a word."""
+    for key, at in facts.all("gateway").items():
+        if at.get("host") == host and not _lives(int(at["pid"])):
+            facts.remove("gateway", key)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def await_another(facts: Facts, host: str, own: str, timeout_s: float) -> None:
+    """Wait till another gateway than `own` listens on `host`, or the application goes; blocks."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until and not _is_removed(facts):
+        with contextlib.suppress(*_UNKNOWN):
+            if any(key != own for key in _beside(facts, host)):
+                return
+        time.sleep(LOOK_S)
+
+
 async def hand_over(facts: Facts, host: str, door: Server, turnstile: Turnstile) -> bool:
     """Do so where there is another gateway on `host`, and wait for those inside; whether it was."""
     if not await asyncio.to_thread(_may_hand_over, facts, host):
@@ -68,10 +98,15 @@ async def hand_over(facts: Facts, host: str, door: Server, turnstile: Turnstile)
 def _may_hand_over(facts: Facts, host: str) -> bool:
     """Of the gateways on record this one is none any more."""
     try:
-        beside = [at for at in facts.all("gateway").values() if at.get("host") == host]
-        return bool(beside) and rollout.runs(facts.name)
+        return bool(_beside(facts, host)) and rollout.runs(facts.name)
     except _UNKNOWN:
         return False
+
+
+def _beside(facts: Facts, host: str) -> list[str]:
+    """The gateways that listen on `host`, this node."""
+    forget_the_dead(facts, host)
+    return [key for key, at in facts.all("gateway").items() if at.get("host") == host]
 
 
 def _is_removed(facts: Facts) -> bool:

@@ -6,6 +6,7 @@ Serve starts, watches and stops it; no request comes through Serve.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -14,6 +15,7 @@ import time
 from typing import Any
 
 import msgspec
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -22,8 +24,9 @@ from . import logs, membership
 from .census import Census
 from .config import ModelConfig, ServeConfig
 from .decisions import Decisions
+from .deployments import STOP_S
 from .facts import Facts, node_address
-from .handover import Server, hand_over
+from .handover import HAND_OVER_S, Server, await_another, forget_the_dead, hand_over
 from .link import ModelCard, Router
 from .open_files import lift_limit
 from .peers import Peers, Told
@@ -31,12 +34,15 @@ from .pool import Pool
 from .ports import check_port, holder
 from .registry import FactRegistry
 from .router import FleetRouter
+from .sigterm import exit_within, on_sigterm
 from .turnstile import Turnstile
 from .waker import Waker
 from .web import CLOSE_S, check_tls, loop_factory, web_config
 
-START_S = 30.0
-CLAIM_S = 1.0
+START_S = 120.0
+MEET_S = 5.0
+CLAIM_S = 20.0
+BACKLOG = 2048
 RETRY_S = 0.02
 
 log = logging.getLogger(__name__)
@@ -45,7 +51,8 @@ log = logging.getLogger(__name__)
 class Ingress:
     """One gateway, on a thread with an event loop of its own.
 
-    It listens on the public port of the configuration and on a private one of its node.
+    It listens on the public port of the configuration and on a private one of its node. SIGTERM
+    drains it as Serve's own stop does; Serve starts another one meanwhile.
     """
 
     def __init__(self, settings: dict[str, Any], *replicas: DeploymentHandle[Any]) -> None:
@@ -57,6 +64,7 @@ class Ingress:
         logs.start(self._config, f"gateway-{context.rank.rank}")
         if line := lift_limit():
             log.warning(line)
+        forget_the_dead(self._facts, self._host)
         self._facts.put("gateway", self._id, {"pid": os.getpid()})
         try:
             check_tls(self._config)
@@ -68,6 +76,8 @@ class Ingress:
         # From now on Serve tells this process the replicas of each model.
         self._handles = [handle.options() for handle in replicas]
         self._up = threading.Event()
+        self._ending = threading.Lock()
+        self._told_to_end = threading.Event()
         self._stopped = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
@@ -75,7 +85,9 @@ class Ingress:
         if not self._up.wait(START_S) or self._failure:
             raise EngineLost(f"the gateway did not start: {self._failure or 'no sign of it'}")
         private = {"host": self._host, "port": self._private.getsockname()[1], "pid": os.getpid()}
-        self._facts.put("gateway", self._id, private)
+        actor = ray.get_runtime_context().get_actor_id()
+        self._facts.put("gateway", self._id, private | {"actor": actor})
+        on_sigterm(self._terminate)
 
     def make_app(self, router: Router, pool: Pool, census: Census) -> Any:
         """The ASGI application behind the door."""
@@ -84,7 +96,9 @@ class Ingress:
         return build_gateway(self._config, router, pool, census)
 
     def check_health(self) -> None:
-        """Called by Serve every second. Raises EngineLost."""
+        """Called by Serve every second, which replaces what says no. Raises EngineLost."""
+        if self._told_to_end.is_set():
+            raise EngineLost(f"gateway {self._id} was told to end, and lets its answers end")
         if not self._thread.is_alive():
             raise EngineLost(f"the gateway's web server ended: {self._failure}")
 
@@ -101,12 +115,26 @@ class Ingress:
         """Drain: running answers end, and new requests go to another gateway, or get 503; see
         `handover`.
         """
-        if not self._stopped:
-            self._stopped = True
-            self._facts.remove("gateway", self._id)
-            draining = asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
-            await asyncio.wrap_future(draining)
-            await asyncio.to_thread(self._thread.join, CLOSE_S + 1)
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        """See `__del__`; whoever comes second waits for the first."""
+        with self._ending:
+            if not self._stopped:
+                self._stopped = True
+                if self._told_to_end.is_set():
+                    await_another(self._facts, self._host, self._id, self._config.shutdown_timeout)
+                self._facts.remove("gateway", self._id)
+                asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result()
+                self._thread.join(CLOSE_S + 1)
+
+    def _terminate(self) -> None:
+        """As SIGTERM says; runs on a thread of its own."""
+        log.warning("gateway %s is told to end: another one takes over", self._id)
+        self._told_to_end.set()
+        exit_within(HAND_OVER_S + 2 * self._config.shutdown_timeout + STOP_S)
+        self._end()
+        os._exit(0)
 
     def _run(self) -> None:
         try:
@@ -144,6 +172,7 @@ class Ingress:
             Server(web_config(config, inside, lifespan="off", tls=False), lambda: None),
         )
         sockets = (self._public, self._private)
+        await _meet(router)
         await asyncio.gather(
             *(s.serve([bound]) for s, bound in zip(self._servers, sockets, strict=True))
         )
@@ -166,6 +195,16 @@ class Ingress:
             server.should_exit = True
 
 
+async def _meet(router: FleetRouter) -> None:
+    """Wait a moment for models that have been loaded to be within reach: who has connected waits
+    too, where the door would say that they are down.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MEET_S):
+            while "down" in router.statuses().values():
+                await asyncio.sleep(RETRY_S)
+
+
 def _waker(model: ModelConfig, handle: DeploymentHandle[Any]) -> Waker:
     assert model.autoscaling is not None
     timeout_s = model.autoscaling.cold_start_timeout_s
@@ -181,25 +220,36 @@ def _claim(config: ServeConfig, facts: Facts) -> socket.socket:
     """The public port, which only gateways of the same application may share.
 
     They do while one replaces another, and where several were asked for on one node; one may find
-    it taken while another looks whether it is free. Raises ConfigError that names another holder.
+    it taken while another looks whether it is free. Who is alone listens at once, so that clients
+    wait for its door to open; where there is another, it has them until then. Raises ConfigError
+    that names another holder.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     until = time.monotonic() + CLAIM_S
     while True:
+        claimed = socket.socket(family)
         try:
-            _refuse_strangers(config, facts)
-            return socket.create_server(
-                (config.host, config.port), family=family, backlog=2048, reuse_port=True
-            )
+            alone = _is_alone(config, facts)
+            claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                claimed.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            claimed.bind((config.host, config.port))
+            if alone:
+                claimed.listen(BACKLOG)
+            return claimed
         except (ConfigError, OSError):
+            claimed.close()
             if time.monotonic() > until:
                 raise
         time.sleep(RETRY_S)
 
 
-def _refuse_strangers(config: ServeConfig, facts: Facts) -> None:
+def _is_alone(config: ServeConfig, facts: Facts) -> bool:
+    """Whether nobody has the port, or another gateway. Raises ConfigError for anybody else."""
     try:
         check_port(config.host, config.port)
+        return True
     except ConfigError as error:
         taken = holder(config.port)
         if taken is not None and "ProxyActor" in taken.command:
@@ -210,3 +260,4 @@ def _refuse_strangers(config: ServeConfig, facts: Facts) -> None:
             ) from None
         if taken is None or taken.pid not in [g.get("pid") for g in facts.all("gateway").values()]:
             raise error
+        return False

@@ -27,10 +27,11 @@ BEAT_S = 0.5
 
 
 class Start(msgspec.Struct, tag="start", frozen=True, array_like=True):
-    """Load and size."""
+    """Load and size. `drains`: SIGTERM is not the rank's end, but a word for its executor."""
 
     config: EngineConfig
     seat: Seat
+    drains: bool = False
 
 
 class Run(msgspec.Struct, tag="run", frozen=True, array_like=True):
@@ -82,7 +83,8 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, array_like=True):
 
 class Alive(msgspec.Struct, tag="alive", frozen=True, array_like=True):
     """A sign of life: the last plan begun, what is being done of it, the last plan done and when,
-    and a number that grows with every word of progress.
+    and a number that grows with every word of progress. `leaving`: it was told to end.
+    `expected_s` as in `RankState`.
     """
 
     step: int
@@ -90,6 +92,8 @@ class Alive(msgspec.Struct, tag="alive", frozen=True, array_like=True):
     finished: int
     ticks: int = 0
     finished_s: float | None = None
+    leaving: bool = False
+    expected_s: float = 0.0
 
 
 class Stuck(msgspec.Struct, tag="stuck", frozen=True, array_like=True):

@@ -53,7 +53,7 @@ class RayExecutor:
     Within a Serve deployment the ranks take the places that its placement group has for them;
     elsewhere they get a group of their own, and where no Ray runs yet, a Ray of their own. With
     stages, as many plans are under way as keep every stage busy, and the host hands on the tokens.
-    `on_load` is told (bytes done, bytes in all) of rank 0.
+    `on_load` is told (bytes done, bytes in all) of rank 0; `drains` as in `executor_for`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class RayExecutor:
         *,
         strategy: str = "PACK",
         on_load: Callable[[int, int], None] | None = None,
+        drains: bool = False,
     ) -> None:
         stages = config.pipeline_parallel_size
         self.resident = stages == 1
@@ -69,6 +70,7 @@ class RayExecutor:
         self._config = config
         self._strategy = strategy
         self._on_load = on_load
+        self._drains = drains
         self._ranks: list[RankLink] = []
         self._stack = contextlib.ExitStack()
         self._results: SimpleQueue[Result | WorkerLost] = SimpleQueue()
@@ -86,7 +88,10 @@ class RayExecutor:
         try:
             self._stack.enter_context(shared_ray())
             self._join(self._place())
-            return self._load(config)
+            capacity = self._load(config)
+            if capacity.overlaps and config.async_scheduling is None:
+                self.depth = max(self.depth, 2)
+            return capacity
         except BaseException:
             self.close()
             raise
@@ -238,7 +243,7 @@ class RayExecutor:
                 nodes=nodes,
                 meeting=meeting,
             )
-            rank.connection.sendall(wire.frame(rank_wire.Start(config, seat)))
+            rank.connection.sendall(wire.frame(rank_wire.Start(config, seat, self._drains)))
         found: dict[int, Capacity] = {}
         bound_s = config.load_timeout or math.inf
         until = time.monotonic() + bound_s

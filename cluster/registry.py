@@ -81,7 +81,7 @@ class FactRegistry:
         gateways = {
             name: Place(str(fact["host"]), int(fact["pid"]))
             for name, fact in self._facts.all("gateway").items()
-            if "host" in fact
+            if "host" in fact and not _is_dead(fact)
         }
         return Entries(
             replicas=replicas,
@@ -92,11 +92,16 @@ class FactRegistry:
 
     def _state(self, replica: str, fact: dict[str, Any]) -> str | None:
         """How a replica without a link is; None of one that has long been dead."""
-        actor = state.actors(fact["actor"]) or {}
-        if actor.get("State") != "DEAD":
+        if not _is_dead(fact):
             return "starting"
         since = self._dead_since.setdefault(replica, time.monotonic())
         return "dead" if time.monotonic() - since < DEAD_SHOWN_S else None
+
+
+def _is_dead(fact: dict[str, Any]) -> bool:
+    """Whether Ray holds the actor that stated a fact of itself for dead."""
+    actor = (state.actors(fact["actor"]) if "actor" in fact else None) or {}
+    return bool(actor.get("State") == "DEAD")
 
 
 def draining_nodes() -> frozenset[str]:

@@ -19,8 +19,10 @@ from . import logs
 from .card import model_card
 from .channel import Channel
 from .config import ModelConfig, ServeConfig
+from .deployments import STOP_S
 from .facts import Facts, Loading, node_address
 from .gauge import Gauge
+from .sigterm import exit_within, on_sigterm
 from .stall import StallWatch, stacks
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class Replica:
     as plain data.
 
     An engine that dies ends the process, so that Serve replaces it; a start that fails states its
-    reason as a fact, for whoever started the application.
+    reason as a fact, for whoever started the application. SIGTERM, to this process or to one of its
+    ranks, drains it as Serve's own stop does; Serve starts another one meanwhile.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -49,6 +52,9 @@ class Replica:
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
         self._index = context.rank.rank
+        self._ending = threading.Lock()
+        self._ended = False
+        self._told_to_end = threading.Event()
         self._stopped = threading.Event()
         self._loaded = threading.Event()
         logs.start(config, f"replica-{context.deployment}-{self._index}")
@@ -66,7 +72,7 @@ class Replica:
         from ..engine.executors import executor_for
 
         loading = Loading(self._facts, self._id)
-        return AsyncEngine(model.engine, executor_for(model.engine, loading))
+        return AsyncEngine(model.engine, executor_for(model.engine, loading, drains=True))
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Called by Serve once, after the constructor; given to every `MemberRouter`."""
@@ -74,7 +80,9 @@ class Replica:
         return {"model": self._model.name, "host": host, "port": port, "pid": os.getpid()}
 
     def check_health(self) -> None:
-        """Called by Serve every second. Raises EngineLost."""
+        """Called by Serve every second, which replaces what says no. Raises EngineLost."""
+        if self._told_to_end.is_set():
+            raise EngineLost(f"replica {self._id} was told to end, and lets its streams move")
         self._engine.load()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -87,12 +95,26 @@ class Replica:
 
     async def __del__(self) -> None:
         """Drain: finish what runs, within `shutdown_timeout`, and take nothing more."""
-        if not self._stopped.is_set():
-            self._stopped.set()
-            await asyncio.to_thread(self._channel.drain, self._config.shutdown_timeout)
-            self._channel.close()
-            await asyncio.to_thread(self._engine.close)
-            self._facts.remove("replica", self._id)
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        """See `__del__`; whoever comes second waits for the first."""
+        with self._ending:
+            if not self._ended:
+                self._ended = True
+                self._channel.drain(self._config.shutdown_timeout)
+                self._channel.close()
+                self._stopped.set()
+                self._engine.close()
+                self._facts.remove("replica", self._id)
+
+    def _terminate(self) -> None:
+        """As SIGTERM says; runs on a thread of its own."""
+        log.warning("replica %s is told to end: its streams move", self._id)
+        self._told_to_end.set()
+        exit_within(self._config.shutdown_timeout + STOP_S)
+        self._end()
+        os._exit(0)
 
     def _start(self) -> None:
         self._state("load the model")
@@ -112,6 +134,7 @@ class Replica:
         )
         self._channel.start()
         threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()
+        on_sigterm(self._terminate)
         self._facts.put("card", self._model.name, card)
         ready = {"card": card, "table": capacity.table, "phases": capacity.phases}
         self._state("ready", **ready)
@@ -143,12 +166,16 @@ class Replica:
         os._exit(1)
 
     def _watch(self) -> None:
-        """End the process when its engine has died or does not get on."""
+        """End the process when its engine has died, does not get on, or has a rank that must go."""
         stall = StallWatch(self._model.engine.stall_timeout)
         while not self._stopped.wait(WATCH_S):
             try:
-                if blame := stall.look(self._engine.load()):
+                load = self._engine.load()
+                if blame := stall.look(load):
                     self._give_up(blame)
+                if any(rank.leaving for rank in load.ranks) and not self._told_to_end.is_set():
+                    self._told_to_end.set()
+                    threading.Thread(target=self._terminate, name="sigterm", daemon=True).start()
             except EngineLost as error:
                 log.critical("the engine died: %s", error)
                 time.sleep(WATCH_S)  # what the engine told its streams is being sent

@@ -13,25 +13,59 @@ RANKS_FIRST_S = 2.0
 """How long a replica of several ranks waits for one of them to say first that it is stuck."""
 
 
+HELD_UP_S = 1.0
+TIMES_EXPECTED = 20
+"""How much longer than expected a silence may be before it is a stall."""
+
+
+def patience_s(timeout_s: float, expected_s: float) -> float:
+    """How long to wait for a word of progress: `--stall-timeout`, or longer where long ones are
+    usual.
+    """
+    return max(timeout_s, TIMES_EXPECTED * expected_s)
+
+
+class Stillness:
+    """For how long something has not moved, in time in which this process could see it move.
+
+    A process that is stopped, or has no turn on a busy machine, sees nothing: of the time between
+    two looks HELD_UP_S counts at most.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._looked = time.monotonic()
+
+    def look(self, moved: bool) -> float:
+        """The seconds up to now."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, HELD_UP_S), now
+        self.seconds = 0.0 if moved else self.seconds + passed
+        return self.seconds
+
+
 class StallWatch:
-    """Looked at again and again with what an engine says of itself. `timeout_s` 0: never stalled.
+    """Looked at twice a second or more, with what an engine says of itself. `timeout_s` 0: never
+    stalled.
 
     Progress is any word of it: a step done, a layer begun by a rank. So a long prompt is no stall.
+    Where words are few, as while a recorded step is replayed, those that were measured say how far
+    apart they are.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._ticks = -1
-        self._since = time.monotonic()
+        self._still = Stillness()
 
     def look(self, load: Load) -> str | None:
         """Who is to blame, once it has had work and made no progress for too long."""
-        now = time.monotonic()
-        if load.ticks != self._ticks or not load.running + load.waiting:
-            self._ticks, self._since = load.ticks, now
-        still_s = now - self._since
-        patience_s = self._timeout_s + (RANKS_FIRST_S if len(load.ranks) > 1 else 0.0)
-        if not self._timeout_s or still_s <= patience_s:
+        moved = load.ticks != self._ticks or not load.running + load.waiting
+        still_s, self._ticks = self._still.look(moved), load.ticks
+        expected_s = max((rank.expected_s for rank in load.ranks), default=0.0)
+        bound_s = patience_s(self._timeout_s, expected_s)
+        bound_s += RANKS_FIRST_S if len(load.ranks) > 1 else 0.0
+        if not self._timeout_s or still_s <= bound_s:
             return None
         done = "; ".join(map(_words, load.ranks)) or "its engine"
         waits = f"{load.running} running and {load.waiting} waiting"

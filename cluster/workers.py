@@ -13,6 +13,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,13 +25,17 @@ from ..engine.worker.machine import let_threads_sleep, limit_threads, num_cores
 from . import rank_wire, wire
 from .facts import node_address
 from .greeting import introduce, receive
-from .stall import stacks
+from .sigterm import on_sigterm
+from .stall import Stillness, patience_s, stacks
 
 if TYPE_CHECKING:
+    from ..engine.worker.runner import Launched
     from ..engine.worker.worker import Worker
 
 CONNECT_S = 10.0
 REPORT_S = 0.2
+LOOK_S = 0.0002
+"""How long a message is waited for before the device is asked again whether it is done."""
 MAX_LOADING = 50  # messages on the way to a loaded model
 
 log = logging.getLogger(__name__)
@@ -84,6 +89,8 @@ class _Link:
         self._sending = threading.Lock()
         self._worker: Worker | None = None
         self._stall_s = 0.0
+        self._under_way: deque[Launched] = deque()
+        self._leaving = threading.Event()
         self._socket = _connect(address)
         introduce(self._socket, secret, rank_wire.RANKS, str(rank))
 
@@ -91,7 +98,7 @@ class _Link:
         """Run what comes, in order; then end the process."""
         try:
             threading.Thread(target=self._beat, name="rank-beat", daemon=True).start()
-            while (body := receive(self._socket, wire.MAX_FRAME)) is not None:
+            while (body := self._receive()) is not None:
                 self._take(rank_wire.from_executor(body))
         except BaseException as error:
             log.critical("rank %s failed", self._rank, exc_info=error)
@@ -102,11 +109,22 @@ class _Link:
             time.sleep(REPORT_S)  # for the log and the report to leave
         os._exit(0)
 
+    def _receive(self) -> bytes | None:
+        """The next message. Until it comes, plans are answered as the device is done with them, so
+        that it has the next one before the host reads the last.
+        """
+        while self._under_way:
+            if self._under_way[0].done():
+                result = self._under_way.popleft().result()
+                if self._answers:
+                    self._send(rank_wire.Done(result))
+            elif select.select([self._socket], [], [], LOOK_S)[0]:
+                break
+        return receive(self._socket, wire.MAX_FRAME)
+
     def _take(self, message: rank_wire.ToRank) -> None:
         if isinstance(message, rank_wire.Run):
-            result = self._ready().run(message.plan)
-            if self._answers:
-                self._send(rank_wire.Done(result))
+            self._under_way.append(self._ready().launch(message.plan))
         elif isinstance(message, rank_wire.Control):
             self._send(_answer(self._ready().call, message.method, *message.args))
         else:
@@ -120,6 +138,8 @@ class _Link:
         self._worker = Worker(self._loading(), seat=seat, store=self._store)
         capacity = self._worker.start(config)
         self._stall_s = config.stall_timeout
+        if message.drains:
+            on_sigterm(self._leaving.set)
         self._send(rank_wire.Started(capacity))
 
     def _ready(self) -> Worker:
@@ -144,27 +164,30 @@ class _Link:
             self._socket.sendall(wire.frame(message))
 
     def _beat(self) -> None:
-        """Say what the rank does, and every `stall_timeout` without progress that it is stuck; end
-        with the executor."""
+        """Say what the rank does, and whenever it is out of patience that it is stuck; end with the
+        executor."""
         gone = select.poll()
         gone.register(self._socket, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
-        ticks, since, reports = -1, time.monotonic(), 0
+        ticks, still, reports = -1, Stillness(), 0
         while not gone.poll(1000 * rank_wire.BEAT_S):
             if self._worker is None:
                 continue
-            now, progress = time.monotonic(), self._worker.progress
-            if progress.ticks != ticks or progress.operation == "idle":
-                ticks, since, reports = progress.ticks, now, 0
+            progress = self._worker.progress
+            still_s = still.look(progress.ticks != ticks or progress.operation == "idle")
+            ticks, reports = progress.ticks, reports if still_s else 0
             report: msgspec.Struct = rank_wire.Alive(
                 progress.step,
                 progress.operation,
                 progress.finished,
                 progress.ticks,
                 progress.since_s,
+                self._leaving.is_set(),
+                progress.expected_s,
             )
-            if self._stall_s and now - since > self._stall_s * (1 + reports):
+            patience = patience_s(self._stall_s, progress.expected_s)
+            if self._stall_s and still_s > patience * (1 + reports):
                 reports += 1
-                report = rank_wire.Stuck(progress.step, progress.operation, now - since, stacks())
+                report = rank_wire.Stuck(progress.step, progress.operation, still_s, stacks())
             with contextlib.suppress(OSError):
                 self._send(report)
         time.sleep(REPORT_S)  # where the rank's own thread sees the end first, it says more

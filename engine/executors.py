@@ -12,11 +12,15 @@ from .seat import num_ranks
 
 
 def executor_for(
-    config: EngineConfig, on_load: Callable[[int, int], None] | None = None
+    config: EngineConfig,
+    on_load: Callable[[int, int], None] | None = None,
+    *,
+    drains: bool = False,
 ) -> Executor:
     """Who computes: this process where there is one rank, else ranks that Ray places.
 
-    `on_load` is told (bytes done, bytes in all) while weights are read.
+    `on_load` is told (bytes done, bytes in all) while weights are read. `drains`: the caller ends
+    the engine when a rank is `leaving`; otherwise a rank that gets SIGTERM ends at once.
     This is the one door from the engine to the cluster, found by name, because an engine of one
     rank runs where Ray is not installed. Raises ConfigError.
     """
@@ -33,5 +37,5 @@ def executor_for(
             f"{error.name!r} is not installed: pip install 'ray[serve]'",
             "tensor_parallel_size",
         ) from error
-    executor: Executor = home.RayExecutor(config, on_load=on_load)
+    executor: Executor = home.RayExecutor(config, on_load=on_load, drains=drains)
     return executor

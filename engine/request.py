@@ -400,7 +400,8 @@ class RankState(NamedTuple):
     """Who a rank is and what it does. `node` None: that of its engine.
 
     `ticks` grows with every word of progress, `last_step_s` are the seconds since it finished a
-    step, None before its first.
+    step, None before its first. `leaving`: it was told to end, and waits for its engine to.
+    `expected_s`: for how long at a stretch it should be without a word, as far as was measured.
     """
 
     rank: int
@@ -411,6 +412,8 @@ class RankState(NamedTuple):
     operation: str
     ticks: int
     last_step_s: float | None
+    leaving: bool = False
+    expected_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

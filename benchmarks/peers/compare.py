@@ -16,10 +16,14 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +51,145 @@ def main() -> None:
     asked = arguments()
     found = json.loads(asked.json.read_text()) if asked.json.exists() else {}
     if not asked.show:
-        found = measured(asked, found)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        model = make(asked.shape, asked.cache / "models" / asked.shape.name)
+        Comparison(asked, found, model).run()
     report(found)
 
 
-def measured(asked: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
-    """Measure every peer asked for; a peer that cannot be is told of and left out."""
-    model = make(asked.shape, asked.cache / "models" / asked.shape.name)
-    probe = [sys.executable, HERE / "roof.py", "--device", asked.device]
-    probe += ["--threads", str(asked.threads)]
-    found = {"peers": {}, **found, **machine(asked)}
-    found["roof"] = json.loads(subprocess.check_output(probe))
-    for name in asked.peers:
-        peer = PEERS[name]
-        kept = found["peers"].get(name, {}) if asked.resume else {}
-        entry = found["peers"][name] = {"over": peer.over, "cells": [], "error": None} | kept
-        try:
-            peer.check(asked.device)
-            compare(peer, model, asked, found, entry)
-            entry["error"] = None
-        except Refused as refused:
-            entry["error"] = str(refused)
-            print(f"{name}: {refused}", file=sys.stderr)
-        keep(asked, found)
-    return found
+@dataclass
+class Comparison:
+    """What was asked, the checkpoint, and what was found so far, which is kept after every cell."""
+
+    asked: argparse.Namespace
+    found: dict[str, Any]
+    model: Path
+
+    @property
+    def shape(self) -> Path:
+        """The folder of the model's configuration."""
+        return Path(self.asked.shape)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Ids below it are known to the model."""
+        return int(json.loads((self.shape / "config.json").read_text())["vocab_size"])
+
+    def run(self) -> None:
+        """Measure every peer asked for; one that cannot be is told of and left out."""
+        asked = self.asked
+        probe = [sys.executable, HERE / "roof.py", "--device", asked.device]
+        probe += ["--threads", str(asked.threads)]
+        self.found |= {"roof": json.loads(subprocess.check_output(probe)), **machine(asked)}
+        peers = self.found.setdefault("peers", {})
+        for name in asked.peers:
+            kept = peers.get(name, {}) if asked.resume else {}
+            entry = peers[name] = {"over": PEERS[name].over, "cells": []} | kept
+            try:
+                PEERS[name].check(asked.device)
+                self.compare(PEERS[name], entry)
+                entry["error"] = None
+            except Refused as refused:
+                entry["error"] = str(refused)
+                say(f"{name}: {refused}")
+            self.keep()
+
+    def compare(self, peer: Peer, entry: dict[str, Any]) -> None:
+        """All cells of one peer that are not there yet. Raises Refused."""
+        asked = self.asked
+        environment = Environment(asked.cache / peer.name, tuple(asked.pip_args.split()))
+        if not asked.installed:
+            say(f"{peer.name}: install")
+            peer.install(environment, asked.device)
+        entry["version"] = environment.version(peer.distribution)
+        own = peer.convert(environment, self.model)
+        known = [cell["cell"] for cell in entry["cells"]]
+        left = [cell for cell in asked.cells if described(cell) not in known]
+        groups = [[c for c in left if bool(c.shared) == shared] for shared in (False, True)]
+        for cells in groups if peer.by_prefix else [left]:
+            if cells:
+                self.both(peer, environment, own, entry, cells)
+
+    def both(
+        self,
+        peer: Peer,
+        environment: Environment,
+        own: Path,
+        entry: dict[str, Any],
+        cells: list[Cell],
+    ) -> None:
+        """Start both sides and measure cells. Raises Refused."""
+        asked = self.asked
+        theirs_launch = Launch(
+            environment=environment,
+            model=own,
+            device=asked.device,
+            threads=asked.threads,
+            port=PORTS[0],
+            max_streams=max(64, *(cell.streams for cell in cells)),
+            prefix_caching=any(cell.shared for cell in cells) or not peer.by_prefix,
+        )
+        ours_launch = replace(theirs_launch, model=self.model, port=PORTS[1])
+        logs = asked.cache / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        say(f"{peer.name}: start")
+        with (
+            started(peer, theirs_launch, logs / f"{peer.name}.log") as (theirs, theirs_s),
+            started(SIDES[peer.over], ours_launch, logs / "shoal.log") as (ours, ours_s),
+        ):
+            entry["start_s"] = {"peer": round(theirs_s, 1), "shoal": round(ours_s, 1)}
+            say(f"{peer.name}: ready after {theirs_s:.1f} s, shoal after {ours_s:.1f} s")
+            for cell in cells:
+                taken = self.pair({"shoal": ours, "peer": theirs}, cell)
+                entry["cells"].append(self.with_roof(cell, taken))
+                self.keep()
+                mine, other = (taken[s]["output_tokens_per_s"] for s in ("shoal", "peer"))
+                said = f"shoal {mine:.1f}, {peer.name} {other:.1f} tokens/s, {mine / other:.2f}"
+                say(f"{peer.name}: {cell}: {said}")
+
+    def pair(self, sides: dict[str, Side], cell: Cell) -> dict[str, Any]:
+        """Warm both sides, then run them in turn, the order changing from round to round."""
+        asked = self.asked
+        for side in sides.values():
+            side.run(cell.prompts(-1, self.vocab_size)[: cell.num_warm], WARM_TOKENS)
+        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        idle = []
+        begin = time.monotonic()
+        for number in range(asked.rounds):
+            for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+                idle.append(idle_share())
+                arrivals = sides[name].run(cell.prompts(number, self.vocab_size), cell.output_len)
+                rounds[name].append(figures(arrivals, cell.output_len))
+            if time.monotonic() - begin > asked.enough_s and number + 1 >= asked.least_rounds:
+                break
+        taken: dict[str, Any] = {name: middle(some) for name, some in rounds.items()}
+        return taken | {"rounds": len(rounds["shoal"]), "idle_before": min(idle)}
+
+    def with_roof(self, cell: Cell, taken: dict[str, Any]) -> dict[str, Any]:
+        """A cell's figures, with the share of the roof that each side reached."""
+        least = need(
+            Roof(**self.found["roof"]),
+            Shape.read(self.shape),
+            streams=cell.streams,
+            input_len=cell.input_len,
+            shared=cell.shared,
+            output_len=cell.output_len,
+        )
+        for name in ("shoal", "peer"):
+            taken[name]["share_of_roof"] = least.seconds / taken[name]["duration_s"]
+        return {
+            "cell": described(cell),
+            "roof_s": least.seconds,
+            "prefill_share_of_roof": least.prefill_s / least.seconds,
+            "bound": least.bound,
+            **taken,
+        }
+
+    def keep(self) -> None:
+        """Write what was found so far."""
+        partial = self.asked.json.with_suffix(".partial")
+        partial.write_text(json.dumps(self.found, indent=1) + "\n")
+        partial.replace(self.asked.json)
 
 
 def machine(asked: argparse.Namespace) -> dict[str, Any]:
@@ -86,88 +205,6 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def compare(
-    peer: Peer, model: Path, asked: argparse.Namespace, found: dict[str, Any], entry: dict[str, Any]
-) -> None:
-    """All cells of one peer. Raises Refused."""
-    environment = Environment(asked.cache / peer.name, tuple(asked.pip_args.split()))
-    if not asked.installed:
-        say(f"{peer.name}: install")
-        peer.install(environment, asked.device)
-    entry["version"] = environment.version(peer.distribution)
-    own = peer.convert(environment, model)
-    known = [cell["cell"] for cell in entry["cells"]]
-    left = [cell for cell in asked.cells if described(cell) not in known]
-    groups = [[c for c in left if bool(c.shared) == shared] for shared in (False, True)]
-    for cells in [left] if not peer.by_prefix else groups:
-        if cells:
-            both(peer, own, model, environment, asked, found, entry, cells)
-
-
-def both(
-    peer: Peer,
-    own: Path,
-    model: Path,
-    environment: Environment,
-    asked: argparse.Namespace,
-    found: dict[str, Any],
-    entry: dict[str, Any],
-    cells: list[Cell],
-) -> None:
-    """Start both sides and measure cells. Raises Refused."""
-
-    def launch(path: Path, port: int) -> Launch:
-        return Launch(
-            environment=environment,
-            model=path,
-            device=asked.device,
-            threads=asked.threads,
-            port=port,
-            max_streams=max(64, *(cell.streams for cell in cells)),
-            prefix_caching=any(cell.shared for cell in cells) or not peer.by_prefix,
-        )
-
-    logs = asked.cache / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    say(f"{peer.name}: start")
-    with (
-        started(peer, launch(own, PORTS[0]), logs / f"{peer.name}.log") as (theirs, theirs_s),
-        started(SIDES[peer.over], launch(model, PORTS[1]), logs / "shoal.log") as (ours, ours_s),
-    ):
-        entry["start_s"] = {"peer": round(theirs_s, 1), "shoal": round(ours_s, 1)}
-        say(f"{peer.name}: ready after {theirs_s:.1f} s, shoal after {ours_s:.1f} s")
-        for cell in cells:
-            taken = pair({"shoal": ours, "peer": theirs}, cell, asked)
-            entry["cells"].append(described_with_roof(cell, taken, asked, found))
-            keep(asked, found)
-            ratio = taken["shoal"]["output_tokens_per_s"] / taken["peer"]["output_tokens_per_s"]
-            say(
-                f"{peer.name}: {cell}: shoal {taken['shoal']['output_tokens_per_s']:.1f}, "
-                f"{peer.name} {taken['peer']['output_tokens_per_s']:.1f} tokens/s, {ratio:.2f}"
-            )
-
-
-def pair(sides: dict[str, Side], cell: Cell, asked: argparse.Namespace) -> dict[str, Any]:
-    """Warm both sides, then run them in turn, the order changing from round to round."""
-    size = Shape.read(asked.shape), json.loads((asked.shape / "config.json").read_text())
-    vocab_size = size[1]["vocab_size"]
-    for side in sides.values():
-        side.run(cell.prompts(-1, vocab_size), WARM_TOKENS)
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    idle = []
-    begin = time.monotonic()
-    for number in range(asked.rounds):
-        names = list(sides)[:: 1 if number % 2 == 0 else -1]
-        for name in names:
-            idle.append(idle_share())
-            arrivals = sides[name].run(cell.prompts(number, vocab_size), cell.output_len)
-            rounds[name].append(figures(arrivals, cell.output_len))
-        if time.monotonic() - begin > asked.enough_s and number + 1 >= asked.least_rounds:
-            break
-    taken: dict[str, Any] = {name: middle(some) for name, some in rounds.items()}
-    return taken | {"rounds": len(rounds["shoal"]), "idle_before": min(idle)}
-
-
 def idle_share(seconds: float = 0.3) -> float:
     """The share of the processors' time that nobody used, just now: others' work shows here."""
 
@@ -180,36 +217,6 @@ def idle_share(seconds: float = 0.3) -> float:
     time.sleep(seconds)
     later_idle, later_total = read()
     return round((later_idle - idle) / max(1, later_total - total), 2)
-
-
-def described_with_roof(
-    cell: Cell, taken: dict[str, Any], asked: argparse.Namespace, found: dict[str, Any]
-) -> dict[str, Any]:
-    """The cell's figures, with the share of the roof that each side reached."""
-    least = need(
-        Roof(**found["roof"]),
-        Shape.read(asked.shape),
-        streams=cell.streams,
-        input_len=cell.input_len,
-        shared=cell.shared,
-        output_len=cell.output_len,
-    )
-    for name in ("shoal", "peer"):
-        taken[name]["share_of_roof"] = least.seconds / taken[name]["duration_s"]
-    return {
-        "cell": described(cell),
-        "roof_s": least.seconds,
-        "prefill_share_of_roof": least.prefill_s / least.seconds,
-        "bound": least.bound,
-        **taken,
-    }
-
-
-def keep(asked: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Write what was found so far."""
-    partial = asked.json.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
-    partial.replace(asked.json)
 
 
 def say(line: str) -> None:
@@ -227,8 +234,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--quick", action="store_true", help="1, 8 and 32 streams of 128, brief")
-    parser.add_argument("--streams", type=numbers, default=[1, 8, 32, 64], metavar="N,..")
-    parser.add_argument("--input-lens", type=numbers, default=[128, 1024], metavar="N,..")
+    parser.add_argument("--streams", type=numbers, metavar="N,..", help="1,8,32,64")
+    parser.add_argument("--input-lens", type=numbers, metavar="N,..", help="128,1024")
     parser.add_argument("--output-len", type=int, default=64, metavar="N")
     parser.add_argument("--no-shared", action="store_true", help="no cells with a shared prefix")
     parser.add_argument("--rounds", type=int, default=3, help="rounds a cell at most")
@@ -246,9 +253,13 @@ def arguments() -> argparse.Namespace:
     asked = parser.parse_args()
     if unknown := [name for name in asked.peers if name not in PEERS]:
         parser.error(f"unknown peer {unknown[0]!r}; there are {', '.join(PEERS)}")
+    if asked.device == "cuda" and shutil.which("nvidia-smi") is None:
+        parser.error("--device cuda needs an NVIDIA GPU, and there is no nvidia-smi here")
     if asked.quick:
-        asked.streams, asked.input_lens, asked.no_shared = [1, 8, 32], [128], True
-        asked.least_rounds, asked.enough_s = 1, 25
+        asked.streams, asked.input_lens = asked.streams or [1, 8, 32], asked.input_lens or [128]
+        asked.no_shared, asked.least_rounds, asked.enough_s = True, 1, 15
+    asked.streams = asked.streams or [1, 8, 32, 64]
+    asked.input_lens = asked.input_lens or [128, 1024]
     asked.peers = asked.peers or [n for n, peer in PEERS.items() if asked.device in peer.devices]
     asked.json = asked.json or HERE.parent / "results" / f"peers-{asked.device}.json"
     asked.cells = grid(asked.streams, asked.input_lens, asked.output_len, not asked.no_shared)

@@ -46,6 +46,7 @@ def load(options: SimpleNamespace) -> Generate:
         config = GenerationConfig(
             max_new_tokens=output_len, do_sample=False, eos_token_id=None, pad_token_id=0
         )
+        model.generation_config = config  # an end of its own would end answers early
         ids = torch.tensor(prompts, device=options.device)
         with torch.inference_mode():
             model.generate(

@@ -36,7 +36,7 @@ def report(found: dict[str, Any]) -> None:
     )
     for name, entry in found["peers"].items():
         print(f"### {name} {entry.get('version', '')}, {entry['over']}")
-        if entry["error"]:
+        if entry.get("error"):
             print(f"not measured: {entry['error'].splitlines()[0]}")
         if start := entry.get("start_s"):
             print(f"ready after {start['peer']:g} s, shoal after {start['shoal']:g} s")

@@ -105,7 +105,7 @@ def percent_name(percent: float) -> str:
 
 
 def over_time(run: Run) -> dict[str, list[float]]:
-    """The run by the second: output chunks a second, requests under way, and the server's gauges.
+    """The run by the second: output chunks, requests under way on average, the server's gauges.
 
     `seconds` are the ends of the intervals of the first two; the gauges have `read_at` of their
     own.
@@ -115,10 +115,10 @@ def over_time(run: Run) -> dict[str, list[float]]:
     for record in run.records:
         for at in record.arrivals:
             chunks[min(num - 1, int((at - run.begin) / SECONDS_A_POINT))] += 1 / SECONDS_A_POINT
-        first = max(0, int((record.begin - run.begin) / SECONDS_A_POINT))
-        last = min(num - 1, int((record.end - run.begin) / SECONDS_A_POINT))
-        for second in range(first, last + 1):
-            under_way[second] += 1
+        begin, end = record.begin - run.begin, record.end - run.begin
+        for at in range(int(begin / SECONDS_A_POINT), min(num, math.ceil(end / SECONDS_A_POINT))):
+            upto = min(end, (at + 1) * SECONDS_A_POINT)
+            under_way[at] += (upto - max(begin, at * SECONDS_A_POINT)) / SECONDS_A_POINT
     return {
         "seconds": [min((i + 1) * SECONDS_A_POINT, run.duration_s) for i in range(num)],
         "chunks_per_s": chunks,

@@ -178,6 +178,9 @@ _ELSEWHERE: Mapping[str, str] = {
 }
 """Flags that vLLM's benchmarks have and these have not, and what to do instead."""
 
+_OF_ENGINES = ("trust_remote_code", "tokenizer_mode")
+"""Those of them that an engine knows too."""
+
 
 def spellings(options: Iterable[Option]) -> dict[str, Option]:
     """Every flag by its spelling, with dashes."""
@@ -202,17 +205,21 @@ def unfolded(args: Sequence[str], options: Iterable[Option]) -> list[str]:
     return words
 
 
-def refuse_unknown(args: Sequence[str], known: Iterable[str]) -> None:
-    """Raise ConfigError for the first flag that is none of `known`, with a way out."""
+def refuse_unknown(args: Sequence[str], known: Iterable[str], *, engine: bool) -> None:
+    """Raise ConfigError for the first flag that is none of `known`, with a way out.
+
+    `engine`: other flags may be the engine's, which refuses those that it does not know.
+    """
     flags = set(known)
     for word in args:
-        if not word.startswith("--") or word == "--":
-            continue
         flag = word.partition("=")[0].replace("_", "-")
-        if flag in flags:
+        if not flag.startswith("--") or flag == "--" or flag in flags:
             continue
-        if reason := _ELSEWHERE.get(flag[2:].replace("-", "_")):
-            raise ConfigError(f"{flag} is not taken here: {reason}", flag)
+        name = flag[2:].replace("-", "_")
+        if name in _ELSEWHERE and not (engine and name in _OF_ENGINES):
+            raise ConfigError(f"{flag} is not taken here: {_ELSEWHERE[name]}", flag)
+        if engine:
+            continue
         near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else "--help lists all"
         raise ConfigError(f"unknown flag {flag}: {hint}", flag)

@@ -103,7 +103,7 @@ class Chart:
 
 
 class _Axis:
-    """From values to places between two ends, with round ticks."""
+    """From values to places between two ends, with round ticks; 0 is on a linear one."""
 
     def __init__(self, values: Sequence[float], log: bool, begin: float, end: float) -> None:
         self.log, self._begin, self._end = log, begin, end
@@ -112,7 +112,7 @@ class _Axis:
             self.ticks = _powers(low, high)
         else:
             self.log = False
-            self.ticks = _round_ticks(min(low, 0.0) if low < 0.6 * high else low, high)
+            self.ticks = _round_ticks(min(low, 0.0), max(high, 0.0))
         self._low, self._high = self._scaled(self.ticks[0]), self._scaled(self.ticks[-1])
 
     def at(self, value: float) -> float:

@@ -33,7 +33,8 @@ def bench_chaos(
     concurrency: Annotated[int, typer.Option(help="Streams at once.", min=1, metavar="N")] = 64,
     output_len: Annotated[int, typer.Option(help="Tokens a choice.", min=1, metavar="N")] = 64,
     faults: Annotated[
-        str, typer.Option(help="Of kill, worker, stop, term, in turn.", metavar="KIND,..")
+        str,
+        typer.Option(help="Of kill, worker, gateway, stop, term, in turn.", metavar="KIND,.."),
     ] = "kill,stop",
     every: Annotated[float, typer.Option(help="Seconds between faults.", metavar="S")] = 5.0,
     stop_for: Annotated[float, typer.Option(help="Seconds that `stop` lasts.", metavar="S")] = 6.0,
@@ -47,16 +48,15 @@ def bench_chaos(
     Without --url a server of three replicas of the bundled model, or as the flags after `--` say,
     is started for it.
     """
-    from .. import chaos
+    from .. import chaos, chaos_faults
 
     plan = chaos.Plan(
         streams=streams,
         distinct=distinct,
         concurrency=concurrency,
         output_len=output_len,
-        faults=tuple(faults.split(",")),
+        faults=chaos_faults.named(faults),
         every_s=every,
-        stop_s=stop_for,
         timeout_s=120.0,
     )
     if url is not None:
@@ -64,9 +64,11 @@ def bench_chaos(
         found = [entry.pid for entry in running() if entry.url == server.url]
         if not found:
             raise ConfigError(f"no serve of this user on this machine has {server.url}", "url")
-        same = chaos.run(server, plan, found[0], json_file)
+        processes = chaos_faults.Processes(found[0], plan.faults, stop_for)
+        same = chaos.run(server, plan, processes, json_file)
     else:
-        with chaos.served(serve or ["--replicas", "3"]) as (address, pid):
-            same = chaos.run(client(address, api_key), plan, pid, json_file)
+        with chaos_faults.served(serve or ["--replicas", "3"]) as (address, pid):
+            processes = chaos_faults.Processes(pid, plan.faults, stop_for)
+            same = chaos.run(client(address, api_key), plan, processes, json_file)
     if not same:
         raise typer.Exit(FAILED)

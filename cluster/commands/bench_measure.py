@@ -84,9 +84,9 @@ def _register(
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             """Refuse an unknown flag with a hint, before anything is read."""
             words = unfolded(args, options)
-            if not engine and not ctx.resilient_parsing:
+            if not ctx.resilient_parsing:
                 known = [flag for p in self.params for flag in (*p.opts, *p.secondary_opts)]
-                refuse_unknown(words, [*known, "--help"])
+                refuse_unknown(words, [*known, "--help"], engine=engine)
             return super().parse_args(ctx, words)
 
     kind = inspect.Parameter.KEYWORD_ONLY

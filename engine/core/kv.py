@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ..executor import Capacity
 from ..holdings import Holdings
@@ -13,6 +14,33 @@ from ..sequence import Sequence
 from .blocks import NULL, Blocks
 
 BlockLists = list[list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """A sequence for which there were too few free blocks, when the books had `version`.
+
+    `needs`: how many of each group must be free for it. `key`: of the first block that was not
+    cached; with it fewer would do.
+    """
+
+    seq: Sequence
+    version: int
+    needs: tuple[int, ...]
+    key: bytes | None
+
+    def lasts(self, seq: Sequence, kv: KVManager) -> bool:
+        """Whether it is about this sequence, and nothing has happened since that would help it.
+
+        So that a long prompt is not matched anew in every step.
+        """
+        if seq is not self.seq or kv.version == self.version:
+            return seq is self.seq
+        if seq.leader is not None:
+            return False
+        if self.key is not None and any(group.find(self.key) for group in kv.groups):
+            return False
+        return any(g.num_free < need for g, need in zip(kv.groups, self.needs, strict=True))
 
 
 class KVManager:
@@ -80,6 +108,23 @@ class KVManager:
         for blocks, new in zip(seq.blocks, grown, strict=True):
             blocks.extend(new)
         return grown
+
+    def give_up(self, seq: Sequence, upto: int, spare: int) -> Shortage:
+        """Take back what a sequence holds that `reserve` could not cover, and say what is short."""
+        total = -(-upto // self.block_size)
+        wants = [max(0, total - len(blocks)) for blocks in seq.blocks]
+        lacks = [
+            num + spare - group.num_free if num else 0
+            for num, group in zip(wants, self.groups, strict=True)
+        ]
+        first = seq.published
+        self.release(self.detach(seq))
+        return Shortage(
+            seq=seq,
+            version=self.version,
+            needs=tuple(g.num_free + lack for g, lack in zip(self.groups, lacks, strict=True)),
+            key=seq.keys[first] if first < len(seq.keys) else None,
+        )
 
     def publish(self, seq: Sequence) -> None:
         """Make the full blocks that are `written` findable, and let go of those that left their

@@ -18,6 +18,7 @@ from ..plan import Copy, Plan, Result, Row, Start
 from ..request import FinishReason, Request, TokenLogprobs, Update
 from ..sequence import Ending, Family, Sequence, State
 from . import lockstep
+from .kv import Shortage
 from .roster import BY_RANK, LockstepOf, Roster, alone
 
 
@@ -79,7 +80,7 @@ class Scheduler:
         self._spare = min(capacity.num_blocks) // 100
         self._plans: deque[_UnderWay] = deque()
         self._step = 0
-        self._stuck: tuple[Sequence, int] | None = None
+        self._stuck: Shortage | None = None
 
     # What others ask.
 
@@ -266,17 +267,16 @@ class Scheduler:
     def _admit(self, draft: _Draft) -> None:
         """Rows for waiting sequences, best rank first, while budget, slots and blocks last."""
         while draft.budget and self.roster.slots and (seq := self.roster.waiting.peek()):
-            if self._stuck == (seq, self.kv.version):
+            if self._stuck and self.roster.running and self._stuck.lasts(seq, self.kv):
                 return
             copies = self._prepare(seq)
             num = min(seq.behind, draft.budget)
             spare = self._spare if self.roster.running else 0
             whole = self._chunked or num == seq.behind
-            fits = whole and self.kv.reserve(seq, seq.computed + num, spare) is not None
-            if not fits:
-                self.kv.release(self.kv.detach(seq))
+            if not whole or self.kv.reserve(seq, seq.computed + num, spare) is None:
+                short = self.kv.give_up(seq, seq.computed + num, spare)
+                self._stuck = short if whole else None
                 seq.computed = 0
-                self._stuck = (seq, self.kv.version) if whole else None
                 return
             self.roster.enter(seq)
             draft.copies += copies

@@ -34,7 +34,7 @@ class ColumnLinear(nn.Module):
     widths.
     `fused`: the checkpoint has one tensor, of this layer's own name, that holds the parts in turn,
     this many times over; all units are then of one width. `transposed`: its weights lie input by
-    output.
+    output. `gated`: it has two parts and returns `silu(first) * second`.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class ColumnLinear(nn.Module):
         unit: str = "columns",
         fused: int | None = None,
         transposed: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.parts = dict(parts)
+        self.packing = {"paired": gated}
         self.fused = fused
         self.transposed = transposed
         self.shares = [
@@ -87,7 +89,8 @@ class ColumnLinear(nn.Module):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        product = ops.gated_linear if self.packing["paired"] else ops.linear
+        return product(x, self.weight, self.bias)
 
 
 class Heads(NamedTuple):
@@ -147,6 +150,7 @@ class RowLinear(nn.Module):
         self.mesh = mesh
         self.transposed = transposed
         self.reduce = reduce
+        self.packing: dict[str, bool] = {}
         self.share = row_share(units, mesh, unit)
         self.weight = parameter(out_size, self.share.units * width)
         self.bias = parameter(out_size) if bias else None
@@ -168,11 +172,15 @@ class RowLinear(nn.Module):
 class Embedding(nn.Module):
     """The vocabulary's table: tokens to hidden states and hidden states to logits.
 
-    Each rank holds an equal run of rows; the last runs may be shorter, or empty.
+    Each rank holds an equal run of rows; the last runs may be shorter, or empty. `head`: it gives
+    logits, perhaps beside hidden states.
     """
 
-    def __init__(self, mesh: Mesh, vocab_size: int, hidden_size: int) -> None:
+    def __init__(
+        self, mesh: Mesh, vocab_size: int, hidden_size: int, *, head: bool = False
+    ) -> None:
         super().__init__()
+        self.packing: dict[str, bool] | None = {} if head else None
         self.mesh = mesh
         self.vocab_size = vocab_size
         self.run = -(-vocab_size // mesh.size)
@@ -187,7 +195,7 @@ class Embedding(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, vocab_size] float32 on every rank."""
-        found = ops.linear(hidden, self.weight).float()
+        found = ops.logits(hidden, self.weight)
         if self.mesh.size == 1:
             return found
         full = found.new_zeros(len(hidden), self.run)
@@ -252,6 +260,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
 """By the names of transformers, which has several for one function."""
 
 GATED = dict.fromkeys(("silu", "swish"), ops.silu_mul)
+"""What `ColumnLinear` can do with a gate."""
 
 
 def activation(config: ModelConfig, known: Mapping[str, Activation]) -> Activation:
@@ -271,13 +280,13 @@ class GatedMLP(nn.Module):
     def __init__(self, config: ModelConfig, mesh: Mesh, *, bias: bool = False) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.act = activation(config, GATED)
+        activation(config, GATED)
         parts = {"gate_proj": (inner, 1), "up_proj": (inner, 1)}
-        self.gate_up = ColumnLinear(mesh, hidden, parts, bias=bias)
+        self.gate_up = ColumnLinear(mesh, hidden, parts, bias=bias, gated=True)
         self.down_proj = RowLinear(mesh, inner, 1, hidden, bias=bias, unit="feed-forward columns")
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.act(self.gate_up(x)))
+        out: Tensor = self.down_proj(self.gate_up(x))
         return out
 
 
@@ -289,5 +298,6 @@ def holds_embedding(config: ModelConfig, stage: Stage) -> bool:
 def output_table(config: ModelConfig, mesh: Mesh, embedding: Embedding | None) -> Embedding:
     """The table behind the logits: the embedding's own where the config ties the two."""
     if embedding is not None and config.get("tie_word_embeddings", False):
+        embedding.packing = {}
         return embedding
-    return Embedding(mesh, config.vocab_size, config.hidden_size)
+    return Embedding(mesh, config.vocab_size, config.hidden_size, head=True)

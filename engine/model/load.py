@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..errors import LoadError
 from .config import ModelConfig, read_config
 from .hub import find_model
 from .mesh import Mesh, Stage
+from .packing import pack
 from .promises import refuse_next_tokens
 from .shard import Claim, claims, claims_among
 from .tensors import PLAIN_DTYPES, opened
@@ -76,12 +77,13 @@ def load(
     revision: str | None = None,
     download_dir: str | None = None,
     progress: Progress | None = None,
+    packed: bool = False,
 ) -> LoadedModel:
     """Build this rank's slice of a model, or of one stage of it, and fill it from its checkpoint.
 
     `load_format` is a key of `formats.FORMATS`, or "dummy", which needs config.json alone and draws
-    weights from `seed`. `progress` is called with (bytes done, bytes in all). Raises LoadError,
-    ConfigError.
+    weights from `seed`. `progress` is called with (bytes done, bytes in all). `packed`: weights are
+    brought into the order that its device computes best in. Raises LoadError, ConfigError.
     """
     dummy = load_format == "dummy"
     folder = find_model(
@@ -103,8 +105,9 @@ def load(
         elsewhere = _names_claimed(config) if stage is not None else frozenset()
         shapes, leftovers = _shapes(files), _leftovers(config, built)
         refuse_next_tokens(config, shapes, leftovers)
-        wanted = list(claims_among(built, shapes))
-        fill(wanted, files, progress or _silent, leftovers, elsewhere)
+        fill(claims_among(built, shapes), files, progress or _silent, leftovers, elsewhere)
+    if packed:
+        pack(built)
     # Rope frequencies may follow from max_len, and then other text follows from them. Other
     # constants follow from config.json, and ranks may hold slices of them.
     ropes = [f"{name} {c.tolist()}" for name, c in built.named_buffers() if name.endswith(ROPE)]
@@ -158,7 +161,7 @@ def choose_dtype(
 
 
 def fill(
-    wanted: Sequence[Claim],
+    wanted: Iterable[Claim],
     files: Iterable[WeightFile],
     progress: Progress = _silent,
     leftovers: re.Pattern[str] | None = None,
@@ -166,15 +169,18 @@ def fill(
 ) -> None:
     """Copy every claimed piece to its place, file after file in the order on disk.
 
+    No claim is kept, so that whoever moves a filled weight frees its memory.
+
     Raises LoadError naming a tensor that nobody claims (unless `leftovers` matches it or it is one
     of `elsewhere`, which other ranks claim), a claim that no file fills, a wrong shape, or a dtype
     that is no plain float.
     """
     by_name: dict[str, list[Claim]] = defaultdict(list)
+    total = 0
     for claim in wanted:
         by_name[claim.name].append(claim)
+        total += claim.into.nbytes
     trunks = {name.partition(".")[0] for name in by_name}
-    total = sum(claim.into.nbytes for claim in wanted)
     done = 0
     strangers: list[str] = []
     for file in files:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ...kernels import ops
 
 
 def _same(x: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ def team(size: int, timeout_s: float = 60.0) -> list[Mesh]:
         return Mesh(
             rank=rank,
             size=size,
-            all_reduce=lambda x: exchange(rank, x, _sum),
+            all_reduce=partial(ops.across, lambda x: exchange(rank, x, _sum)),
             all_gather=lambda x: exchange(rank, x, lambda parts: torch.cat(parts, -1)),
             broadcast=lambda x: exchange(rank, x, lambda parts: parts[0].clone()),
         )

@@ -16,11 +16,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...kernels import ops
 from ..errors import ConfigError, WorkerLost
 from ..model.mesh import Mesh
 
@@ -67,7 +69,7 @@ class Exchange:
         return Mesh(
             rank=self.rank,
             size=self.size,
-            all_reduce=self.all_reduce,
+            all_reduce=partial(ops.across, self.all_reduce),
             all_gather=self.all_gather,
             broadcast=self.broadcast,
         )

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import deque
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
+from ...kernels import ops
 from ..errors import WorkerLost
 from ..model.mesh import Mesh
 from ..seat import Seat
@@ -214,7 +216,7 @@ def _mesh(seat: Seat, device: Device, group: dist.ProcessGroup) -> Mesh:
     return Mesh(
         rank=seat.tensor,
         size=seat.tensor_size,
-        all_reduce=in_order if device.adds_in_order else fast,
+        all_reduce=partial(ops.across, in_order) if device.adds_in_order else fast,
         all_gather=lambda x: torch.cat(parts(x), -1),
         broadcast=broadcast,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,17 @@ import torch
 from torch._C._distributed_c10d import Store
 from tqdm import tqdm
 
+from ...kernels.cpu.threads import using
 from .. import sizing
 from ..config import EngineConfig
+from ..errors import ConfigError
 from ..executor import Capacity
 from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
 from ..model.hub import find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh, Stage
-from ..model.zoo.registry import CausalLM, build, num_bytes, token_width
+from ..model.packing import num_bytes
+from ..model.zoo.registry import CausalLM, build, is_native, token_width
 from ..plan import CacheSpec, Plan, Result
 from ..request import RankState
 from ..seat import Seat
@@ -30,9 +34,12 @@ from ..sizing import Footprint, Sizing
 from .cache import allocate
 from .columns import SamplingColumns
 from .device import Device, pick
+from .graphs import Limits, forward_of
 from .progress import Progress
-from .runner import Runner
+from .runner import Launched, Runner
 from .team import alone, join
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,7 @@ class Forecast:
     """What one rank will be, known before a weight is read.
 
     `groups` are the cache groups of the whole model, `stage` is None where there is but one.
+    `attention`: which kernels and why, where there is a choice.
     """
 
     folder: Path
@@ -50,6 +58,7 @@ class Forecast:
     sizing: Sizing
     groups: tuple[CacheSpec, ...]
     stage: Stage | None
+    attention: str
 
 
 def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
@@ -72,11 +81,13 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
     stage = stage_of(seat, model, config.pipeline_layer_partition)
     whole = build(model, mesh, dtype, "meta", impl=impl)
     own = build(model, mesh, dtype, "meta", stage=stage, impl=impl) if stage else whole
+    block_size = config.block_size or device.block_size
+    device, why = choose_kernels(config, device, model, dtype, whole.cache_specs, block_size)
     size = sizing.size(
         _shared(config, device, seat),
-        footprint(model, dtype, own),
+        footprint(model, dtype, own, packed=device.packs_weights),
         device.memory(),
-        config.block_size or device.block_size,
+        block_size,
     )
     return Forecast(
         folder=folder,
@@ -87,7 +98,27 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
         sizing=size,
         groups=tuple(dict.fromkeys(whole.cache_specs)),
         stage=stage,
+        attention=f"{device.choice.attention} ({why})" if why else "",
     )
+
+
+def choose_kernels(
+    config: EngineConfig,
+    device: Device,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    specs: Sequence[CacheSpec],
+    block_size: int,
+) -> tuple[Device, str]:
+    """The device with the kernels that serve the model, and why these. Raises ConfigError."""
+    if config.deterministic and not device.is_cpu and not is_native(model, config.model_impl):
+        raise ConfigError(
+            f"deterministic cannot be kept: {model.architecture} runs in transformers' code, whose "
+            f"products are of torch's choice; leave it out",
+            "deterministic",
+        )
+    sizes = tuple(dict.fromkeys(spec.head_size for spec in specs))
+    return device.choosing(config.attention_backend, config.deterministic, dtype, sizes, block_size)
 
 
 def stage_of(seat: Seat, config: ModelConfig, partition: str | None) -> Stage | None:
@@ -97,10 +128,13 @@ def stage_of(seat: Seat, config: ModelConfig, partition: str | None) -> Stage | 
     return Stage(seat.layers(config.num_hidden_layers, partition), seat.first, seat.last)
 
 
-def footprint(config: ModelConfig, dtype: torch.dtype, shapes: CausalLM) -> Footprint:
+def footprint(
+    config: ModelConfig, dtype: torch.dtype, shapes: CausalLM, *, packed: bool = False
+) -> Footprint:
     """What decides the memory of a rank, from the shapes of its part of the model alone."""
+    assert isinstance(shapes, torch.nn.Module)
     return Footprint(
-        weight_bytes=num_bytes(shapes),
+        weight_bytes=num_bytes(shapes, packed=packed),
         specs=tuple(shapes.cache_specs),
         width=token_width(shapes, config),
         vocab_size=config.vocab_size,
@@ -140,6 +174,7 @@ class Worker:
         self._controls: dict[str, Callable[..., object]] = {
             "health": self._health,
             "timeline": lambda: list(self.progress.timeline),
+            "gaps": lambda: list(self.progress.gaps),
         }
 
     def start(self, config: EngineConfig) -> Capacity:
@@ -153,12 +188,15 @@ class Worker:
         device, self._device = plan.device, plan.device
         own = _shared(config, device, seat)
         threads = device.prepare(own.threads, own.sharers)
+        if plan.attention:
+            log.info("attention: %s", plan.attention)
         clock.lap("size")
         self._team = join(seat, device, self._store, config.interface)
         num_blocks = self._team.least(plan.sizing.num_blocks)
         if seat.size > 1:
             clock.lap("meet")
-        with _progress(plan.folder.name, self._on_load) as progress:
+        pool = device.pool(threads)
+        with _progress(plan.folder.name, self._on_load) as progress, using(pool):
             loaded = load(
                 config.model,
                 mesh=self._team.mesh,
@@ -172,6 +210,7 @@ class Worker:
                 max_len=config.max_model_len,
                 model_impl=config.model_impl,
                 progress=progress,
+                packed=device.packs_weights,
             )
         clock.lap("load")
         specs, facts = loaded.model.cache_specs, plan.facts
@@ -179,8 +218,25 @@ class Worker:
         columns = SamplingColumns(
             config.max_num_seqs, facts.vocab_size, facts.eos_token_ids, device
         )
-        self._runner = Runner(
+        if isinstance(loaded.model, torch.nn.Module):
+            self.progress.watch(loaded.model)
+        forward = forward_of(
             loaded.model,
+            cache,
+            Limits(
+                tokens=config.batched_tokens,
+                sequences=config.max_num_seqs,
+                model_len=plan.sizing.max_model_len,
+                width=0 if seat.first else plan.width,
+            ),
+            self.progress,
+            dtype=plan.dtype,
+            pool=pool,
+            last=seat.last,
+            eager=config.enforce_eager,
+        )
+        self._runner = Runner(
+            forward,
             cache,
             columns,
             num_slots=config.max_num_seqs,
@@ -201,8 +257,13 @@ class Worker:
             eos_token_ids=facts.eos_token_ids,
             dtype=_name(plan.dtype),
             device=str(device.place),
+            overlaps=device.overlaps,
             digest=loaded.digest,
-            table=(*plan.sizing.table, ("threads", str(threads))),
+            table=(
+                *plan.sizing.table,
+                ("threads", str(threads)),
+                *([("attention", plan.attention)] if plan.attention else []),
+            ),
             phases=tuple(clock.laps),
         )
 
@@ -211,10 +272,22 @@ class Worker:
 
         Only the result of the rank that samples means anything.
         """
+        return self.launch(plan).result()
+
+    def launch(self, plan: Plan) -> Launched:
+        """Have the device compute a plan; it may be launched before the last one's result is read.
+
+        Results are read in order, each once.
+        """
         assert self._runner is not None, "start comes first"
-        result = self._runner.run(plan)
-        self.progress.done(plan.step)
-        return result
+        launched = self._runner.launch(plan)
+
+        def finish() -> Result:
+            result = launched.result()
+            self.progress.done(plan.step)
+            return result
+
+        return Launched(finish, launched.done)
 
     def state(self) -> RankState:
         """Who this rank is and what it does; for any thread."""
@@ -228,10 +301,11 @@ class Worker:
             operation=progress.operation,
             ticks=progress.ticks,
             last_step_s=progress.since_s,
+            expected_s=progress.expected_s,
         )
 
     def call(self, method: str, *args: object) -> object:
-        """Run a control method by its name: `health`, or `timeline` of the last steps."""
+        """Run a control method by its name: `health`, or `timeline` or `gaps` of the last steps."""
         if method not in self._controls:
             raise ValueError(
                 f"a worker has no control method {method!r}; it has {', '.join(self._controls)}"

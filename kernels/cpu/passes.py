@@ -109,7 +109,7 @@ def _adds_up(line: Line, part: View, *, first: bool) -> bool:
     if line.kind is not Kind.LINEAR or line.fields["out"] != part:
         return False
     plain = Epilogue.STORE if first else Epilogue.ADD
-    return line.fields.get("epilogue", Epilogue.STORE) == plain
+    return bool(line.fields.get("epilogue", Epilogue.STORE) == plain)
 
 
 def gather_early(lines: Lines, result: View) -> Lines:

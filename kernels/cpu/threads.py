@@ -22,8 +22,8 @@ _own = _Own()
 
 
 @contextmanager
-def using(pool: Pool) -> Iterator[None]:
-    """Inside, the calling thread's ops run on `pool`."""
+def using(pool: Pool | None) -> Iterator[None]:
+    """Inside, the calling thread's ops run on `pool`; on its own where that is None."""
     before, _own.chosen = _own.chosen, pool
     try:
         yield

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
-from shoal.cluster.chaos import FAULTS, Fault, Plan, summary, table
+from shoal.cluster.chaos import Fault, summary, table
+from shoal.cluster.chaos_faults import FAULTS, Processes, named
 from shoal.cluster.chaos_streams import Told, bodies
 from shoal.engine.errors import ConfigError
 
@@ -28,11 +30,11 @@ def test_a_byte_that_differs_is_found_with_its_place() -> None:
 def test_the_report_counts_what_finished_and_what_is_the_same() -> None:
     faults = [Fault("kill", 7, 1.0, 2.5), Fault("stop", 8, 4.0, None)]
     streams = [told(), told("x"), told(), told(error="lost")]
-    found = summary([told(), told()], streams, faults, 9.0)
+    found = summary([told(), told()], streams, faults, 9.0, 0.5)
     assert (found["streams"], found["finished"], found["identical"]) == (4, 3, 2)
     assert found["pause_ms"]["p99"] == 250
     assert found["errors"] == ["lost"] and len(found["differences"]) == 1
-    assert table(found).row_count > 8
+    assert table(found, FAULTS).row_count > 8
     json.dumps(found)
 
 
@@ -43,9 +45,14 @@ def test_requests_are_of_every_kind_and_each_has_its_seed() -> None:
     assert bodies("m", 12, 8, seed=0) == bodies("m", 12, 8, seed=0)
 
 
-def test_an_unknown_fault_is_refused() -> None:
-    shape = {"streams": 1, "distinct": 1, "concurrency": 1, "output_len": 1}
-    times = {"every_s": 1.0, "stop_s": 1.0, "timeout_s": 1.0}
-    Plan(faults=tuple(FAULTS), **shape, **times)
+def test_streams_that_were_open_at_the_same_moment_are_counted() -> None:
+    streams = [Told(began=began, ended=began + 2) for began in (0, 1, 1.5, 2, 9)]
+    assert summary([told()], streams, [], 9.0, None)["at_once"] == 3
+
+
+def test_a_fault_that_is_none_or_could_befall_nobody_is_refused() -> None:
     with pytest.raises(ConfigError, match="flood"):
-        Plan(faults=("flood",), **shape, **times)
+        named("kill,flood")
+    assert named("kill,term") == ("kill", "term")
+    with pytest.raises(ConfigError, match=f"process {os.getpid()} has not got a rank's worker"):
+        Processes(os.getpid(), ("worker",), 1.0)

@@ -188,9 +188,8 @@ class Paged:
             blocks = [ids.pop() for _ in range(tables[row])]
             self.table[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
             own = draw(2, length, heads, width, dtype=dtype, seed=row)
-            for position in range(length):
-                block = blocks[position // size]
-                self.kv[:, block, position % size] = own[:, position]
+            slots = [blocks[at // size] * size + at % size for at in range(length)]
+            ops.store_kv(own[0], own[1], self.kv, torch.tensor(slots))
             self.own.append(own)
             starts.append(starts[-1] + new)
         self.query_start = torch.tensor(starts, dtype=torch.int32)
@@ -284,9 +283,12 @@ def test_alibi(name: str, dtype: torch.dtype) -> None:
     longest = int(paged.kv_len.max())
     slopes = 0.7 ** torch.arange(paged.q.shape[1]) * min(0.4, 20 / longest)
     alibi = slopes[:, None] * torch.arange(1000, longest + 1003)
-    close(
-        paged.attend(scale=0.3, alibi=alibi), naive_attention(paged, 0.3, None, None, alibi), dtype
-    )
+    found = paged.attend(scale=0.3, alibi=alibi)
+    right = naive_attention(paged, 0.3, None, None, alibi)
+    # A score beside an alibi of some hundreds has that many times fewer bits left.
+    assert found.dtype == dtype
+    scale = max(1.0, float(right.abs().max()))
+    assert float((found.double() - right).abs().max()) < max(DTYPES[dtype] * scale, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["mixed", "mqa", "odd", "chunks"])
@@ -315,7 +317,7 @@ def test_nan_of_one_sequence_stays_there() -> None:
     for sick, (new, length) in enumerate(batch.sequences):
         paged = Paged(batch, torch.float32)
         block = int(paged.table[sick, 0])
-        paged.kv[:, block, 0] = torch.nan
+        paged.kv[:, block] = torch.nan
         found = paged.attend(scale=0.3)
         start = int(paged.query_start[sick])
         rows = torch.zeros(len(found), dtype=torch.bool)

@@ -43,7 +43,10 @@ class FallbackLM(nn.Module):
 
     `width`: the most elements a token has alive at once. `exact`: parameters that keep the dtype
     that they have. `leftovers`: patterns of tensors that checkpoints hold and the model needs not.
+    `recordable`: its steps are more than ops and views, and cannot be replayed.
     """
+
+    recordable = False
 
     def __init__(self, model: Any, anatomy: Anatomy, exact: frozenset[nn.Parameter]) -> None:
         super().__init__()

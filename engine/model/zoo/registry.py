@@ -55,6 +55,11 @@ ARCHITECTURES: dict[str, Callable[..., CausalLM]] = {
 }
 
 
+def is_native(config: ModelConfig, impl: str = "auto") -> bool:
+    """Whether a model runs in shoal's own code."""
+    return impl != "transformers" and config.architecture in ARCHITECTURES
+
+
 def build(
     config: ModelConfig,
     mesh: Mesh,
@@ -74,7 +79,7 @@ def build(
     """
     name = config.architecture
     refuse_promises(config)
-    if impl != "transformers" and name in ARCHITECTURES:
+    if is_native(config, impl):
         refuse_unknown_layers(config)
         model = ARCHITECTURES[name](config, mesh, stage=stage, max_len=max_len)
     elif impl == "shoal":
@@ -92,12 +97,6 @@ def build(
     assert isinstance(model, nn.Module)
     _materialize(model, dtype, torch.device(device))
     return model
-
-
-def num_bytes(model: CausalLM) -> int:
-    """Bytes of this rank's weights; true on the meta device too."""
-    assert isinstance(model, nn.Module)
-    return sum(weight.nbytes for weight in model.parameters())
 
 
 def token_width(model: CausalLM, config: ModelConfig) -> int:

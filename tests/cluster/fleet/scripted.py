@@ -30,6 +30,9 @@ from shoal.engine.request import FinishReason, Request, SamplingParams, Update
 DEADLY = 666
 """Whoever asks for this many numbers kills the engine."""
 
+POISON = 668
+"""Whoever asks for this many kills the engine before it has a token."""
+
 HANGING = 667
 """Whoever asks for this many makes the engine's thread stand still."""
 
@@ -108,6 +111,9 @@ class ScriptedEngine:
             sink([Update(*key, finish=FinishReason.ERROR, error="died", epoch=request.epoch)])
 
     def step(self) -> None:
+        if any(request.params.max_tokens == POISON for _, request, _ in self.live.values()):
+            self.die()
+            return
         sinks: dict[Callable, list[Update]] = {}
         with self.lock:
             for key, (done, request, sink) in list(self.live.items()):
@@ -240,6 +246,10 @@ if __name__ == "__main__":
 
     keys: dict[str, Any] = dict(word.split("=", 1) for word in sys.argv[1:])
     ingress = Ingress if keys.pop("door", None) == "real" else scripted.ScriptedIngress
+    if keys.pop("room", None) == "pretended":
+        from shoal.cluster import deployments
+
+        deployments._has_room = lambda asked: True
     if "models" in keys:
         keys["models"] = json.loads(keys["models"])
         del keys["model"]

@@ -20,7 +20,7 @@ ROWS = {"id", "model", "node", "pid", "state", "running", "waiting", "kv_usage",
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     served = Served(
-        tmp_path_factory.mktemp("served"), replicas=2, gateways=2, stall_timeout=1.0, name="told"
+        tmp_path_factory.mktemp("served"), replicas=2, gateways=2, stall_timeout=2.0, name="told"
     )
     try:
         yield served.wait_ready()
@@ -29,7 +29,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def cluster(served: Served) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/cluster", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/cluster", timeout=60) as answer:
         return json.load(answer)
 
 
@@ -56,6 +56,28 @@ def test_every_gateway_tells_of_all_gateways_and_replicas(served: Served) -> Non
     wait(lambda: sum(row["running"] for row in cluster(served)["replicas"]) == 6)
     assert all(len(stream.numbers()) == 3000 for stream in streams)
     wait(lambda: not sum(row["running"] for row in cluster(served)["replicas"]))
+
+
+def test_a_killed_gateway_takes_its_own_connections_along_and_nothing_else(served: Served) -> None:
+    wait(lambda: states(served).count("ready") == 2)
+    replicas = {row["pid"] for row in cluster(served)["replicas"]}
+    streams = [served.stream(1500) for _ in range(10)]
+
+    def both_have_some() -> list[dict[str, Any]] | None:
+        told = cluster(served)["gateways"]
+        counts = [gateway["streams"] for gateway in told]
+        return told if sum(counts) == 10 and all(counts) else None
+
+    one, other = wait(both_have_some)
+    os.kill(one["pid"], signal.SIGKILL)
+    for stream in streams:
+        stream.join(60)
+    whole = [stream for stream in streams if len(stream.lines) == 1500]
+    assert len(whole) == other["streams"]
+    assert all(stream.lines == [str(i) for i in range(1500)] for stream in whole)
+    wait(lambda: not sum(row["running"] for row in cluster(served)["replicas"]))
+    wait(lambda: len(cluster(served)["gateways"]) == 2)
+    assert {row["pid"] for row in cluster(served)["replicas"]} == replicas
 
 
 def test_a_replica_whose_engine_hangs_is_named_and_replaced(served: Served) -> None:

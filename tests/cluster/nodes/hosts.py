@@ -19,12 +19,14 @@ from pathlib import Path
 from shoal.cluster.launch import import_path
 
 PORT = 6379
-START_S = 60.0
+START_S = 180.0
 QUICK = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+    "RAY_gcs_storage": "rocksdb",
 }
 
 
@@ -71,7 +73,8 @@ class Hosts:
             "RAY_TMPDIR": str(self.folder / f"n{i}"),
         }
         inside = ["ip", "netns", "exec", self._host(i), *line]
-        env = os.environ | QUICK | known | (env or {})
+        kept = {"RAY_gcs_storage_path": str(self.folder / "gcs")}
+        env = os.environ | QUICK | kept | known | (env or {})
         return subprocess.Popen(inside, cwd=self.folder, env=env, **more)
 
     def run(self, i: int, line: list[str], timeout_s: float = 60.0) -> subprocess.CompletedProcess:
@@ -86,6 +89,21 @@ class Hosts:
     def cut(self, i: int) -> None:
         """Take host i off the network."""
         ip(f"link set v{self.name}{i} down")
+
+    def heal(self, i: int) -> None:
+        """Put host i on the network again."""
+        ip(f"link set v{self.name}{i} up")
+
+    def kill_gcs(self) -> list[str]:
+        """Kill the GCS alone; its command line, by which `start` brings it back."""
+        (pid,) = (pid for pid in self.pids(0) if "gcs/gcs_server" in command(pid)[0])
+        line = command(pid)
+        os.kill(pid, signal.SIGKILL)
+        return line
+
+    def has_ray(self, i: int) -> bool:
+        """Whether the node of host i lives: one that was cut off ends itself."""
+        return any("raylet/raylet" in command(pid)[0] for pid in self.pids(i))
 
     def kill(self, i: int, number: int = signal.SIGKILL) -> None:
         """Send a signal to everything that runs on host i."""
@@ -122,6 +140,13 @@ class Hosts:
         ip(f"-n {host} link set eth0 up")
         ip(f"-n {host} route add default via {self.subnet}.1")  # Ray asks by which it goes out
         (self.folder / f"n{i}").mkdir()
+
+
+def command(pid: int) -> list[str]:
+    """The words that a process was started with."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    return [""]
 
 
 def ip(words: str, *, check: bool = True) -> str:

@@ -10,18 +10,33 @@ from typing import Any
 import pytest
 import torch
 from shoal.engine.model.batch import ModelInput
+from shoal.engine.model.packing import pack
+from shoal.engine.worker.cache import Cache
+from shoal.engine.worker.device import pick
+from shoal.engine.worker.graphs import Limits, forward_of
+from shoal.engine.worker.progress import Progress
+from shoal.kernels.cpu.structures import Pool
 from torch import Tensor
 
 
 class PagedModel:
     """A model, its cache, and sequences in it; block ids are handed out in a shuffled order.
 
-    Every cell that no sequence has written holds NaN, so that a stray read shows.
+    Every cell that no sequence has written holds NaN, so that a stray read shows. A step is
+    recorded and replayed, or called op by op (`eager`).
     """
 
     def __init__(
-        self, model: Any, *, block_size: int = 16, num_blocks: int = 64, seed: int = 0
+        self,
+        model: Any,
+        *,
+        block_size: int = 16,
+        num_blocks: int = 64,
+        seed: int = 0,
+        eager: bool = False,
     ) -> None:
+        if isinstance(model, torch.nn.Module):
+            pack(model)
         self.model = model
         self.block_size = block_size
         specs = model.cache_specs
@@ -36,6 +51,17 @@ class PagedModel:
         ]
         ids = list(range(1, num_blocks))
         self.free = [random.Random(seed + g).sample(ids, len(ids)) for g in range(len(self.groups))]
+        cache = Cache(
+            layers=tuple(self.kv),
+            groups=tuple(self.groups),
+            group_of=tuple(self.group_of),
+            block_size=block_size,
+            device=pick("cpu"),
+        )
+        limits = Limits(tokens=1024, sequences=16, model_len=num_blocks * block_size, width=0)
+        self.forward = forward_of(
+            model, cache, limits, Progress(), dtype=dtype, pool=Pool(1), eager=eager
+        )
         self.blocks: dict[str, list[list[int]]] = {}
         self.length: dict[str, int] = {}
 
@@ -69,7 +95,7 @@ class PagedModel:
             max_kv=max(lengths),
         )
         with torch.inference_mode():
-            logits = self.model.logits(self.model.forward(batch)[batch.wanted])
+            logits = self.forward.logits(self.forward.hidden(batch))
         return {name: logits[a:b] for name, a, b in zip(rows, starts, starts[1:], strict=False)}
 
     def greedy(self, prompts: Mapping[str, Sequence[int]], count: int) -> dict[str, list[int]]:

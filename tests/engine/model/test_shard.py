@@ -11,8 +11,9 @@ import torch
 from shoal.engine.errors import ConfigError
 from shoal.engine.model.config import ModelConfig
 from shoal.engine.model.mesh import Mesh, Stage
+from shoal.engine.model.packing import num_bytes
 from shoal.engine.model.shard import Claim, Runs, claims, column_share, row_share
-from shoal.engine.model.zoo.registry import build, num_bytes
+from shoal.engine.model.zoo.registry import build
 from torch import Tensor
 
 VALUES = {
@@ -100,7 +101,7 @@ def test_a_model_claims_each_of_its_weights_once() -> None:
     built = model()
     found = list(claims(built))
     assert len({claim.name for claim in found}) == len(found) == 4 * 11 + 3
-    assert sum(claim.into.nbytes for claim in found) == num_bytes(built)
+    assert sum(claim.into.nbytes for claim in found) == num_bytes(built, packed=False)
 
 
 def test_ranks_together_claim_every_element() -> None:

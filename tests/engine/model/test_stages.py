@@ -56,13 +56,15 @@ CUTS = {
 class Chain:
     """Stages one behind the other, driven like one model."""
 
+    recordable = False
+
     def __init__(self, stages: list[Any]) -> None:
         self.stages = stages
         self.cache_specs = [spec for stage in stages for spec in stage.cache_specs]
         self.parameters = stages[0].parameters
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        hidden, first = None, 0
+    def forward(self, batch: ModelInput, hidden: Tensor | None = None) -> Tensor:
+        first = 0
         for stage in self.stages:
             own = slice(first, first := first + len(stage.cache_specs))
             part = dataclasses.replace(batch, kv=batch.kv[own], group_of=batch.group_of[own])

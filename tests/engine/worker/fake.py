@@ -12,6 +12,7 @@ from shoal.engine.plan import CacheSpec, Plan, Row, Start
 from shoal.engine.worker.cache import allocate
 from shoal.engine.worker.columns import SamplingColumns
 from shoal.engine.worker.device import pick
+from shoal.engine.worker.graphs import Plain
 from shoal.engine.worker.progress import Progress
 from shoal.engine.worker.runner import Runner
 from shoal.engine.worker.team import alone
@@ -32,7 +33,7 @@ class PrefixModel:
         self.table = torch.randn(STATES, VOCAB, generator=generator) * 2
         self.batches: list[ModelInput] = []
 
-    def forward(self, batch: ModelInput) -> torch.Tensor:
+    def forward(self, batch: ModelInput, hidden: torch.Tensor | None = None) -> torch.Tensor:
         self.batches.append(batch)
         states = torch.zeros(len(batch.tokens), dtype=torch.int64)
         for layer, kv in enumerate(batch.kv):
@@ -75,7 +76,7 @@ def runner(model, num_blocks=64, num_slots=20):
         layer.fill_(torch.nan)
     columns = SamplingColumns(num_slots, VOCAB, EOS, device)
     found = Runner(
-        model,
+        Plain(model, torch.float32),
         cache,
         columns,
         num_slots=num_slots,

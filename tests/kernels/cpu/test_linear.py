@@ -204,6 +204,10 @@ def test_panels_lie_as_the_header_says(instructions: str, pool: Pool) -> None:
     paired = panels.pack(pool, weight, paired=True).data.view(3, 64, 2, 16)
     halves = functional.pad(weight.view(2, 35, 40), (0, 24, 0, 13)).view(2, 3, 16, 64)
     assert torch.equal(paired, halves.permute(1, 3, 0, 2))
+    used = panels.pack(pool, weight)
+    used.data.fill_(7)
+    pool.pack(panels.matrix(weight), used.panels)
+    assert torch.equal(used.data, as_is.flatten())
 
 
 def test_packed_bytes_count_the_padding() -> None:
