@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from shoal.cluster import chaos
-from shoal.cluster.client import Client
+from shoal.cluster.client import Client, ClientError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "cluster" / "nodes"))
@@ -83,6 +83,13 @@ def serve(made: Hosts, folder: Path) -> subprocess.Popen[bytes]:
     return started
 
 
+def _answers(client: Client) -> bool:
+    try:
+        return bool(client.model())
+    except ClientError:
+        return False
+
+
 def main() -> int:
     """Run and report; 1 where a stream was not the same."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -107,6 +114,7 @@ def main() -> int:
         serving = serve(made, made.folder)
         try:
             client = Client(f"http://{made.address[HEAD]}:{PORT}")
+            wait(lambda: _answers(client), START_S)
             return 0 if chaos.run(client, plan, Nodes(made), asked.json) else 1
         finally:
             serving.terminate()
