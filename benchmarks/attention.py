@@ -133,9 +133,8 @@ def main() -> None:
     assert native is not None, "the native library is not built: python kernels/cpu/build.py"
     torch.set_num_threads(options.threads)
     pool = Pool(options.threads)
-    print(
-        f"{options.threads} threads, {native.shoal_instructions().decode()}, torch {torch.__version__}"
-    )
+    instructions = native.shoal_instructions().decode()
+    print(f"{options.threads} threads, {instructions}, torch {torch.__version__}")
     print("| shape | ours ms | torch ms | ratio | ours |\n|---|---|---|---|---|")
     shapes = [Shape(streams=b, queries=1, keys=n) for b, n in DECODES]
     shapes += [Shape(streams=1, queries=m, keys=n) for m, n in PREFILLS]

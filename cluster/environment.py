@@ -40,6 +40,12 @@ def _seconds(text: str) -> float:
         raise ValueError("a number of seconds") from None
 
 
+def _switch(text: str) -> bool:
+    if text.strip().lower() not in ("0", "1", "true", "false"):
+        raise ValueError("0 or 1")
+    return text.strip().lower() in ("1", "true")
+
+
 READ: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "SHOAL_API_KEY": ("api_key", _parts),
     "VLLM_API_KEY": ("api_key", _parts),
@@ -48,6 +54,8 @@ READ: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "VLLM_PP_LAYER_PARTITION": ("pipeline_layer_partition", str),
     "VLLM_CPU_KVCACHE_SPACE": ("kv_cache_memory_bytes", _gibibytes),
     "VLLM_ENGINE_READY_TIMEOUT_S": ("load_timeout", _seconds),
+    "VLLM_ATTENTION_BACKEND": ("attention_backend", str),
+    "VLLM_BATCH_INVARIANT": ("deterministic", _switch),
 }
 """Variables that set a key, with how their text is read; of two for one key the first counts."""
 
@@ -63,7 +71,6 @@ MEANINGS: Mapping[str, str] = {
     "VLLM_PORT": _SERVER_PORT,
     "VLLM_HOST_IP": "a node's address is Ray's (`ray start --node-ip-address`), "
     "the server's is --host",
-    "VLLM_ATTENTION_BACKEND": f"--attention-backend; {_KERNELS}",
     "VLLM_WORKER_MULTIPROC_METHOD": _RAY,
     "VLLM_ENABLE_V1_MULTIPROCESSING": _RAY,
     "VLLM_USE_RAY_SPMD_WORKER": _RAY,
@@ -93,7 +100,6 @@ MEANINGS: Mapping[str, str] = {
     "VLLM_KV_CACHE_LAYOUT": _KERNELS,
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "an engine that died is replaced by Ray Serve",
     "VLLM_DP_SIZE": "--replicas makes several copies of a model",
-    "VLLM_BATCH_INVARIANT": "in float32 a text never depends on what runs beside it",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "--enable-lora; LoRA adapters are not built yet",
     "VLLM_PLUGINS": "code from elsewhere is not run inside shoal",
     "VLLM_SERVER_DEV_MODE": "there are no routes for development",

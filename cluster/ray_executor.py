@@ -88,7 +88,10 @@ class RayExecutor:
         try:
             self._stack.enter_context(shared_ray())
             self._join(self._place())
-            return self._load(config)
+            capacity = self._load(config)
+            if capacity.overlaps and config.async_scheduling is None:
+                self.depth = max(self.depth, 2)
+            return capacity
         except BaseException:
             self.close()
             raise

@@ -13,6 +13,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,10 +29,13 @@ from .sigterm import on_sigterm
 from .stall import Stillness, patience_s, stacks
 
 if TYPE_CHECKING:
+    from ..engine.worker.runner import Launched
     from ..engine.worker.worker import Worker
 
 CONNECT_S = 10.0
 REPORT_S = 0.2
+LOOK_S = 0.0002
+"""How long a message is waited for before the device is asked again whether it is done."""
 MAX_LOADING = 50  # messages on the way to a loaded model
 
 log = logging.getLogger(__name__)
@@ -85,6 +89,7 @@ class _Link:
         self._sending = threading.Lock()
         self._worker: Worker | None = None
         self._stall_s = 0.0
+        self._under_way: deque[Launched] = deque()
         self._leaving = threading.Event()
         self._socket = _connect(address)
         introduce(self._socket, secret, rank_wire.RANKS, str(rank))
@@ -93,7 +98,7 @@ class _Link:
         """Run what comes, in order; then end the process."""
         try:
             threading.Thread(target=self._beat, name="rank-beat", daemon=True).start()
-            while (body := receive(self._socket, wire.MAX_FRAME)) is not None:
+            while (body := self._receive()) is not None:
                 self._take(rank_wire.from_executor(body))
         except BaseException as error:
             log.critical("rank %s failed", self._rank, exc_info=error)
@@ -104,11 +109,22 @@ class _Link:
             time.sleep(REPORT_S)  # for the log and the report to leave
         os._exit(0)
 
+    def _receive(self) -> bytes | None:
+        """The next message. Until it comes, plans are answered as the device is done with them, so
+        that it has the next one before the host reads the last.
+        """
+        while self._under_way:
+            if self._under_way[0].done():
+                result = self._under_way.popleft().result()
+                if self._answers:
+                    self._send(rank_wire.Done(result))
+            elif select.select([self._socket], [], [], LOOK_S)[0]:
+                break
+        return receive(self._socket, wire.MAX_FRAME)
+
     def _take(self, message: rank_wire.ToRank) -> None:
         if isinstance(message, rank_wire.Run):
-            result = self._ready().run(message.plan)
-            if self._answers:
-                self._send(rank_wire.Done(result))
+            self._under_way.append(self._ready().launch(message.plan))
         elif isinstance(message, rank_wire.Control):
             self._send(_answer(self._ready().call, message.method, *message.args))
         else:

@@ -23,6 +23,7 @@ MODEL_IMPLS = ("auto", "shoal", "transformers")
 LOAD_FORMATS = ("auto", "safetensors", "pt", "dummy")
 GENERATION = ("auto", "vllm", "shoal")
 POLICIES = ("fcfs", "priority")
+ATTENTION = ("auto", "triton", "FLASH_ATTN", "FLASHINFER", "torch", "TRITON_ATTN", "TORCH_SDPA")
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +141,8 @@ class EngineConfig:
     scheduling_policy: str = setting(
         "fcfs", "fcfs, or priority: lower `priority` goes first.", group="Scheduling"
     )
-    async_scheduling: bool = setting(
-        False, "Plan the next step while this one computes.", group="Scheduling"
+    async_scheduling: bool | None = setting(
+        None, "Plan the next step while this one computes (default: on CUDA).", group="Scheduling"
     )
     threads: int | None = setting(
         None,
@@ -178,6 +179,18 @@ class EngineConfig:
     enforce_eager: bool = setting(
         False,
         "Call a model op by op at every step, instead of replaying a step that was recorded.",
+        group="Parallel",
+    )
+    attention_backend: str = setting(
+        "auto",
+        "On CUDA: auto (by GPU, dtype and head size), triton, FLASH_ATTN, FLASHINFER or torch; one "
+        "that cannot serve the model is refused before it is loaded.",
+        group="Parallel",
+    )
+    deterministic: bool = setting(
+        False,
+        "On CUDA: a text is the same bits whatever runs beside it, at some cost; on CPUs it always "
+        "is.",
         group="Parallel",
     )
 
@@ -259,6 +272,7 @@ def _check(config: EngineConfig) -> None:
     _one_of(config, "load_format", LOAD_FORMATS)
     _one_of(config, "scheduling_policy", POLICIES)
     _one_of(config, "device", ("auto", "cpu", "cuda"))
+    _one_of(config, "attention_backend", ATTENTION)
     for name in ("max_num_seqs", "max_waiting"):
         _at_least(config, name, 1)
     for name in (

@@ -20,7 +20,8 @@ class Capacity:
 
     `groups[g]` is the spec of cache group g and `num_blocks[g]` how many blocks it has, block 0
     (never handed out) included. `digest` names the weights: two engines of equal digest give equal
-    text. `table` is the sizing report, label and value a line. `phases`: seconds spent, by name.
+    text. `overlaps`: the device computes by itself while the host plans. `table` is the sizing
+    report, label and value a line. `phases`: seconds spent, by name.
     """
 
     groups: tuple[CacheSpec, ...]
@@ -32,6 +33,7 @@ class Capacity:
     dtype: str
     device: str
     digest: str
+    overlaps: bool = False
     table: tuple[tuple[str, str], ...] = ()
     phases: tuple[tuple[str, float], ...] = ()
 

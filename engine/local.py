@@ -16,6 +16,14 @@ from .request import RankState
 from .worker.machine import let_threads_sleep
 
 
+class Pending(Protocol):
+    """A plan under way; a `concurrent.futures.Future` is one."""
+
+    def result(self) -> Result:
+        """Wait for it."""
+        ...
+
+
 class Rank(Protocol):
     """One rank: what an executor asks of `worker.worker.Worker`."""
 
@@ -25,6 +33,10 @@ class Rank(Protocol):
 
     def run(self, plan: Plan) -> Result:
         """Compute one plan."""
+        ...
+
+    def launch(self, plan: Plan) -> Pending:
+        """Have a device that computes by itself compute one plan."""
         ...
 
     def call(self, method: str, *args: object) -> object:
@@ -44,7 +56,9 @@ class LocalExecutor:
     """Runs plans on one rank in this process.
 
     Plain (depth 1), a plan is computed inside `submit`, on the caller's thread. With
-    `async_scheduling` (depth 2) a thread of its own computes while the host plans the next step.
+    `async_scheduling` (depth 2) a thread of its own computes while the host plans the next step. A
+    device that computes by itself needs no thread: `submit` tells it what to do, `collect` waits,
+    and the depth is 2 unless `async_scheduling` is false.
     What a rank raises comes out of `collect` as WorkerLost; after that nothing runs any more.
     `on_load` is told (bytes done, bytes in all) while a rank made here reads weights.
     """
@@ -62,7 +76,8 @@ class LocalExecutor:
         self._rank = rank
         self._on_load = on_load
         self._lane: Lane = ThreadPoolExecutor(1, "shoal-rank") if self.depth > 1 else _Inline()
-        self._under_way: deque[Future[Result]] = deque()
+        self._under_way: deque[Future[Result | Pending]] = deque()
+        self._overlaps = False
         self._lost: WorkerLost | None = None
 
     def start(self, config: EngineConfig) -> Capacity:
@@ -75,7 +90,11 @@ class LocalExecutor:
             from .worker.worker import Worker
 
             self._rank = Worker(self._on_load)
-        return self._lane.submit(self._rank.start, config).result()
+        capacity = self._lane.submit(self._rank.start, config).result()
+        self._overlaps = capacity.overlaps
+        if self._overlaps and config.async_scheduling is None:
+            self.depth = 2
+        return capacity
 
     def watch(self, on_lost: Callable[[WorkerLost], None]) -> None:
         """This process computes itself, and no rank can be lost without it."""
@@ -87,7 +106,9 @@ class LocalExecutor:
 
     def submit(self, plan: Plan) -> None:
         """Compute a plan, or queue it for the executor's thread. Raises WorkerLost."""
-        self._under_way.append(self._lane.submit(self._ready().run, plan))
+        rank = self._ready()
+        begin: Callable[[Plan], Result | Pending] = rank.launch if self._overlaps else rank.run
+        self._under_way.append(self._lane.submit(begin, plan))
 
     def supply(self, step: int, masks: object) -> None:
         """No plan announces anything yet, so nothing can be handed in."""
@@ -97,7 +118,8 @@ class LocalExecutor:
         """The result of the oldest plan under way. Raises WorkerLost."""
         self._ready()
         try:
-            return self._under_way.popleft().result()
+            found = self._under_way.popleft().result()
+            return found if isinstance(found, Result) else found.result()
         except Exception as error:
             self._lost = WorkerLost(f"the engine's rank failed: {type(error).__name__}: {error}")
             raise self._lost from error

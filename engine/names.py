@@ -62,7 +62,7 @@ IDLE: Mapping[str, Foreign] = {
     **because("ranks are always placed by Ray; --local does without it", worker_use_ray=False),
     **because("engines are always placed by Ray; --local does without it", engine_use_ray=False),
     **because(
-        "steps are not recorded for replay yet, so their sizes need no bound",
+        "steps are recorded when one of their size is met, up to --max-num-seqs rows",
         max_context_len_to_capture=None,
         max_seq_len_to_capture=8192,
         max_cudagraph_capture_size=None,

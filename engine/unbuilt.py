@@ -269,7 +269,6 @@ NOT_BUILT: Mapping[str, Foreign] = {
     ),
     **because(
         "the kernels choose by device",
-        attention_backend=None,
         attention_config=None,
         linear_backend="auto",
         moe_backend="auto",

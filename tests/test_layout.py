@@ -24,7 +24,12 @@ HALLWAY = (
 )
 LONGEST_FILE = 450
 # The files that may ask what device they are on.
-DEVICE_ROOMS = ("kernels/ops.py", "engine/worker/device.py", "engine/worker/graphs.py")
+DEVICE_ROOMS = (
+    "kernels/ops.py",
+    "engine/worker/device.py",
+    "engine/worker/graphs.py",
+    "engine/worker/cuda_graphs.py",
+)
 
 
 def tracked(*suffixes: str) -> list[str]:

@@ -60,20 +60,18 @@ def started(peer: Peer, launch: Launch, log: Path) -> Iterator[tuple[Side, float
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End it with all its processes: as Ctrl-C would, and by force a while later."""
-    for number, wait_s in ((signal.SIGINT, 45), (signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(ProcessLookupError):
-            (process.send_signal if number == signal.SIGINT else _to_group(process))(number)
+    """End it with all its processes: a driver by the end of its input, a server by a signal."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    for act, wait_s in ((None, 5 if process.stdout else 0), (process.terminate, 45)):
+        if act is not None and process.poll() is None:
+            act()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _to_group(process: subprocess.Popen[str]) -> Any:
-    return lambda number: os.killpg(process.pid, number)
+    process.wait()
 
 
 class Server:

@@ -4,29 +4,69 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass
-from typing import Any
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels import ops
 from ...kernels.cpu.structures import Pool, library
+from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
 from .machine import free_memory, num_cores
 
 
+class Mark(NamedTuple):
+    """A moment on the device's own clock."""
+
+    event: torch.cuda.Event | None
+    host_s: float
+
+    def passed(self) -> bool:
+        """Whether it has come."""
+        return self.event is None or self.event.query()
+
+    def since_s(self, earlier: Mark) -> float:
+        """Seconds from another mark to this one; waits until the device has passed both."""
+        if self.event is None or earlier.event is None:
+            return self.host_s - earlier.host_s
+        self.event.synchronize()
+        return float(earlier.event.elapsed_time(self.event)) / 1000
+
+
+class Download(NamedTuple):
+    """A copy to the host: `read` waits until it has arrived."""
+
+    host: Tensor
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> Tensor:
+        """The tensor in the machine's own memory."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.host
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a rank computes."""
+    """Where a rank computes, and which of its kernels."""
 
     place: torch.device
+    choice: ops.Choice = field(default_factory=ops.Choice)
 
     @property
     def is_cpu(self) -> bool:
         """Whether memory is the machine's own."""
         return self.place.type == "cpu"
+
+    @property
+    def offers_kernels(self) -> bool:
+        """Whether there are several kernels for one op, and `deterministic` chooses among them."""
+        return not self.is_cpu
 
     @property
     def block_size(self) -> int:
@@ -46,7 +86,7 @@ class Device:
     @property
     def adds_in_order(self) -> bool:
         """Whether sums over ranks are taken in their order, where NCCL takes its own."""
-        return self.is_cpu
+        return self.is_cpu or self.choice.exact
 
     @property
     def backend(self) -> str:
@@ -64,6 +104,47 @@ class Device:
         if not self.is_cpu:
             torch.cuda.set_device(self.place)
         return threads
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it computes by itself what it was told, while the host goes on."""
+        return not self.is_cpu
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether steps of decode are recorded as CUDA graphs: their attention must not ask the
+        device for anything on the way.
+        """
+        return not self.is_cpu and self.choice.attention in ("triton", "FLASH_ATTN")
+
+    def enter(self) -> None:
+        """Make it, and its kernels, the calling thread's own."""
+        ops.use(self.choice)
+        if not self.is_cpu:
+            torch.cuda.set_device(self.place)
+
+    def choosing(
+        self, asked: str, exact: bool, dtype: torch.dtype, sizes: tuple[int, ...], block_size: int
+    ) -> tuple[Device, str]:
+        """This device with the attention that `attention_backend` and `deterministic` mean for
+        heads of these sizes, and why ("" on CPUs). Raises ConfigError for what cannot be served.
+        """
+        asked = {"TRITON_ATTN": "triton", "TORCH_SDPA": "torch"}.get(asked, asked)
+        if self.is_cpu:
+            if asked not in ("auto", "torch"):
+                raise ConfigError(
+                    f"attention_backend={asked} needs a CUDA device, and this is a CPU: leave it "
+                    f"out",
+                    "attention_backend",
+                )
+            return self, ""
+        try:
+            backend, why = choose_attention(
+                asked, gpu(self.place), Model(dtype, sizes, block_size), exact=exact
+            )
+        except ValueError as error:
+            raise ConfigError(str(error), "attention_backend") from error
+        return Device(self.place, ops.Choice(backend, exact)), why
 
     def handed(self, own: torch.dtype) -> torch.dtype:
         """What stages hand hidden states on in: CPUs keep the residual stream in float32."""
@@ -85,6 +166,24 @@ class Device:
         """A host array on the device, without waiting for the copy; the array must not change."""
         tensor = torch.from_numpy(array)
         return tensor if self.is_cpu else tensor.pin_memory().to(self.place, non_blocking=True)
+
+    def download(self, tensor: Tensor) -> Download:
+        """A tensor on its way to the host, behind what the device was told so far."""
+        if self.is_cpu:
+            return Download(tensor, None)
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return Download(host, arrived)
+
+    def mark(self) -> Mark:
+        """The moment at which the device is done with what it was told so far."""
+        event = None
+        if not self.is_cpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+        return Mark(event, time.monotonic())
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Memory that holds anything at all; on CPUs a page costs nothing until it is touched."""

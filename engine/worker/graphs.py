@@ -1,7 +1,8 @@
 """How a rank computes its part of a step: plain calls of the model, or a replay of what one wrote.
 
 The runner knows `Forward` alone. On CPUs a step is recorded as a tape (`kernels/cpu/tape.py`): one
-call runs it whole. A model that does more than ops and views runs op by op.
+call runs it whole. On CUDA steps of decode are graphs (`cuda_graphs.py`). A model that does more
+than ops and views runs op by op.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..errors import WorkerLost
 from ..model.batch import ModelInput
 from ..model.zoo.registry import CausalLM
 from .cache import Cache
+from .cuda_graphs import CudaRecorder, Graphed
 from .progress import Progress
 
 log = logging.getLogger(__name__)
@@ -193,12 +195,17 @@ def forward_of(
     last: bool = True,
     eager: bool = False,
 ) -> Forward:
-    """How this rank computes: by a tape where it has threads for one and the model can be recorded.
+    """How this rank computes: by graphs on CUDA, by a tape where it has threads for one, and op by
+    op where the model cannot be recorded.
 
     `limits.width` is 0 on the first stage, which is handed nothing.
     """
     plain = Plain(model, dtype, last=last, pool=pool)
-    if pool is None or eager or not getattr(model, "recordable", True):
+    if eager or not getattr(model, "recordable", True):
+        return plain
+    if cache.device.records_graphs:
+        return Graphed(plain, model, cache, limits, CudaRecorder(), dtype=dtype, last=last)
+    if pool is None:
         return plain
     try:
         tape, given = record(model, cache, limits, progress, last=last)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_int64
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -15,6 +16,15 @@ from .pace import Pace
 IDLE = "idle"
 KEPT = 256
 """Steps that are remembered."""
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A plan under way."""
+
+    num_tokens: int
+    at_s: float
+    waited_s: float = 0.0
 
 
 class Progress:
@@ -27,11 +37,14 @@ class Progress:
     expected_s how long it should be silent at a stretch, as far as measured: see `Pace`
     timeline   the last steps: number, when it began and ended (s, monotonic), and how much of that
                went by waiting for another stage
+    gaps       for how long the device had nothing to do between one step and the next (s)
+
+    A device that computes by itself has a step under way when the next one begins.
     """
 
     __slots__ = (
-        *("_begun", "_last", "_longest", "_num_tokens", "_operation", "_pace", "_tape", "_ticks"),
-        *("_waited", "expected_s", "finished", "step", "timeline"),
+        *("_begun", "_last", "_longest", "_operation", "_pace", "_tape", "_ticks"),
+        *("expected_s", "finished", "gaps", "step", "timeline"),
     )
 
     def __init__(self) -> None:
@@ -40,10 +53,11 @@ class Progress:
         self._ticks = 0
         self._tape: tuple[Sequence[str], c_int64] | None = None
         self.timeline: deque[tuple[int, float, float, float]] = deque(maxlen=KEPT)
+        self.gaps: deque[float] = deque(maxlen=KEPT)
         self.expected_s = 0.0
         self._pace = Pace()
-        self._num_tokens = 0
-        self._begun = self._waited = self._last = self._longest = 0.0
+        self._begun: deque[_Begun] = deque(maxlen=KEPT)
+        self._last = self._longest = 0.0
 
     @property
     def operation(self) -> str:
@@ -72,15 +86,17 @@ class Progress:
 
     def begin(self, step: int, num_tokens: int) -> None:
         """A plan of so many tokens begins."""
-        self.step, self._begun, self._waited = step, time.monotonic(), 0.0
-        self._num_tokens, self.expected_s = num_tokens, self._pace.expected_s(num_tokens)
-        self._last, self._longest = self._begun, 0.0
+        self.step, self._last = step, time.monotonic()
+        if not self._begun:
+            self._longest = 0.0
+        self._begun.append(_Begun(num_tokens, self._last))
+        self.expected_s = max(self.expected_s, self._pace.expected_s(num_tokens))
         self.at("reading the plan")
 
     def waited(self, since: float) -> None:
         """The wait for another stage, which began at `since`, is over."""
         self._last = time.monotonic()  # how long another one takes says nothing of this one
-        self._waited += self._last - since
+        self._begun[-1].waited_s += self._last - since
 
     def at(self, operation: str) -> None:
         """An operation begins."""
@@ -90,12 +106,15 @@ class Progress:
         self._ticks += 1
 
     def done(self, step: int) -> None:
-        """A plan is done."""
+        """A plan is done, the oldest that is under way."""
+        done = self._begun.popleft()
         self.finished = step
-        self.at(IDLE)
-        self.timeline.append((step, self._begun, self._last, self._waited))
-        self.expected_s = 0.0
-        self._pace.enter(self._num_tokens, self._longest)
+        self.at("computing" if self._begun else IDLE)
+        self.timeline.append((step, done.at_s, self._last, done.waited_s))
+        self._pace.enter(done.num_tokens, self._longest)
+        self._longest = 0.0
+        left = (self._pace.expected_s(begun.num_tokens) for begun in self._begun)
+        self.expected_s = max(left, default=0.0)
 
     @property
     def since_s(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,18 +16,32 @@ from ..request import TokenLogprobs
 from ..sizing import PIECE_BYTES
 from .cache import Cache
 from .columns import SamplingColumns
-from .device import Device
+from .device import Device, Mark
 from .graphs import Forward
-from .inputs import Layout, lay_out, model_input
+from .inputs import Array, Layout, lay_out, model_input
 from .progress import Progress
 from .sampler import Sampled, Sampler, score
 from .slots import Slots
 from .team import Team
 
-NOTHING = Sampled(
-    tokens=torch.empty(0, dtype=torch.int64), ids=[], logprobs={}, candidates={}, failed={}
-)
-"""Of a rank that does not sample."""
+
+class Launched:
+    """A plan that the device computes; `result` waits for it, and is called once.
+
+    `done`: whether it would not have to wait.
+    """
+
+    def __init__(self, finish: Callable[[], Result], done: Callable[[], bool]) -> None:
+        self.result = finish
+        self.done = done
+
+
+class _Piece(NamedTuple):
+    """Rows drawn together: the first of them, their slots, and how what came of it is read."""
+
+    first: int
+    slot: Array
+    read: Callable[[], Sampled]
 
 
 class _Drawn(NamedTuple):
@@ -65,16 +80,25 @@ class Runner:
         self._width, self._handed = width, device.handed(dtype)
         self._team, self._mesh, self._seat = team, team.mesh, team.seat
         self._progress = progress
+        self._last: Mark | None = None
 
-    @torch.inference_mode()
     def run(self, plan: Plan) -> Result:
         """Compute a plan. Rows fail by themselves; an exception is the whole rank's.
 
         On a rank that does not sample the result is empty.
         """
+        return self.launch(plan).result()
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> Launched:
+        """As `run`, but a device that computes by itself is only told what to do, and the next plan
+        may be launched before this one's result is read.
+        """
+        self._device.enter()
         self._progress.begin(plan.step, sum(row.num_tokens for row in plan.rows))
+        began = self._device.mark()
         self._enter(plan)
-        nothing = Result(step=plan.step, tokens=())
+        nothing = Launched(lambda: Result(step=plan.step, tokens=()), lambda: True)
         if not plan.rows:
             return nothing
         layout = lay_out(plan.rows, self._columns)
@@ -85,21 +109,33 @@ class Runner:
             self._team.send(hidden.to(self._handed, copy=True))
             return nothing
         num_sampled = len(layout.sampled)
-        drawn = self._sample(layout, hidden[:num_sampled])
+        pieces = self._sample(layout, hidden[:num_sampled])
         prompts = self._score_prompts(layout, hidden[num_sampled:])
         if not self._seat.answers:
             return nothing
-        for slot in layout.slot.tolist():
-            if slot in self._columns.refused:
-                drawn.failed[slot] = self._columns.refused[slot]
-        return Result(
-            step=plan.step,
-            tokens=tuple((token,) for token in drawn.ids),
-            logprobs=_by_row(drawn.logprobs, num_sampled),
-            prompt_logprobs=prompts,
-            candidates=drawn.candidates,
-            failed=drawn.failed,
-        )
+        refused = self._columns.refused
+        refused = {slot: refused[slot] for slot in layout.slot.tolist() if slot in refused}
+
+        before, self._last = self._last, self._device.mark()
+        ended = self._last
+
+        def finish() -> Result:
+            drawn = _gathered(pieces)
+            if before is not None:
+                self._progress.gaps.append(began.since_s(before))
+            return Result(
+                step=plan.step,
+                tokens=tuple((token,) for token in drawn.ids),
+                logprobs=_by_row(drawn.logprobs, num_sampled),
+                prompt_logprobs={
+                    slot: tuple(entry for read in reads for entry in read())
+                    for slot, reads in prompts.items()
+                },
+                candidates=drawn.candidates,
+                failed=drawn.failed | refused,
+            )
+
+        return Launched(finish, ended.passed)
 
     def _hidden(self, batch: ModelInput) -> Tensor:
         """This stage's hidden states, from tokens or from those of the stage before."""
@@ -122,45 +158,38 @@ class Runner:
         self._slots.grow(plan.rows)
         self._cache.copy(plan.copies)
 
-    def _sample(self, layout: Layout, hidden: Tensor) -> _Drawn:
+    def _sample(self, layout: Layout, hidden: Tensor) -> list[_Piece]:
         """Draw for the sampled rows, a piece at a time."""
         slot, position = layout.slot[layout.sampled], layout.positions
-        made = _Drawn([], {}, {}, {})
+        made = []
         for first in range(0, len(slot), self._piece):
             piece = slice(first, first + self._piece)
             self._progress.at("sampling")
             logits = self._forward.logits(hidden[piece])
-            drawn = NOTHING
+            drawn = None
             if self._seat.answers:
                 drawn = self._sampler.sample(logits, slot[piece], position[piece])
-            tokens = self._told(drawn.tokens, len(logits))
+                made.append(_Piece(first, slot[piece], drawn.read))
+            tokens = self._told(drawn.tokens if drawn else None, len(logits))
             upload = self._device.upload
             self._slots.write_sampled(
                 upload(slot[piece]), upload(position[piece]), tokens, int(position.max())
             )
-            made.ids.extend(drawn.ids)
-            made.logprobs.update((first + row, entry) for row, entry in drawn.logprobs.items())
-            made.candidates.update(
-                (int(slot[first + row]), found) for row, found in drawn.candidates.items()
-            )
-            made.failed.update((int(slot[first + row]), why) for row, why in drawn.failed.items())
         return made
 
-    def _told(self, tokens: Tensor, count: int) -> Tensor:
+    def _told(self, tokens: Tensor | None, count: int) -> Tensor:
         """What the rank that samples drew, on all that share its layers."""
-        if self._seat.tensor_size == 1:
-            return tokens
-        if not self._seat.answers:
+        if tokens is None:
             tokens = self._device.empty(count, dtype=torch.int64)
-        return self._mesh.broadcast(tokens)
+        return tokens if self._seat.tensor_size == 1 else self._mesh.broadcast(tokens)
 
     def _score_prompts(
         self, layout: Layout, hidden: Tensor
-    ) -> dict[int, tuple[TokenLogprobs, ...]]:
-        """Log probabilities of the prompt tokens that the spans name, by slot."""
-        scores: dict[int, tuple[TokenLogprobs, ...]] = {}
+    ) -> dict[int, list[Callable[[], list[TokenLogprobs]]]]:
+        """Log probabilities of the prompt tokens that the spans name, by slot, to be read."""
+        scores: dict[int, list[Callable[[], list[TokenLogprobs]]]] = {}
         for span in layout.prompts:
-            entries: list[TokenLogprobs] = []
+            entries = scores[span.slot] = []
             place = torch.arange(span.num_tokens, device=hidden.device) + span.position
             tokens = self._slots.ids[span.slot, place].long()
             most = np.full(span.num_tokens, self._columns.prompt_logprobs[span.slot])
@@ -169,10 +198,22 @@ class Runner:
                 self._progress.at("scoring a prompt")
                 logits = self._forward.logits(hidden[piece])
                 if self._seat.answers:
-                    entries += score(logits.log_softmax(-1), tokens[piece], most[piece])
+                    logprobs = logits.log_softmax(-1)
+                    entries.append(score(logprobs, tokens[piece], most[piece], self._device))
             hidden = hidden[span.num_tokens :]
-            scores[span.slot] = tuple(entries)
         return scores
+
+
+def _gathered(pieces: Sequence[_Piece]) -> _Drawn:
+    """What was drawn in all pieces: waits for the device."""
+    made = _Drawn([], {}, {}, {})
+    for first, slot, read in pieces:
+        drawn = read()
+        made.ids.extend(drawn.ids)
+        made.logprobs.update((first + row, entry) for row, entry in drawn.logprobs.items())
+        made.candidates.update((int(slot[row]), found) for row, found in drawn.candidates.items())
+        made.failed.update((int(slot[row]), why) for row, why in drawn.failed.items())
+    return made
 
 
 def _by_row(

@@ -7,8 +7,9 @@ sampled is reported and leaves the others as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ...kernels import ops
 from ..plan import Candidate
 from ..request import TokenLogprobs
 from .columns import NONE, Edits, SamplingColumns
-from .device import Device
+from .device import Device, Download
 from .slots import Slots
 
 Array = np.ndarray[Any, Any]
@@ -29,17 +30,33 @@ IDS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """A token a row; of a row in `failed` (row to reason) it is 0 and means nothing.
+    """A token a row, on the host; of a row in `failed` (row to reason) it is 0 and means nothing.
 
-    `tokens` is [S] int64 on the device, `ids` the same on the host. `logprobs` and `candidates`
-    have an entry for the rows that asked.
+    `logprobs` and `candidates` have an entry for the rows that asked.
     """
 
-    tokens: Tensor
     ids: list[int]
     logprobs: dict[int, TokenLogprobs]
     candidates: dict[int, tuple[Candidate, ...]]
     failed: dict[int, str]
+
+
+class Drawing(NamedTuple):
+    """What was drawn: `tokens` [S] int64 on the device, and `read`, which waits for all of it.
+
+    Only `read` waits for the device, where nobody asked for what the host must see on the way:
+    bad words of several tokens and processors.
+    """
+
+    tokens: Tensor
+    read: Callable[[], Sampled]
+
+
+class _Broken(NamedTuple):
+    """Rows, and whether each had a NaN before anything was masked."""
+
+    rows: list[int]
+    found: Download
 
 
 class Sampler:
@@ -50,7 +67,7 @@ class Sampler:
         self._columns = columns
         self._device = device
 
-    def sample(self, logits: Tensor, slot: Array, position: Array) -> Sampled:
+    def sample(self, logits: Tensor, slot: Array, position: Array) -> Drawing:
         """Draw a token a row.
 
         logits [S, V] float32, overwritten; slot, position [S] int64: whose row it is, and where the
@@ -60,37 +77,56 @@ class Sampler:
         choosers = np.flatnonzero(columns.candidates[slot])
         if len(choosers):  # edits apply to log probabilities, which then add up to scores
             index = self._index(choosers)
-            logits[index] = normal = logits[index].log_softmax(-1)
+            logits[index] = normal = ops.log_softmax(logits[index])
         asked = np.flatnonzero((columns.logprobs[slot] != NONE) & (columns.candidates[slot] == 0))
-        raw = _rows(logits, self._index(asked)).log_softmax(-1) if len(asked) else None
-        failed = self._edit(logits, slot, position)
-        top, tokens = logits.max(-1)
+        raw = ops.log_softmax(_rows(logits, self._index(asked))) if len(asked) else None
+        failed, broken = self._edit(logits, slot, position)
+        top, tokens = ops.greatest(logits)
         tokens = self._draw(logits, top, tokens, slot, position)
         tokens = torch.where(torch.isfinite(top), tokens, 0)
-        ids, tops = torch.stack((tokens.double(), top.double())).tolist()
-        ids = [int(token) for token in ids]
-        for row, value in enumerate(tops):
-            if row not in failed and not -np.inf < value < np.inf:
-                failed[row] = _unusable(value)
-        scores = {}
+        drawn = self._device.download(torch.stack((tokens.double(), top.double())))
+        scores: Callable[[], list[TokenLogprobs]] = list
+        candidates: Callable[[], list[tuple[Candidate, ...]]] = list
         if raw is not None:
             most = columns.logprobs[slot[asked]]
-            entries = score(raw, tokens[self._index(asked)], most)
-            scores = dict(zip(asked.tolist(), entries, strict=True))
-        candidates = {}
+            scores = score(raw, tokens[self._index(asked)], most, self._device)
         if len(choosers):
             at = slot[choosers]
-            most = np.maximum(columns.logprobs[at], 0)
-            found = rank_candidates(normal, logits[index], columns.candidates[at], most)
-            candidates = dict(zip(choosers.tolist(), found, strict=True))
-        return Sampled(
-            tokens=tokens, ids=ids, logprobs=scores, candidates=candidates, failed=failed
-        )
+            candidates = rank_candidates(
+                normal,
+                logits[index],
+                columns.candidates[at],
+                np.maximum(columns.logprobs[at], 0),
+                self._device,
+            )
 
-    def _edit(self, logits: Tensor, slot: Array, position: Array) -> dict[int, str]:
-        """Everything that changes logits before the temperature, in place; what failed."""
+        def read() -> Sampled:
+            ids, tops = drawn.read().tolist()
+            if broken is not None:
+                for row, is_broken in zip(broken.rows, broken.found.read().tolist(), strict=True):
+                    if is_broken:
+                        failed.setdefault(row, _unusable(np.nan))
+            for row, value in enumerate(tops):
+                if not -np.inf < value < np.inf:
+                    failed.setdefault(row, _unusable(value))
+            return Sampled(
+                ids=[int(token) for token in ids],
+                logprobs=dict(zip(asked.tolist(), scores(), strict=True)),
+                candidates=dict(zip(choosers.tolist(), candidates(), strict=True)),
+                failed=failed,
+            )
+
+        return Drawing(tokens, read)
+
+    def _edit(
+        self, logits: Tensor, slot: Array, position: Array
+    ) -> tuple[dict[int, str], _Broken | None]:
+        """Everything that changes logits before the temperature, in place; what failed, and
+        whether rows were NaN before a mask hid it.
+        """
         columns: SamplingColumns = self._columns
         failed: dict[int, str] = {}
+        broken = None
         if columns.refused:
             failed = {
                 row: columns.refused[at]
@@ -99,7 +135,7 @@ class Sampler:
             }
         edited = np.flatnonzero(columns.edited[slot])
         if len(edited):
-            self._mask(logits, edited, slot, position, failed)
+            broken = self._mask(logits, edited, slot, position)
         penalised = np.flatnonzero(columns.penalised(slot))
         if len(penalised):
             self._penalize(logits, penalised, slot[penalised], position[penalised])
@@ -109,20 +145,19 @@ class Sampler:
                 reason = self._process(logits[row], at, int(position[row]))
                 if reason is not None:
                     failed.setdefault(row, reason)
-        return failed
+        return failed, broken
 
-    def _mask(
-        self, logits: Tensor, rows: Array, slot: Array, position: Array, failed: dict[int, str]
-    ) -> None:
-        """Allowed ids, bias, bad words and least length of these rows, in place."""
-        broken = logits[self._index(rows)].isnan().any(-1).tolist()
+    def _mask(self, logits: Tensor, rows: Array, slot: Array, position: Array) -> _Broken:
+        """Allowed ids, bias, bad words and least length of these rows, in place; whether each had
+        a NaN.
+        """
+        nan = logits[self._index(rows)].isnan().any(-1)
+        broken = _Broken(rows.tolist(), self._device.download(nan))
         added: list[tuple[int, int, float]] = []
         banned: list[tuple[int, int]] = []
-        for row, is_broken in zip(rows.tolist(), broken, strict=True):
+        for row in rows.tolist():
             at, place = int(slot[row]), int(position[row])
             edits = self._columns.edits[at]
-            if is_broken:
-                failed.setdefault(row, _unusable(np.nan))
             if edits.allowed is not None:
                 kept = logits[row, edits.allowed]
                 logits[row].fill_(-torch.inf)
@@ -134,6 +169,7 @@ class Sampler:
             logits[index] += self._device.upload(np.array(amounts, dtype=np.float32))
         if banned:
             logits[self._places(banned)] = -torch.inf
+        return broken
 
     def _places(self, pairs: list[tuple[int, int]]) -> tuple[Tensor, ...]:
         """An index of (row, token) pairs."""
@@ -217,8 +253,8 @@ class Sampler:
             rows = np.flatnonzero(kind)
             if len(rows):
                 at, index = slot[rows], self._index(rows)
-                x = _rows(logits, index) - top[index, None]
-                x /= self._device.upload(columns.temperature[at])[:, None]
+                temperature = self._device.upload(columns.temperature[at])
+                x = ops.temper(logits, index, top[index], temperature)
                 tokens[index] = op(x, self._uniform(at, position[rows]), at)
         return tokens
 
@@ -247,52 +283,62 @@ class Sampler:
         return self._device.upload(rows)
 
 
-def score(logprobs: Tensor, tokens: Tensor, most: Array) -> list[TokenLogprobs]:
-    """Of each row the token's log probability and rank, and the `most` top ones.
+def score(
+    logprobs: Tensor, tokens: Tensor, most: Array, device: Device
+) -> Callable[[], list[TokenLogprobs]]:
+    """Of each row the token's log probability and rank, and the `most` top ones, once called.
 
     logprobs [R, V] float32, tokens [R] int64, most [R] int64. A token's rank is one more than the
     number of tokens more probable; equal ones are listed by id.
     """
     chosen = logprobs.gather(1, tokens[:, None])
     ranks = (logprobs > chosen).sum(-1) + 1
-    greatest = int(most.max())
-    if not greatest:
-        pairs = zip(chosen[:, 0].tolist(), ranks.tolist(), strict=True)
-        return [TokenLogprobs(value, rank) for value, rank in pairs]
-    ids, values = ops.top_tokens(logprobs, greatest)
-    return [
-        TokenLogprobs(value, rank, tuple(_top(row_ids[:count], row_values[:count])))
-        for value, rank, count, row_ids, row_values in zip(
-            chosen[:, 0].tolist(),
-            ranks.tolist(),
-            most.tolist(),
-            ids.tolist(),
-            values.tolist(),
-            strict=True,
-        )
-    ]
+    parts = [chosen[:, 0], ranks]
+    if greatest := int(most.max()):
+        parts += ops.top_tokens(logprobs, greatest)
+    found = [device.download(part) for part in parts]
+
+    def read() -> list[TokenLogprobs]:
+        values, places, *tops = (part.read().tolist() for part in found)
+        ids, kept = tops or ([()] * len(values), [()] * len(values))
+        return [
+            TokenLogprobs(value, rank, tuple(_top(row_ids[:count], row_kept[:count])))
+            for value, rank, count, row_ids, row_kept in zip(
+                values, places, most.tolist(), ids, kept, strict=True
+            )
+        ]
+
+    return read
 
 
 def rank_candidates(
-    raw: Tensor, scores: Tensor, num: Array, most: Array
-) -> list[tuple[Candidate, ...]]:
-    """Of each row the `num` tokens of the greatest scores, with their raw log probabilities.
+    raw: Tensor, scores: Tensor, num: Array, most: Array, device: Device
+) -> Callable[[], list[tuple[Candidate, ...]]]:
+    """Of each row the `num` tokens of the greatest scores, with their raw log probabilities, once
+    called.
 
     raw, scores [R, V] float32; num, most [R] int64: `most` top ones come with each.
     """
     ids, values = ops.top_tokens(scores, int(num.max()))
     chosen = raw.gather(1, ids)
     ranks = torch.stack([(raw > column[:, None]).sum(-1) + 1 for column in chosen.T], -1)
-    tops = score(raw, ids[:, 0], most)
-    columns = (ids.tolist(), values.tolist(), chosen.tolist(), ranks.tolist())
-    return [
-        tuple(
-            Candidate(token, value, TokenLogprobs(logprob, rank, top.top))
-            for token, value, logprob, rank in list(zip(*row, strict=True))[:count]
-            if value > -torch.inf
-        )
-        for row, top, count in zip(zip(*columns, strict=True), tops, num.tolist(), strict=True)
-    ]
+    tops = score(raw, ids[:, 0], most, device)
+    found = [device.download(part) for part in (ids, values, chosen, ranks)]
+
+    def read() -> list[tuple[Candidate, ...]]:
+        columns = (part.read().tolist() for part in found)
+        return [
+            tuple(
+                Candidate(token, value, TokenLogprobs(logprob, rank, top.top))
+                for token, value, logprob, rank in list(zip(*row, strict=True))[:count]
+                if value > -torch.inf
+            )
+            for row, top, count in zip(
+                zip(*columns, strict=True), tops(), num.tolist(), strict=True
+            )
+        ]
+
+    return read
 
 
 def _top(ids: list[int], values: list[float]) -> list[tuple[int, float]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from tqdm import tqdm
 from ...kernels.cpu.threads import using
 from .. import sizing
 from ..config import EngineConfig
+from ..errors import ConfigError
 from ..executor import Capacity
 from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
 from ..model.hub import find_model
 from ..model.load import choose_dtype, load
 from ..model.mesh import Mesh, Stage
 from ..model.packing import num_bytes
-from ..model.zoo.registry import CausalLM, build, token_width
+from ..model.zoo.registry import CausalLM, build, is_native, token_width
 from ..plan import CacheSpec, Plan, Result
 from ..request import RankState
 from ..seat import Seat
@@ -34,8 +36,10 @@ from .columns import SamplingColumns
 from .device import Device, pick
 from .graphs import Limits, forward_of
 from .progress import Progress
-from .runner import Runner
+from .runner import Launched, Runner
 from .team import alone, join
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ class Forecast:
     """What one rank will be, known before a weight is read.
 
     `groups` are the cache groups of the whole model, `stage` is None where there is but one.
+    `attention`: which kernels and why, where there is a choice.
     """
 
     folder: Path
@@ -53,6 +58,7 @@ class Forecast:
     sizing: Sizing
     groups: tuple[CacheSpec, ...]
     stage: Stage | None
+    attention: str
 
 
 def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
@@ -75,11 +81,13 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
     stage = stage_of(seat, model, config.pipeline_layer_partition)
     whole = build(model, mesh, dtype, "meta", impl=impl)
     own = build(model, mesh, dtype, "meta", stage=stage, impl=impl) if stage else whole
+    block_size = config.block_size or device.block_size
+    device, why = choose_kernels(config, device, model, dtype, whole.cache_specs, block_size)
     size = sizing.size(
         _shared(config, device, seat),
         footprint(model, dtype, own, packed=device.packs_weights),
         device.memory(),
-        config.block_size or device.block_size,
+        block_size,
     )
     return Forecast(
         folder=folder,
@@ -90,7 +98,28 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
         sizing=size,
         groups=tuple(dict.fromkeys(whole.cache_specs)),
         stage=stage,
+        attention=f"{device.choice.attention} ({why})" if why else "",
     )
+
+
+def choose_kernels(
+    config: EngineConfig,
+    device: Device,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    specs: Sequence[CacheSpec],
+    block_size: int,
+) -> tuple[Device, str]:
+    """The device with the kernels that serve the model, and why these. Raises ConfigError."""
+    native = is_native(model, config.model_impl)
+    if config.deterministic and device.offers_kernels and not native:
+        raise ConfigError(
+            f"deterministic cannot be kept: {model.architecture} runs in transformers' code, whose "
+            f"products are of torch's choice; leave it out",
+            "deterministic",
+        )
+    sizes = tuple(dict.fromkeys(spec.head_size for spec in specs))
+    return device.choosing(config.attention_backend, config.deterministic, dtype, sizes, block_size)
 
 
 def stage_of(seat: Seat, config: ModelConfig, partition: str | None) -> Stage | None:
@@ -146,6 +175,7 @@ class Worker:
         self._controls: dict[str, Callable[..., object]] = {
             "health": self._health,
             "timeline": lambda: list(self.progress.timeline),
+            "gaps": lambda: list(self.progress.gaps),
         }
 
     def start(self, config: EngineConfig) -> Capacity:
@@ -159,6 +189,8 @@ class Worker:
         device, self._device = plan.device, plan.device
         own = _shared(config, device, seat)
         threads = device.prepare(own.threads, own.sharers)
+        if plan.attention:
+            log.info("attention: %s", plan.attention)
         clock.lap("size")
         self._team = join(seat, device, self._store, config.interface)
         num_blocks = self._team.least(plan.sizing.num_blocks)
@@ -226,8 +258,13 @@ class Worker:
             eos_token_ids=facts.eos_token_ids,
             dtype=_name(plan.dtype),
             device=str(device.place),
+            overlaps=device.overlaps,
             digest=loaded.digest,
-            table=(*plan.sizing.table, ("threads", str(threads))),
+            table=(
+                *plan.sizing.table,
+                ("threads", str(threads)),
+                *([("attention", plan.attention)] if plan.attention else []),
+            ),
             phases=tuple(clock.laps),
         )
 
@@ -236,10 +273,22 @@ class Worker:
 
         Only the result of the rank that samples means anything.
         """
+        return self.launch(plan).result()
+
+    def launch(self, plan: Plan) -> Launched:
+        """Have the device compute a plan; it may be launched before the last one's result is read.
+
+        Results are read in order, each once.
+        """
         assert self._runner is not None, "start comes first"
-        result = self._runner.run(plan)
-        self.progress.done(plan.step)
-        return result
+        launched = self._runner.launch(plan)
+
+        def finish() -> Result:
+            result = launched.result()
+            self.progress.done(plan.step)
+            return result
+
+        return Launched(finish, launched.done)
 
     def state(self) -> RankState:
         """Who this rank is and what it does; for any thread."""
@@ -257,7 +306,7 @@ class Worker:
         )
 
     def call(self, method: str, *args: object) -> object:
-        """Run a control method by its name: `health`, or `timeline` of the last steps."""
+        """Run a control method by its name: `health`, or `timeline` or `gaps` of the last steps."""
         if method not in self._controls:
             raise ValueError(
                 f"a worker has no control method {method!r}; it has {', '.join(self._controls)}"

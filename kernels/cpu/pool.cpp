@@ -48,7 +48,7 @@ struct Barrier {
         }
         for (int64_t spins = 0; round.load(std::memory_order_acquire) == mine; spins++) {
             __builtin_ia32_pause();
-            if (spins > 50'000) sched_yield();
+            if (spins > 200'000) sched_yield();
         }
     }
 };

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 
 import pytest
 from shoal.engine.config import EngineConfig
 from shoal.engine.errors import ConfigError, WorkerLost
+from shoal.engine.executor import Capacity
 from shoal.engine.local import LocalExecutor
 from shoal.engine.plan import Plan, Result
 
+FOUND = Capacity(
+    groups=(),
+    num_blocks=(),
+    block_size=16,
+    max_model_len=64,
+    vocab_size=9,
+    eos_token_ids=frozenset(),
+    dtype="float32",
+    device="cpu",
+    digest="",
+)
 PLAIN, OVERLAPPED = EngineConfig(), EngineConfig(async_scheduling=True)
 
 
@@ -30,7 +44,7 @@ class FakeRank:
         if config.max_num_seqs == 1:
             raise ConfigError("too few", "max_num_seqs")
         self.thread = threading.current_thread()
-        return config
+        return FOUND
 
     def run(self, plan):
         assert threading.current_thread() is self.thread
@@ -58,7 +72,7 @@ def config(request):
 def test_results_come_in_the_order_of_the_plans(config):
     rank = FakeRank()
     executor = LocalExecutor(config, rank)
-    assert executor.start(config) is config
+    assert executor.start(config) is FOUND
     assert executor.depth == (2 if config.async_scheduling else 1) and executor.resident
     for first in range(0, 6, executor.depth):
         steps = range(first, first + executor.depth)
@@ -160,3 +174,38 @@ def test_closing_drops_what_waits(config):
         executor.collect()
     alive = [t for t in threading.enumerate() if t.name.startswith("shoal-rank")]
     assert not alive
+
+
+class Device(FakeRank):
+    """A rank whose device computes by itself: `launch` returns before anything is done."""
+
+    def start(self, config):
+        super().start(config)
+        return dataclasses.replace(FOUND, overlaps=True)
+
+    def launch(self, plan):
+        self.log.append(f"launch {plan.step}")
+        done: Future[Result] = Future()
+        finish = done.result
+
+        class Pending:
+            def result(_):
+                done.set_result(self.run(plan))
+                return finish()
+
+        return Pending()
+
+
+@pytest.mark.parametrize(("asked", "depth"), [(None, 2), (True, 2), (False, 1)])
+def test_a_device_that_computes_by_itself_is_told_of_the_next_plan_first(asked, depth):
+    rank = Device()
+    executor = LocalExecutor(EngineConfig(async_scheduling=asked), rank)
+    executor.start(EngineConfig(async_scheduling=asked))
+    assert executor.depth == depth
+    rank.thread = threading.current_thread()  # who reads, waits
+    for step in range(depth):
+        executor.submit(Plan(step=step))
+    assert [executor.collect().step for _ in range(depth)] == list(range(depth))
+    launched = [f"launch {step}" for step in range(depth)]
+    assert rank.log == [*launched, *range(depth)]
+    executor.close()

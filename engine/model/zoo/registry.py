@@ -55,6 +55,11 @@ ARCHITECTURES: dict[str, Callable[..., CausalLM]] = {
 }
 
 
+def is_native(config: ModelConfig, impl: str = "auto") -> bool:
+    """Whether a model runs in shoal's own code."""
+    return impl != "transformers" and config.architecture in ARCHITECTURES
+
+
 def build(
     config: ModelConfig,
     mesh: Mesh,
@@ -74,7 +79,7 @@ def build(
     """
     name = config.architecture
     refuse_promises(config)
-    if impl != "transformers" and name in ARCHITECTURES:
+    if is_native(config, impl):
         refuse_unknown_layers(config)
         model = ARCHITECTURES[name](config, mesh, stage=stage, max_len=max_len)
     elif impl == "shoal":

@@ -1,0 +1,260 @@
+"""Decode and prefill on a GPU, as shares of what its memory and its tensor cores allow.
+
+    python benchmarks/gpu.py [--shapes llama-3.1-8b,qwen3-0.6b] [--batches 1,8,64,256]
+        [--contexts 1024,8192,32768] [--side-by-side] [--deterministic] [--json FILE]
+
+Random weights in the shape of a real model, bfloat16, greedy. A cell is one batch decoding
+`--steps` tokens behind prompts of one length: the time of a step is the difference that these make,
+sampling and host included. `gap`: how long the device had nothing to do between two steps, by its
+own clock. Prefill: one prompt alone, by its time to the first token. Best of `--rounds`.
+`--side-by-side`: transformers' generate with a static cache, compiled, in the same process, and the
+same cells with each attention that is installed. Needs a CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_arithmetic import CHIPS, Chip, Model, decode_floor_s, prefill_flops, read_model
+from shoal import LLM, SamplingParams
+from shoal.engine.config import from_keys
+from shoal.engine.local import LocalExecutor
+
+SHAPES = Path(__file__).parent / "shapes"
+TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement; times in seconds, shares of 1."""
+
+    who: str
+    shape: str
+    batch: int
+    context: int
+    step_s: float
+    decode_share: float
+    gap_s: float
+    prefill_s: float
+    prefill_share: float
+
+
+def chip_here() -> Chip:
+    """The GPU's datasheet. Ends the program where there is no GPU, or an unknown one."""
+    if not torch.cuda.is_available():
+        sys.exit("gpu.py measures a CUDA device, and torch sees none; gpu_compile.py needs none")
+    name = torch.cuda.get_device_name()
+    for part, chip in CHIPS.items():
+        if part in name:
+            return chip
+    sys.exit(f"{name} is not in gpu_arithmetic.CHIPS: add its bytes a second and its FLOP/s")
+
+
+def fits(model: Model, batch: int, context: int, steps: int) -> bool:
+    """Whether weights and cache leave a tenth of the GPU's memory free."""
+    weights = (model.layers * model.layer_weights + 2 * model.head_weights) * model.itemsize
+    total = torch.cuda.get_device_properties(0).total_memory
+    return weights + batch * (context + steps) * model.kv_bytes < 0.85 * total
+
+
+def prompts(batch: int, context: int, vocab: int) -> list[dict[str, Any]]:
+    """Random prompts of token ids, no two alike."""
+    random = torch.Generator().manual_seed(context)
+    ids = torch.randint(10, vocab, (batch, context), generator=random)
+    return [{"prompt_token_ids": row} for row in ids.tolist()]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """shoal's engine, as a user makes it, and the executor behind it."""
+
+    llm: LLM
+    executor: LocalExecutor
+
+    def run_s(self, inputs: list[dict[str, Any]], tokens: int) -> float:
+        """Seconds of one call."""
+        params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+        began = time.perf_counter()
+        self.llm.generate(inputs, params, use_tqdm=False)
+        return time.perf_counter() - began
+
+    def gap_s(self) -> float:
+        """The device's idle time between steps, over the last ones."""
+        (gaps,) = self.executor.call("gaps")
+        return statistics.median(gaps) if gaps else float("nan")
+
+    def close(self) -> None:
+        """Free its memory."""
+        self.llm.close()
+
+
+def ours(model: str, options: argparse.Namespace, backend: str, **keys: Any) -> Ours:
+    """An engine of random weights with one of the attentions."""
+    keys = {
+        "model": model,
+        "tokenizer": str(TOKENIZER),
+        "load_format": "dummy",
+        "dtype": "bfloat16",
+        "max_model_len": max(options.contexts) + options.steps + 8,
+        "max_num_seqs": max(options.batches),
+        "enable_prefix_caching": False,
+        "attention_backend": backend,
+        "block_size": 256 if backend == "FLASH_ATTN" else 16,
+        "deterministic": options.deterministic and backend == "auto",
+    } | keys
+    executor = LocalExecutor(from_keys(keys))
+    return Ours(LLM(executor=executor, **keys), executor)
+
+
+def measure(
+    side: Any, who: str, folder: Path, batch: int, context: int, options: argparse.Namespace
+) -> Cell:
+    """Decode by the difference of two lengths, which leaves the prompt out; best of rounds."""
+    model, chip = read_model(folder), options.chip
+    inputs = prompts(batch, context, model.vocab)
+    side.run_s(inputs, 4)  # compiles, and records graphs
+    few = min(side.run_s(inputs, 4) for _ in range(options.rounds))
+    many = min(side.run_s(inputs, 4 + options.steps) for _ in range(options.rounds))
+    step_s = (many - few) / options.steps
+    gap_s = side.gap_s()
+    first = prompts(1, context, model.vocab)
+    prefill_s = min(side.run_s(first, 1) for _ in range(options.rounds))
+    return Cell(
+        who,
+        folder.name,
+        batch,
+        context,
+        step_s,
+        decode_floor_s(model, batch, context + options.steps // 2, chip) / step_s,
+        gap_s,
+        prefill_s,
+        prefill_flops(model, 1, context) / prefill_s / chip.flops,
+    )
+
+
+class Theirs:
+    """transformers' generate with a static cache, whose decode it compiles on a GPU."""
+
+    def __init__(self, folder: Path, device: str = "cuda") -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(folder)
+        self.device = device
+        with torch.device(device):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+    def run_s(self, inputs: list[dict[str, Any]], tokens: int) -> float:
+        """Seconds of one call; the ids that come back are read, so the device is done."""
+        ids = torch.tensor([entry["prompt_token_ids"] for entry in inputs], device=self.device)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            found = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+                cache_implementation="static",
+            )
+        assert len(found.tolist()[0]) == ids.shape[1] + tokens
+        return time.perf_counter() - began
+
+    def gap_s(self) -> float:
+        """It does not tell."""
+        return float("nan")
+
+    def close(self) -> None:
+        """Free its memory."""
+        del self.model
+
+
+def backends(options: argparse.Namespace) -> list[str]:
+    """Whose attention is measured: the table's choice, and on request each that is installed."""
+    found = ["auto"]
+    if options.side_by_side:
+        found += ["triton"]
+        found += ["FLASH_ATTN"] * bool(find_spec("flash_attn") or find_spec("flash_attn_interface"))
+        found += ["FLASHINFER"] * bool(find_spec("flashinfer"))
+    return found
+
+
+def show(cell: Cell) -> None:
+    """One line of the table."""
+    print(
+        f"| {cell.who} | {cell.shape} | {cell.batch} | {cell.context} | {cell.step_s * 1e3:.3f} | "
+        f"{cell.decode_share:.0%} | {cell.gap_s * 1e6:.0f} | {cell.prefill_s * 1e3:.1f} | "
+        f"{cell.prefill_share:.0%} |",
+        flush=True,
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line, lists parted by commas."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default="llama-3.1-8b,qwen3-0.6b")
+    parser.add_argument("--batches", type=numbers, default=[1, 8, 64, 256])
+    parser.add_argument("--contexts", type=numbers, default=[1024, 8192, 32768])
+    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side-by-side", action="store_true")
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    options.chip = chip_here()
+    names = backends(options)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; limits of {options.chip}")
+    print("| who | shape | batch | context | step ms | of memory | gap µs | prefill ms | of peak |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    cells: list[Cell] = []
+    for shape in options.shapes.split(","):
+        folder = SHAPES / shape
+        model = read_model(folder)
+        sizes = [
+            (batch, context)
+            for batch in options.batches
+            for context in options.contexts
+            if fits(model, batch, context, options.steps)
+        ]
+        makers: list[tuple[str, Callable[[], Any]]] = [
+            (f"shoal {name}", partial(ours, str(folder), options, name)) for name in names
+        ]
+        if options.side_by_side:
+            makers.append(("transformers", partial(Theirs, folder)))
+        for who, make in makers:
+            side = make()
+            for batch, context in sizes:
+                cells.append(measure(side, who, folder, batch, context, options))
+                show(cells[-1])
+            side.close()
+            del side
+            gc.collect()
+            torch.cuda.empty_cache()
+    if options.json:
+        facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+        facts |= {"command": " ".join(sys.argv), "chip": asdict(options.chip)}
+        options.json.write_text(json.dumps(facts | {"cells": [asdict(c) for c in cells]}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Which kernels a device computes with, and what it refuses before a model is loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from shoal.engine.config import EngineConfig
+from shoal.engine.errors import ConfigError
+from shoal.engine.worker import device as device_module
+from shoal.engine.worker import worker as worker_module
+from shoal.engine.worker.device import Device
+from shoal.engine.worker.worker import forecast
+from shoal.kernels import ops
+from shoal.kernels.gpu.choice import Gpu
+
+CPU, CUDA = Device(torch.device("cpu")), Device(torch.device("cuda", 0))
+
+
+@pytest.fixture
+def h200(monkeypatch):
+    monkeypatch.setattr(device_module, "gpu", lambda place: Gpu("NVIDIA H200", (9, 0)))
+
+
+def test_a_cpu_takes_no_gpu_kernels():
+    assert CPU.choosing("auto", True, torch.float32, (64,), 32) == (CPU, "")
+    assert CPU.choosing("TORCH_SDPA", False, torch.float32, (64,), 32) == (CPU, "")
+    with pytest.raises(ConfigError, match="FLASH_ATTN needs a CUDA device") as caught:
+        CPU.choosing("FLASH_ATTN", False, torch.float32, (64,), 32)
+    assert caught.value.key == "attention_backend"
+
+
+def test_a_gpu_computes_by_the_table(h200):
+    chosen, why = CUDA.choosing("TRITON_ATTN", False, torch.bfloat16, (128,), 16)
+    assert chosen.choice == ops.Choice("triton", False) and why == "asked for"
+    assert not chosen.adds_in_order
+    chosen, why = CUDA.choosing("auto", True, torch.bfloat16, (128,), 16)
+    assert chosen.choice == ops.Choice("triton", True) and why == "deterministic"
+    assert chosen.adds_in_order, "ranks add in their order too"
+    with pytest.raises(ConfigError, match=r"attention_backend=FLASHINFER.*heads"):
+        CUDA.choosing("FLASHINFER", False, torch.bfloat16, (80,), 16)
+
+
+def test_a_backend_that_cannot_serve_is_refused_before_loading(tiny_model, monkeypatch):
+    monkeypatch.setattr(worker_module, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    config = EngineConfig(model=str(tiny_model), device="cpu", attention_backend="triton")
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        worker_module.Worker().start(config)
+
+
+def test_deterministic_is_for_native_models_on_a_gpu(tiny_model, monkeypatch, h200):
+    config = EngineConfig(
+        model=str(tiny_model), model_impl="transformers", deterministic=True, device="cpu"
+    )
+    assert forecast(config).attention == ""
+    monkeypatch.setattr(worker_module, "pick", lambda name: CUDA)
+    monkeypatch.setattr(worker_module, "choose_dtype", lambda *_: torch.bfloat16)
+    with pytest.raises(ConfigError, match="transformers' code"):
+        forecast(config)
+
+
+@pytest.mark.parametrize("name", ["flash", "XFORMERS", ""])
+def test_an_unknown_backend_is_refused(name):
+    with pytest.raises(ConfigError, match="attention_backend must be one of auto, triton"):
+        EngineConfig(attention_backend=name)
