@@ -43,7 +43,7 @@ TABLE = {
 WIDE = Tiles(16, 32, 32, 4, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "out_part"])
 def linear_kernel(
     out,
     x,
@@ -98,7 +98,7 @@ def linear_kernel(
     tl.store(goal, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def add_parts_kernel(
     out, parts, bias, count, width, num_parts, BLOCK: tl.constexpr, BIAS: tl.constexpr
 ):
