@@ -39,8 +39,9 @@ TABLE = {
     Family.HOPPER: Tiles(64, 64, 64, 4, 4),
     Family.AMPERE: Tiles(64, 64, 64, 4, 3),
     Family.SAFE: Tiles(64, 64, 32, 4, 3),
+    Family.OLD: Tiles(16, 32, 32, 4, 1),
 }
-WIDE = Tiles(16, 32, 32, 4, 1)
+WIDE = TABLE[Family.OLD]
 
 
 @triton.jit(do_not_specialize=["num_rows", "out_part"])
