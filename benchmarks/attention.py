@@ -133,7 +133,8 @@ def main() -> None:
     assert native is not None, "the native library is not built: python kernels/cpu/build.py"
     torch.set_num_threads(options.threads)
     pool = Pool(options.threads)
-    print(f"{options.threads} threads, {native.shoal_instructions().decode()}, torch {torch.__version__}")
+    instructions = native.shoal_instructions().decode()
+    print(f"{options.threads} threads, {instructions}, torch {torch.__version__}")
     print("| shape | ours ms | torch ms | ratio | ours |\n|---|---|---|---|---|")
     shapes = [Shape(streams=b, queries=1, keys=n) for b, n in DECODES]
     shapes += [Shape(streams=1, queries=m, keys=n) for m, n in PREFILLS]
@@ -142,13 +143,20 @@ def main() -> None:
         sides = [ours(pool, shape, min(copies, 16)), torchs(shape, min(copies, 16))]
         mine, other = best(sides, options.rounds)
         decode = shape.queries == 1
-        name = f"decode {shape.streams}x{shape.keys}" if decode else f"prefill {shape.queries}x{shape.keys}"
+        name = (
+            f"decode {shape.streams}x{shape.keys}"
+            if decode
+            else f"prefill {shape.queries}x{shape.keys}"
+        )
         rate = (
             f"{shape.kv_bytes / mine / 1e9:.1f} GB/s"
             if decode
             else f"{shape.flops / mine / 1e9:.0f} GFLOP/s"
         )
-        print(f"| {name} | {mine * 1e3:.2f} | {other * 1e3:.2f} | {other / mine:.2f} | {rate} |", flush=True)
+        print(
+            f"| {name} | {mine * 1e3:.2f} | {other * 1e3:.2f} | {other / mine:.2f} | {rate} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

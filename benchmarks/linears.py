@@ -2,9 +2,10 @@
 
     python benchmarks/linears.py [--threads 2] [--rows 1,8,32,128,512] [--rounds 9] [--json FILE]
 
-Weights rotate over more than 300 MB, so that they come from memory as in a step. Every round takes
-each way once, in turn; the best round counts, since another program can only make one slower. A
-share is of the limit that binds: the time to read the weights, or to multiply, whichever is longer.
+Weights rotate over more than 300 MB, so that they come from memory as in a step. In every round
+each way has its turn; the best few weights in a row count, since another program can only make them
+slower. A share is of the limit that binds: the time to read the weights, or to multiply, whichever
+is longer; both limits are probed in the same run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shoal.kernels.cpu import build, memory, panels
+from shoal.kernels.cpu import build, panels
 from shoal.kernels.cpu.structures import (
     Epilogue,
     Extent,
@@ -31,6 +32,7 @@ from shoal.kernels.cpu.structures import (
     Pool,
     Sizes,
     Step,
+    absence,
     library,
     step,
 )
@@ -46,7 +48,10 @@ SHAPES = {
     "head": (1024, 151936, False),
 }
 ROTATED_BYTES = 320_000_000
-Way = Callable[[], None]
+SETTLE_S = 0.02
+"""Until the threads of the way before have ceased to wait for more work in a loop."""
+Way = Callable[[int, int], None]
+"""Multiplies by so many weights, from the given one on."""
 
 
 def main() -> None:
@@ -61,7 +66,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     native = library()
-    assert native is not None, "build the native library first: python kernels/cpu/build.py"
+    if native is None:
+        sys.exit(f"no native ops: {absence()}")
     if chosen.instructions and not native.shoal_choose(chosen.instructions.encode()):
         sys.exit(f"this processor has no {chosen.instructions}")
     torch.set_num_threads(chosen.threads)
@@ -73,7 +79,7 @@ def main() -> None:
         "linears": [],
     }
     pool = Pool(chosen.threads)
-    print("shape     rows  native us  torch us  mkldnn us   GB/s  GFLOP/s  of the limit")
+    print("shape     rows  native us  torch us  mkldnn us   GB/s of limit  GFLOP/s of limit  share")
     for shape in chosen.shapes.split(","):
         linears = Linears(pool, *SHAPES[shape])
         for rows in map(int, chosen.rows.split(",")):
@@ -82,8 +88,6 @@ def main() -> None:
             figures = measure(linears, roof, rows, chosen.rounds)
             found["linears"].append({"shape": shape, "rows": rows, **figures})
             print(line(shape, rows, figures), flush=True)
-    found |= {"read_gb_s": roof.gb_s, "multiply_gflop_s": roof.gflop_s}
-    print(f"limits: {roof.gb_s:.1f} GB/s read, {roof.gflop_s:.0f} GFLOP/s in registers")
     pool.close()
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -92,13 +96,13 @@ def main() -> None:
 def line(shape: str, rows: int, figures: dict[str, float]) -> str:
     return (
         f"{shape:8}  {rows:4}  {figures['native_us']:9.0f}  {figures['torch_us']:8.0f}  "
-        f"{figures['mkldnn_us']:9.0f}  {figures['gb_s']:5.1f}  {figures['gflop_s']:7.0f}  "
-        f"{figures['share']:12.0%}"
+        f"{figures['mkldnn_us']:9.0f}  {figures['gb_s']:5.1f}  {figures['read_gb_s']:7.1f}  "
+        f"{figures['gflop_s']:7.0f}  {figures['multiply_gflop_s']:7.0f}  {figures['share']:5.0%}"
     )
 
 
 class Roof:
-    """The best seen so far of reading and of multiplying, by a probe compiled for it."""
+    """How fast memory is read and registers are multiplied, by a probe compiled for it."""
 
     def __init__(self, threads: int) -> None:
         source = Path(__file__).with_name("roof.cpp")
@@ -110,19 +114,18 @@ class Roof:
         self._roof.restype = ctypes.c_double
         self._roof.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
         self._threads = threads
-        self._data = memory.empty((ROTATED_BYTES // 2048 // threads * threads * 2048,), torch.uint8)
-        self._data.fill_(1)
         self._dot = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-        self.gb_s = self.gflop_s = 0.0
 
-    def probe(self) -> None:
-        each = len(self._data) // self._threads
-        seconds = self._roof(0, self._threads, self._data.data_ptr(), each)
-        self.gb_s = max(self.gb_s, len(self._data) / seconds / 1e9)
+    def read(self, data: Tensor) -> float:
+        """Bytes a second."""
+        each = data.nbytes // self._threads // 128 * 128
+        return each * self._threads / self._roof(0, self._threads, data.data_ptr(), each)
+
+    def multiply(self) -> float:
+        """Operations a second, in the instruction that bfloat16 is multiplied with."""
         count = 14 * 500_000
         seconds = self._roof(2 if self._dot else 1, self._threads, None, count)
-        flop = count * self._threads * (64 if self._dot else 32)
-        self.gflop_s = max(self.gflop_s, flop / seconds / 1e9)
+        return count * self._threads * (64 if self._dot else 32) / seconds
 
 
 class Linears:
@@ -145,47 +148,57 @@ class Linears:
             Linear(panels.matrix(x), panels.matrix(out), w.panels, None, Extent.TOKENS, epilogue)
             for w in self.packed
         ]
-        steps, sizes = (Step * len(args))(*(step(Kind.LINEAR, each) for each in args)), Sizes()
-        sizes.tokens = len(x)
+        sizes = Sizes(len(x), 0, 0)
 
-        def run() -> None:
-            assert self.pool.run(steps, sizes) == 0 and len(args) == len(steps)
-            assert len(out) == len(x)
+        def run(first: int, count: int) -> None:
+            some = (step(Kind.LINEAR, each) for each in args[first : first + count])
+            assert self.pool.run((Step * count)(*some), sizes) == 0 and len(out) == len(x)
 
         return run
 
     def torch(self, x: Tensor) -> Way:
-        return lambda: self._each(lambda w: functional.linear(x, w), self.plain)
+        return self._each(lambda w: functional.linear(x, w), self.plain)
 
     def mkldnn(self, x: Tensor) -> Way:
         linear = torch.ops.mkldnn._linear_pointwise
-        return lambda: self._each(lambda w: linear(x, w, None, "none", [], ""), self.reordered)
+        return self._each(lambda w: linear(x, w, None, "none", [], ""), self.reordered)
 
-    def _each(self, product: Callable[[Tensor], Tensor], weights: list[Tensor]) -> None:
-        for weight in weights:
-            y = product(weight)
-            if self.gated:
-                gate, up = y.chunk(2, 1)
-                functional.silu(gate).mul_(up)
+    def _each(self, product: Callable[[Tensor], Tensor], weights: list[Tensor]) -> Way:
+        def run(first: int, count: int) -> None:
+            for weight in weights[first : first + count]:
+                y = product(weight)
+                if self.gated:
+                    gate, up = y.chunk(2, 1)
+                    functional.silu(gate).mul_(up)
+
+        return run
 
 
 def measure(linears: Linears, roof: Roof, rows: int, rounds: int) -> dict[str, float]:
     x = torch.randn(rows, linears.inputs).bfloat16()
     ways = {"native": linears.native(x), "torch": linears.torch(x), "mkldnn": linears.mkldnn(x)}
     best = dict.fromkeys(ways, float("inf"))
+    read = multiply = 0.0
+    turn = max(1, linears.copies // 8 // (1 + rows // 32))
     for _ in range(rounds):
-        roof.probe()
+        # The same memory: on some machines a part of it is twice as fast as another.
+        read = max(read, *(roof.read(weight.data) for weight in linears.packed))
+        multiply = max(multiply, roof.multiply())
         for name, way in ways.items():
-            begun = time.perf_counter()
-            way()
-            best[name] = min(best[name], (time.perf_counter() - begun) / linears.copies)
+            time.sleep(SETTLE_S)
+            for first in range(0, linears.copies - turn + 1, turn):
+                begun = time.perf_counter()
+                way(first, turn)
+                best[name] = min(best[name], (time.perf_counter() - begun) / turn)
     weights = linears.inputs * linears.outputs
-    gb_s, gflop_s = weights * 2 / best["native"] / 1e9, weights * 2 * rows / best["native"] / 1e9
+    num_bytes, flop = linears.packed[0].data.nbytes, weights * 2 * rows
     return {
         **{f"{name}_us": seconds * 1e6 for name, seconds in best.items()},
-        "gb_s": gb_s,
-        "gflop_s": gflop_s,
-        "share": max(gb_s / roof.gb_s, gflop_s / roof.gflop_s),
+        "gb_s": num_bytes / best["native"] / 1e9,
+        "gflop_s": flop / best["native"] / 1e9,
+        "read_gb_s": read / 1e9,
+        "multiply_gflop_s": multiply / 1e9,
+        "share": max(num_bytes / read, flop / multiply) / best["native"],
     }
 
 

@@ -26,7 +26,7 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from ..engine.checkpoint import check_tokenizer, checkpoint_facts
+from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
 from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
 from ..engine.seat import num_ranks
@@ -150,6 +150,8 @@ def run(
         with progress.phase("find the model"):
             for model in config.models:
                 _find(model, progress, named=len(config.models) > 1)
+        reading = threading.Thread(target=_read_ahead, args=(config,), daemon=True)
+        reading.start()  # while Ray starts
     with _signals() as stop, contextlib.ExitStack() as stack:
         _listen(stop)
         with progress.phase("start Ray"):
@@ -203,6 +205,11 @@ def _find(model: ModelConfig, progress: Progress, *, named: bool) -> None:
         check_tokenizer(model.engine)
     except (ConfigError, LoadError) as error:
         raise type(error)(f"{model.name}: {error.message}") if named else error from None
+
+
+def _read_ahead(config: ServeConfig) -> None:
+    for model in config.models:
+        read_ahead(model.engine)
 
 
 def _anywhere(config: ServeConfig) -> ServeConfig:

@@ -160,7 +160,10 @@ class Channel:
                 peer.read()
         except (wire.BadFrame, OSError) as error:
             if peer is None or not peer.gone:
-                log.warning("hung up on %s:%s: %s", *address[:2], error or type(error).__name__)
+                why = str(error) or type(error).__name__
+                log.warning("hung up on %s:%s: %s", *address[:2], why)
+                if peer is not None:  # else it would take the engine for dead
+                    peer.send(wire.frame(wire.Lost(f"it hung up on the gateway: {why}", True)))
         finally:
             if peer is not None:
                 self._peers.discard(peer)

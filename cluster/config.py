@@ -80,7 +80,8 @@ class ModelConfig(BaseModel):
     )
     autoscaling: Autoscaling | None = option(
         None,
-        "How the replicas follow the load: min_replicas, max_replicas, targets (see README).",
+        "How the replicas follow the load: min_replicas, max_replicas, targets (see "
+        "configs/SETTINGS.md).",
         group="Cluster",
     )
     accelerator_type: str | None = option(

@@ -296,10 +296,12 @@ def _has_room(asked: Sequence[Mapping[str, float]]) -> bool:
     return all(_take(bundle, free) for bundle in asked)
 
 
+_BY_NAME = {"GPU": "num_gpus", "memory": "memory"}
+
+
 def _asked(options: Mapping[str, Any]) -> dict[str, float]:
     found = {"CPU": options.get("num_cpus", 0)}
-    if num_gpus := options.get("num_gpus"):
-        found["GPU"] = num_gpus
+    found |= {key: options[name] for key, name in _BY_NAME.items() if options.get(name)}
     if kind := options.get("accelerator_type"):
         found[f"accelerator_type:{kind}"] = LABEL_S
     return found | dict(options.get("resources", {}))

@@ -11,6 +11,7 @@ from ..engine.errors import InvalidRequest
 from ..engine.text import Tokenizer
 from .conversation import Message, plain_messages
 from .link import ModelCard
+from .prefixes import prompt_keys
 from .protocol import ChatTemplateFields, CompletionRequest, Sampling, json_kind
 
 MAX_PROMPTS = 1024
@@ -102,6 +103,11 @@ async def encode(
     return await _off_loop(
         len(text), lambda: tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
     )
+
+
+async def keys_of(ids: tuple[int, ...], card: ModelCard, salt: str) -> tuple[bytes, ...]:
+    """The keys of a prompt's full blocks; those of a long one are hashed beside the event loop."""
+    return await _off_loop(len(ids), lambda: prompt_keys(ids, card.block_size, salt=salt))
 
 
 async def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -134,7 +134,9 @@ def messages(
             now = time.monotonic()
             _excuse(ranks)
             if any(_troubled(rank, now, stall_s) for rank in ranks):
-                raise blame(ranks)
+                yield from _gather(ranks)
+                if any(_troubled(rank, time.monotonic(), stall_s) for rank in ranks):
+                    raise blame(ranks)
 
 
 def _excuse(ranks: Sequence[RankLink]) -> None:
@@ -156,7 +158,6 @@ def _troubled(rank: RankLink, now: float, stall_s: float) -> bool:
 
 def blame(ranks: Sequence[RankLink]) -> Exception:
     """The error to raise: which rank went first, where, and at what."""
-    _gather(ranks)
     for rank in ranks:
         kind = getattr(errors, rank.failed.error, None) if rank.failed else None
         if rank.failed is not None and kind in (ConfigError, LoadError):
@@ -177,8 +178,10 @@ def blame(ranks: Sequence[RankLink]) -> Exception:
     raise AssertionError("there is a rank")
 
 
-def _gather(ranks: Sequence[RankLink]) -> None:
-    """Give the others a moment to say what they saw."""
+def _gather(ranks: Sequence[RankLink]) -> Iterator[tuple[RankLink, rank_wire.ToExecutor]]:
+    """Give all a moment to say what they saw, or that they are there: on a machine that is busy
+    one may have had no turn.
+    """
     until = time.monotonic() + GATHER_S
     with selectors.DefaultSelector() as selector:
         for rank in ranks:
@@ -186,11 +189,12 @@ def _gather(ranks: Sequence[RankLink]) -> None:
                 selector.register(rank.connection, selectors.EVENT_READ, rank)
         while selector.get_map() and (left := until - time.monotonic()) > 0:
             for key, _ in selector.select(left):
-                heard = key.data.heard
+                rank, heard = key.data, key.data.heard
                 with contextlib.suppress(wire.BadFrame):
-                    key.data.read()
-                if key.data.ended:
-                    key.data.heard = heard
+                    for message in rank.read():
+                        yield rank, message
+                if rank.ended:
+                    rank.heard = heard
                     selector.unregister(key.fileobj)
 
 

@@ -2,13 +2,15 @@
 
     head pod          GCS, dashboard, Serve's controller; no CPUs for replicas
     a worker group    a model: as many pods as its replicas need, each with the GPUs of a replica,
-                      or of some of its stages where these are too many for a node
+                      or of some of its stages where these are too many for a node; of a model
+                      that scales, as many as Ray's autoscaler starts for it
 
 Replicas and gateways find each other inside; clients come by the Service NAME-serve-svc.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,8 @@ import yaml
 
 from .. import __version__
 from ..engine.errors import ConfigError
-from .config import BUNDLED, ModelConfig, ServeConfig, bundled_model, keys, model_keys
+from ..engine.seat import num_ranks
+from .config import BUNDLED, Autoscaling, ModelConfig, ServeConfig, bundled_model, keys, model_keys
 from .ray_variables import GCS_FOLDER, ON_EVERY_NODE, ON_THE_HEAD
 
 WEIGHTS = "/weights"
@@ -73,7 +76,7 @@ def rayservice(config: ServeConfig, target: Target) -> _Yaml:
         "kind": "RayService",
         "metadata": metadata,
         "spec": {
-            "serveConfigV2": _dumped(_deployment(config)),
+            "serveConfigV2": _dumped(_deployment(config, target)),
             "serveService": {
                 "metadata": {"name": f"{metadata['name']}-serve-svc"},
                 "spec": {
@@ -84,6 +87,7 @@ def rayservice(config: ServeConfig, target: Target) -> _Yaml:
             "rayClusterConfig": {
                 "rayVersion": version("ray"),
                 "authOptions": {"mode": ON_EVERY_NODE["RAY_AUTH_MODE"]},
+                **({"enableInTreeAutoscaling": True} if _scales(config) else {}),
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", **_START},
                     "template": _head(config, target),
@@ -112,15 +116,46 @@ def settings(config: ServeConfig) -> dict[str, object]:
     return changed | {"models": [_of_model(model) for model in config.models]}
 
 
-def _deployment(config: ServeConfig) -> _Yaml:
+def _deployment(config: ServeConfig, target: Target) -> _Yaml:
     """What `serve deploy` reads; clients come from other pods, so the door is open to all."""
-    args = settings(config) | {"host": "0.0.0.0", "port": config.port}
+    models = tuple(_placed(model, target) for model in config.models)
+    args = settings(config.model_copy(update={"models": models})) | {
+        "host": "0.0.0.0",
+        "port": config.port,
+    }
     return {
         "proxy_location": "Disabled",
         "applications": [
             {"name": config.name, "import_path": "shoal.cluster.app:build", "args": args}
         ],
     }
+
+
+def _placed(model: ModelConfig, target: Target) -> ModelConfig:
+    """A model whose replicas ask for a pod each: where the application is made, pods may not be
+    there yet from which it would be seen what they have.
+    """
+    engine, asked = model.engine, dict(model.ray_actor_options or {})
+    if on_gpus(model, target):
+        engine = dataclasses.replace(engine, device="cuda")
+        own: dict[str, float] = {"num_gpus": 1}
+    else:
+        own = {"num_cpus": target.cpus}
+    if num_ranks(engine) == 1:
+        asked = own | asked
+    return model.model_copy(update={"engine": engine, "ray_actor_options": asked or None})
+
+
+def _scales(config: ServeConfig) -> bool:
+    """Whether pods come and go. Raises ConfigError where nothing says how many there may be."""
+    for model in config.models:
+        if model.autoscaling and model.autoscaling.max_replicas is None:
+            raise ConfigError(
+                f"{model.name} may have as many replicas as the cluster holds, and the cluster is "
+                "made for them: give autoscaling.max_replicas",
+                "autoscaling",
+            )
+    return any(model.autoscaling for model in config.models)
 
 
 def _of_model(model: ModelConfig) -> dict[str, object]:
@@ -138,10 +173,16 @@ def _of_model(model: ModelConfig) -> dict[str, object]:
 def _changed(values: Mapping[str, object]) -> dict[str, object]:
     """Those that are not as they would be anyway, under YAML's names."""
     return {
-        name.replace("_", "-"): list(value) if isinstance(value, tuple) else value
+        name.replace("_", "-"): _plain(value)
         for name, value in values.items()
         if value != keys()[name].default
     }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Autoscaling):
+        return value.model_dump(exclude_defaults=True)
+    return list(value) if isinstance(value, tuple) else value
 
 
 _START = {"object-store-memory": str(128 << 20)}  # tokens never pass through it
@@ -180,23 +221,23 @@ def _groups(config: ServeConfig, target: Target) -> Iterator[_Yaml]:
         }
         yield {
             "groupName": name,
-            "replicas": pods,
-            "minReplicas": pods,
-            "maxReplicas": pods,
+            "replicas": model.replicas * pods,
+            "minReplicas": model.least * pods,
+            "maxReplicas": model.most * pods,
             "rayStartParams": dict(_START),
             "template": _pod(container, target, config),
         }
 
 
 def _gpus_and_pods(model: ModelConfig, target: Target) -> tuple[int, int]:
-    """GPUs of a pod and pods of a model; stages stay whole where a node has room for one."""
+    """GPUs of a pod and pods of a replica; stages stay whole where a node has room for one."""
     width = model.engine.tensor_parallel_size
     ranks = width * model.engine.pipeline_parallel_size
     if not on_gpus(model, target):
-        return 0, model.replicas
+        return 0, 1
     most = target.gpus_per_node
     gpus = ranks if ranks <= most else width * (most // width) if width <= most else most
-    return gpus, model.replicas * math.ceil(ranks / gpus)
+    return gpus, math.ceil(ranks / gpus)
 
 
 def on_gpus(model: ModelConfig, target: Target) -> bool:

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
@@ -18,8 +19,7 @@ from .conversation import content_text
 from .formats import ChatFormat, CompletionFormat, Format, Heading
 from .link import ModelCard
 from .logprobs import TokenNames
-from .prefixes import prompt_keys
-from .prompts import chat_prompt, completion_prompts, output_room, truncated
+from .prompts import chat_prompt, completion_prompts, keys_of, output_room, truncated
 from .protocol import MAX_SESSION, ChatRequest, CompletionRequest
 from .sampling import num_logprobs, sampling_params
 from .serving import Serving
@@ -29,6 +29,14 @@ from .stream import Generation
 log = logging.getLogger(__name__)
 
 _COMPLETION_TOKENS = 16
+
+
+class _Asked(NamedTuple):
+    """One prompt, the keys of its blocks, and how to go on from it."""
+
+    ids: tuple[int, ...]
+    keys: tuple[bytes, ...]
+    params: SamplingParams
 
 
 async def create_completion(serving: Serving, http: HTTPRequest) -> Response:
@@ -45,7 +53,11 @@ async def create_completion(serving: Serving, http: HTTPRequest) -> Response:
     heading = _heading(http, request, card, tokenizer, "cmpl")
     echoes = [p.text for p in prompts for _ in range(request.n)] if request.echo else []
     asked = [
-        (prompt.ids, _params(serving, request, card, tokenizer, room))
+        _Asked(
+            prompt.ids,
+            await keys_of(prompt.ids, card, request.cache_salt),
+            _params(serving, request, card, tokenizer, room),
+        )
         for prompt, room in zip(prompts, rooms, strict=True)
     ]
     silent = request.max_tokens == 0
@@ -69,6 +81,7 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
     default = card.sampling_defaults.get("max_tokens")
     room = output_room(len(ids), wanted, card, None if default is None else int(default))
     params = _params(serving, request, card, tokenizer, room)
+    keys = await keys_of(ids, card, request.cache_salt)
     heading = _heading(http, request, card, tokenizer, "chatcmpl")
     role = (
         messages[-1]["role"]
@@ -84,7 +97,7 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
         card,
         tokenizer,
         ChatFormat(heading, role, echo),
-        [(ids, params)],
+        [_Asked(ids, keys, params)],
         wanted == 0,
     )
 
@@ -132,7 +145,7 @@ def _answer(
     card: ModelCard,
     tokenizer: Tokenizer,
     format: Format,
-    asked: Sequence[tuple[tuple[int, ...], SamplingParams]],
+    asked: Sequence[_Asked],
     silent: bool,
 ) -> Answer:
     """An answer of one generation a prompt; the choices are numbered through."""
@@ -154,9 +167,9 @@ def _answer(
             new_state(
                 Request(
                     id=f"{format.heading.id}-{unique}-{i}",
-                    prompt=ids,
-                    params=params,
-                    keys=prompt_keys(ids, card.block_size, salt=request.cache_salt),
+                    prompt=one.ids,
+                    params=one.params,
+                    keys=one.keys,
                     session=session,
                     cache_salt=request.cache_salt,
                     priority=request.priority,
@@ -170,7 +183,7 @@ def _answer(
             on_delta=answer.on_delta,
             on_error=answer.on_error,
         )
-        for i, (ids, params) in enumerate(asked)
+        for i, one in enumerate(asked)
     ]
     if serving.config.log_requests:
         _log(serving, tokenizer, answer.generations)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from . import tokenizer_files
 from .config import EngineConfig
+from .errors import ConfigError, LoadError
+from .model import weights
 from .model.config import ModelFacts, model_facts
 from .model.hub import find_model
 from .model.repository import Progress
+from .worker.machine import free_memory
 
 
 def checkpoint_facts(config: EngineConfig, on_progress: Progress | None = None) -> ModelFacts:
@@ -35,3 +39,23 @@ def check_tokenizer(config: EngineConfig) -> None:
     """
     path, revision = config.tokenizer_place
     tokenizer_files.read(path, revision, config.download_dir, config.chat_template)
+
+
+def read_ahead(config: EngineConfig) -> None:
+    """Bring weights that lie on this machine's disk into its memory, if they leave room there.
+
+    For a thread of its own, while something else starts; what is wrong with them, whoever loads
+    them will say.
+    """
+    with contextlib.suppress(ConfigError, LoadError, OSError):
+        if config.load_format == "dummy":
+            return
+        folder = find_model(
+            config.model,
+            revision=config.revision,
+            download_dir=config.download_dir,
+            load_format=config.load_format,
+        )
+        files = weights.weight_files(folder, config.load_format)
+        if sum(file.size for file in files) <= free_memory().free // 2:
+            weights.read_ahead(files)

@@ -24,6 +24,7 @@ from torch import Tensor
 from . import reference
 from .cpu import backend as native
 from .cpu import panels
+from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
 from .cpu.threads import current_pool
 
@@ -48,7 +49,7 @@ def use(choice: Choice) -> None:
 
 
 _BACKENDS: dict[str, tuple[ModuleType, ...]] = {
-    "cpu": (native, reference),
+    "cpu": (native, native_sampling, reference),
     "meta": (native, reference),
 }
 """A device's backends, the preferred one first. One with `DTYPES` takes only those. On the meta
@@ -357,6 +358,27 @@ def keyed_uniform(key: Tensor, position: Tensor, sibling: Tensor, draw: int = 0)
     0). Source: Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon et al., 2011).
     """
     return _backend("keyed_uniform", key)(key, position, sibling, draw)  # type: ignore[no-any-return]
+
+
+def temper(logits: Tensor, rows: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
+    """`(logits[rows] - top) / temperature`, a fresh tensor [R, V].
+
+    logits [S, V] float32; rows [R] int64; top, temperature [R] float32.
+    """
+    return _backend("temper", logits)(logits, rows, top, temperature)  # type: ignore[no-any-return]
+
+
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest value of each row [S] and the first id that has it [S] int64.
+
+    logits [S, V] float32. NaN is the greatest of all.
+    """
+    return _backend("greatest", logits)(logits)  # type: ignore[no-any-return]
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Log probabilities of the rows of x [R, V] float32, a fresh tensor."""
+    return _backend("log_softmax", x)(x)  # type: ignore[no-any-return]
 
 
 def penalize(

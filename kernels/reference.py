@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .reference_attention import paged_attention, plan_attention
-from .sampling import draw_any, draw_cut, draw_nucleus, keyed_uniform, penalize, top_tokens
+from .sampling import (
+    draw_any,
+    draw_cut,
+    draw_nucleus,
+    greatest,
+    keyed_uniform,
+    log_softmax,
+    penalize,
+    temper,
+    top_tokens,
+)
 
 __all__ = [
     "across",
@@ -25,9 +35,11 @@ __all__ = [
     "embed",
     "gather",
     "gelu",
+    "greatest",
     "keyed_uniform",
     "layer_norm",
     "linear",
+    "log_softmax",
     "logits",
     "paged_attention",
     "penalize",
@@ -38,6 +50,7 @@ __all__ = [
     "rope_angles",
     "silu_mul",
     "store_kv",
+    "temper",
     "top_tokens",
 ]
 

@@ -45,6 +45,25 @@ def keyed_uniform(key: Tensor, position: Tensor, sibling: Tensor, draw: int = 0)
     return ((high >> 5) * 2**26 + (low >> 6)).double() * 2.0**-53
 
 
+def temper(logits: Tensor, rows: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
+    """`(logits[rows] - top) / temperature`, a fresh tensor [R, V].
+
+    Shapes: logits [S, V] float32; rows [R] int64; top, temperature [R] float32.
+    """
+    return logits.index_select(0, rows).sub_(top[:, None]).div_(temperature[:, None])
+
+
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest value of each row and the first id that has it; NaN is the greatest of all."""
+    top, tokens = logits.max(-1)
+    return top, tokens
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Log probabilities of the rows of x [R, V] float32, a fresh tensor."""
+    return torch.log_softmax(x, -1)
+
+
 def penalize(
     logits: Tensor,
     rows: Tensor,

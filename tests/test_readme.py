@@ -1,4 +1,4 @@
-"""The README says what the code does."""
+"""The README, and the pages that it points to, say what the code does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 from shoal.cluster import connection, conversation, open_files, prompts, sender, turnstile, web
-from shoal.cluster.config import Key, keys, model_keys
+from shoal.cluster.config import Autoscaling, Key, keys, model_keys
 from shoal.cluster.protocol import ChatRequest, CompletionRequest
 from shoal.cluster.resolve import resolve
 from shoal.cluster.unbuilt import UNBUILT
@@ -18,10 +18,12 @@ from shoal.engine.request import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "configs" / "SETTINGS.md").read_text()
+REQUESTS = (ROOT / "configs" / "REQUESTS.md").read_text()
 
 
 def settings_table() -> str:
-    """Every setting, by group, as the README shows it."""
+    """Every setting, by group, as configs/SETTINGS.md shows it."""
     groups: dict[str, list[Key]] = {}
     for key in keys().values():
         groups.setdefault(key.group, []).append(key)
@@ -51,9 +53,9 @@ def cell(text: str) -> str:
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
-    found = re.search(r"<!-- settings.*?-->\n(.*?)\n?<!-- /settings -->", README, re.DOTALL)
+    found = re.search(r"<!-- settings.*?-->\n(.*?)\n?<!-- /settings -->", SETTINGS, re.DOTALL)
     assert found
-    assert found[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
+    assert found[1] == settings_table(), f"put this into configs/SETTINGS.md:\n{settings_table()}"
 
 
 def schema_of_models() -> str:
@@ -62,12 +64,12 @@ def schema_of_models() -> str:
     groups = {key.group for key in own} - {k.group for k in keys().values() if k not in own}
     named = ", ".join(group for group in dict.fromkeys(k.group for k in own) if group in groups)
     single = ", ".join(f"`{k.name.replace('_', '-')}`" for k in own if k.group not in groups)
-    return f"An item may hold the keys of the groups {named} below, and {single}."
+    return f"An item may hold the keys of the groups {named} above, and {single}."
 
 
 def test_the_schema_of_models_is_that_of_the_code() -> None:
-    assert schema_of_models() in README.splitlines(), (
-        f"put this into README.md:\n{schema_of_models()}"
+    assert schema_of_models() in SETTINGS.splitlines(), (
+        f"put this into configs/SETTINGS.md:\n{schema_of_models()}"
     )
 
 
@@ -84,7 +86,7 @@ def test_the_table_of_request_fields_has_every_field() -> None:
     models: tuple[type[BaseModel], ...] = (CompletionRequest, ChatRequest)
     fields = {name for model in models for name in model.model_fields} | UNBUILT.keys()
     fields |= {field.name for field in dataclasses.fields(SamplingParams)}
-    section = README.split("## Requests\n")[1].split("\n## ")[0]
+    section = REQUESTS.split("# Requests\n")[1].split("\n## ")[0]
     shown = set(re.findall(r"`(\w+)`", section))
     assert fields - {"model", "bad_words_ids"} - shown == set()
 
@@ -99,14 +101,14 @@ def test_the_table_of_errors_has_every_code() -> None:
                 codes |= {t for t in texts if isinstance(t, str) and re.fullmatch("[a-z_]+", t)}
     codes |= {turnstile.CODE}
     codes -= {"invalid_request_error", "rate_limit_error", "server_error", "http_error"}
-    (table,) = re.findall(r"\| status \| code .*?\n\n", README, re.DOTALL)
+    (table,) = re.findall(r"\| status \| code .*?\n\n", REQUESTS, re.DOTALL)
     cells = [row.split("|")[2] for row in table.strip().splitlines()[2:]]
     shown = {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
     assert shown == codes
 
 
 def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
-    found = re.search(r"<!-- bounds.*?-->\n(.*?)<!-- /bounds -->", README, re.DOTALL)
+    found = re.search(r"<!-- bounds.*?-->\n(.*?)<!-- /bounds -->", REQUESTS, re.DOTALL)
     assert found
     settings = keys()
     bounds = {
@@ -135,7 +137,17 @@ def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
 
 
 def test_every_file_it_points_to_is_there() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "configs/FLAGS.md"):
+    pages = [f"configs/{path.name}" for path in (ROOT / "configs").glob("*.md")]
+    for name in ("README.md", "CONTRIBUTING.md", *pages):
         folder = (ROOT / name).parent
         links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
         assert [link for link in links if not (folder / link).exists()] == [], name
+
+
+def test_the_table_of_autoscaling_has_every_key_and_its_default() -> None:
+    section = SETTINGS.split("## Replicas that follow the load\n")[1].split("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| `")]
+    shown = {name: row for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    for name, field in Autoscaling.model_fields.items():
+        default = field.default
+        assert default is None or f"| {default:g} |" in shown[name].replace("1.0", "1"), name

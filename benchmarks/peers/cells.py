@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 LOWEST_ID, HIGHEST_ID = 300, 150_000
+WARM_PROMPT_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Cell:
     input_len: int
     shared: int = 0
     output_len: int = 64
+
+    @property
+    def num_warm(self) -> int:
+        """How many prompts warm it up: all, or as many as fill several of a side's steps."""
+        return min(self.streams, max(8, WARM_PROMPT_TOKENS // self.input_len))
 
     def __str__(self) -> str:
         of = f", {self.shared} shared" if self.shared else ""

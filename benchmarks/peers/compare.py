@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,7 @@ def main() -> None:
     asked = arguments()
     found = json.loads(asked.json.read_text()) if asked.json.exists() else {}
     if not asked.show:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         model = make(asked.shape, asked.cache / "models" / asked.shape.name)
         Comparison(asked, found, model).run()
     report(found)
@@ -149,7 +151,7 @@ class Comparison:
         """Warm both sides, then run them in turn, the order changing from round to round."""
         asked = self.asked
         for side in sides.values():
-            side.run(cell.prompts(-1, self.vocab_size), WARM_TOKENS)
+            side.run(cell.prompts(-1, self.vocab_size)[: cell.num_warm], WARM_TOKENS)
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         idle = []
         begin = time.monotonic()
@@ -232,8 +234,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--quick", action="store_true", help="1, 8 and 32 streams of 128, brief")
-    parser.add_argument("--streams", type=numbers, default=[1, 8, 32, 64], metavar="N,..")
-    parser.add_argument("--input-lens", type=numbers, default=[128, 1024], metavar="N,..")
+    parser.add_argument("--streams", type=numbers, metavar="N,..", help="1,8,32,64")
+    parser.add_argument("--input-lens", type=numbers, metavar="N,..", help="128,1024")
     parser.add_argument("--output-len", type=int, default=64, metavar="N")
     parser.add_argument("--no-shared", action="store_true", help="no cells with a shared prefix")
     parser.add_argument("--rounds", type=int, default=3, help="rounds a cell at most")
@@ -254,8 +256,10 @@ def arguments() -> argparse.Namespace:
     if asked.device == "cuda" and shutil.which("nvidia-smi") is None:
         parser.error("--device cuda needs an NVIDIA GPU, and there is no nvidia-smi here")
     if asked.quick:
-        asked.streams, asked.input_lens, asked.no_shared = [1, 8, 32], [128], True
-        asked.least_rounds, asked.enough_s = 1, 15
+        asked.streams, asked.input_lens = asked.streams or [1, 8, 32], asked.input_lens or [128]
+        asked.no_shared, asked.least_rounds, asked.enough_s = True, 1, 15
+    asked.streams = asked.streams or [1, 8, 32, 64]
+    asked.input_lens = asked.input_lens or [128, 1024]
     asked.peers = asked.peers or [n for n, peer in PEERS.items() if asked.device in peer.devices]
     asked.json = asked.json or HERE.parent / "results" / f"peers-{asked.device}.json"
     asked.cells = grid(asked.streams, asked.input_lens, asked.output_len, not asked.no_shared)

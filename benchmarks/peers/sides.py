@@ -51,40 +51,38 @@ def started(peer: Peer, launch: Launch, log: Path) -> Iterator[tuple[Side, float
         try:
             side: Side
             if peer.over == HTTP:
-                side = Server(f"http://127.0.0.1:{launch.port}", process, log)
+                side = Server(peer.name, f"http://127.0.0.1:{launch.port}", process, log)
             else:
-                side = Driver(process, log)
+                side = Driver(peer.name, process, log)
             yield side, time.monotonic() - begin
         finally:
             _end(process)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End it with all its processes: as Ctrl-C would, and by force a while later."""
-    for number, wait_s in ((signal.SIGINT, 45), (signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(ProcessLookupError):
-            (process.send_signal if number == signal.SIGINT else _to_group(process))(number)
+    """End it with all its processes: a driver by the end of its input, a server by a signal."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    for act, wait_s in ((None, 5 if process.stdout else 0), (process.terminate, 45)):
+        if act is not None and process.poll() is None:
+            act()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _to_group(process: subprocess.Popen[str]) -> Any:
-    return lambda number: os.killpg(process.pid, number)
+    process.wait()
 
 
 class Server:
     """An OpenAI-compatible server, asked for completions of token ids."""
 
-    def __init__(self, url: str, process: subprocess.Popen[str], log: Path) -> None:
-        self.url = url
+    def __init__(self, name: str, url: str, process: subprocess.Popen[str], log: Path) -> None:
+        self.name, self.url = name, url
         until = time.monotonic() + START_S
         while not self._ready():
             if process.poll() is not None or time.monotonic() > until:
-                raise Refused(f"it did not start:\n{_end_of(log)}")
+                raise Refused(f"{self.name} did not start:\n{_end_of(log)}")
             time.sleep(POLL_S)
         with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
             self.model = json.load(answer)["data"][0]["id"]
@@ -107,9 +105,9 @@ class Server:
         run = asyncio.run(drive(url, level, bodies, headers=headers, timeout_s=ANSWER_S))
         errors = [record.error for record in run.records if record.error]
         if errors:
-            raise Refused(str(errors[0]))
+            raise Refused(f"{self.name}: {errors[0]}")
         if short := [r for r in run.records if r.num_output != output_len]:
-            raise Refused(f"{len(short)} answers had not {output_len} tokens")
+            raise Refused(f"{self.name}: {len(short)} answers had not {output_len} tokens")
         begin = min(record.begin for record in run.records)
         return [[at - begin for at in record.arrivals] for record in run.records]
 
@@ -117,8 +115,8 @@ class Server:
 class Driver:
     """A process that reads batches and tells when tokens came; see driving.py."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
-        self._process, self._log = process, log
+    def __init__(self, name: str, process: subprocess.Popen[str], log: Path) -> None:
+        self.name, self._process, self._log = name, process, log
         self._read(START_S)
 
     def run(self, prompts: list[list[int]], output_len: int) -> Arrivals:
@@ -131,9 +129,9 @@ class Driver:
             stdin.flush()
         told = self._read(ANSWER_S)
         if "error" in told:
-            raise Refused(told["error"])
+            raise Refused(f"{self.name}: {told['error']}")
         if any(len(times) != output_len for times in told["arrivals"]):
-            raise Refused(f"answers had not {output_len} tokens")
+            raise Refused(f"{self.name}: answers had not {output_len} tokens")
         arrivals: Arrivals = told["arrivals"]
         return arrivals
 
@@ -143,7 +141,7 @@ class Driver:
         line = self._process.stdout.readline() if ready else ""
         if not line:
             said = "ended" if ready else f"was silent for {wait_s:g} s"
-            raise Refused(f"its process {said}:\n{_end_of(self._log)}")
+            raise Refused(f"the process of {self.name} {said}:\n{_end_of(self._log)}")
         told: dict[str, Any] = json.loads(line)
         return told
 

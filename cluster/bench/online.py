@@ -74,12 +74,17 @@ class Plan:
 def run(client: Client, plan: Plan) -> bool:
     """Run every level, print the table, and say whether every request succeeded.
 
-    Raises ConfigError, ClientError.
+    An interrupt ends it with what the levels before it have shown. Raises ConfigError, ClientError.
     """
     route(plan.endpoint)
     bench = _Bench(client, plan, _card(client, plan))
-    for level in plan.levels:
-        bench.run(level)
+    try:
+        for level in plan.levels:
+            bench.run(level)
+    except KeyboardInterrupt:
+        if bench.levels:
+            bench.finish()
+        raise
     return bench.finish()
 
 

@@ -64,6 +64,11 @@ class Device:
         return self.place.type == "cpu"
 
     @property
+    def offers_kernels(self) -> bool:
+        """Whether there are several kernels for one op, and `deterministic` chooses among them."""
+        return not self.is_cpu
+
+    @property
     def block_size(self) -> int:
         """Tokens a KV block where nobody asked for another number."""
         return 32 if self.is_cpu else 16

@@ -15,6 +15,7 @@ from ..sizing import Memory
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUS = Path("/sys/devices/system/cpu")
 _SIOCGIFADDR = 0x8915
 
 
@@ -35,9 +36,12 @@ def free_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Memory:
     return Memory(total=total, free=free, source=source)
 
 
-def num_cores(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int:
-    """Cores that this process may keep busy: its affinity, within the tightest CPU quota."""
-    cores = float(_affinity())
+def num_cores(proc: Path = _PROC, cgroup: Path = _CGROUP, cpus: Path = _CPUS) -> int:
+    """Cores that this process may keep busy: its affinity, within the tightest CPU quota.
+
+    Two threads of one core count once: they share what multiplies and what reads memory.
+    """
+    cores = float(_affinity(cpus))
     for group in _groups("cpu", proc, cgroup):
         quota, period = _quota(group)
         if quota > 0 and period > 0:
@@ -86,10 +90,18 @@ def addresses() -> Iterator[tuple[str, str]]:
             yield name, socket.inet_ntoa(answer[20:24])
 
 
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _affinity(cpus: Path) -> int:
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len({_core(cpu, cpus) for cpu in os.sched_getaffinity(0)})
+
+
+def _core(cpu: int, cpus: Path) -> str:
+    """The hardware threads of this one's core, or itself where that is not said."""
+    try:
+        return (cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
 
 
 def _machine(proc: Path) -> tuple[int, int]:

@@ -77,11 +77,11 @@ class Sampler:
         choosers = np.flatnonzero(columns.candidates[slot])
         if len(choosers):  # edits apply to log probabilities, which then add up to scores
             index = self._index(choosers)
-            logits[index] = normal = logits[index].log_softmax(-1)
+            logits[index] = normal = ops.log_softmax(logits[index])
         asked = np.flatnonzero((columns.logprobs[slot] != NONE) & (columns.candidates[slot] == 0))
-        raw = _rows(logits, self._index(asked)).log_softmax(-1) if len(asked) else None
+        raw = ops.log_softmax(_rows(logits, self._index(asked))) if len(asked) else None
         failed, broken = self._edit(logits, slot, position)
-        top, tokens = logits.max(-1)
+        top, tokens = ops.greatest(logits)
         tokens = self._draw(logits, top, tokens, slot, position)
         tokens = torch.where(torch.isfinite(top), tokens, 0)
         drawn = self._device.download(torch.stack((tokens.double(), top.double())))
@@ -253,8 +253,8 @@ class Sampler:
             rows = np.flatnonzero(kind)
             if len(rows):
                 at, index = slot[rows], self._index(rows)
-                x = _rows(logits, index) - top[index, None]
-                x /= self._device.upload(columns.temperature[at])[:, None]
+                temperature = self._device.upload(columns.temperature[at])
+                x = ops.temper(logits, index, top[index], temperature)
                 tokens[index] = op(x, self._uniform(at, position[rows]), at)
         return tokens
 

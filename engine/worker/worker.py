@@ -111,7 +111,8 @@ def choose_kernels(
     block_size: int,
 ) -> tuple[Device, str]:
     """The device with the kernels that serve the model, and why these. Raises ConfigError."""
-    if config.deterministic and not device.is_cpu and not is_native(model, config.model_impl):
+    native = is_native(model, config.model_impl)
+    if config.deterministic and device.offers_kernels and not native:
         raise ConfigError(
             f"deterministic cannot be kept: {model.architecture} runs in transformers' code, whose "
             f"products are of torch's choice; leave it out",

@@ -42,10 +42,17 @@ bool runs_here(const char* name) {
     return false;
 }
 
+// Intel multiplies pairs of bfloat16 at half the rate of float32; AMD at twice.
+bool worth_it(const char* name) {
+    return strcmp(name, "avx512bf16") || !__builtin_cpu_is("intel");
+}
+
+// The one of this name, or the best.
 const Instructions* find(const char* name) {
     for (auto* get : {shoal_amx, shoal_avx512bf16, shoal_avx512, shoal_avx2}) {
         const Instructions* found = get ? get() : nullptr;
-        if (found && (!name || !strcmp(found->name, name)) && runs_here(found->name)) return found;
+        if (!found || !runs_here(found->name)) continue;
+        if (name ? !strcmp(found->name, name) : worth_it(found->name)) return found;
     }
     return nullptr;
 }

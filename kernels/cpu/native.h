@@ -194,8 +194,68 @@ struct Reduce {
     Extent extent;
 };
 
+// ---- sampling: kernels/sampling.py says what is drawn. Its rows are the wanted ones, their values
+// float32; `columns` is the vocabulary.
+
+struct KeyedUniform {
+    const int64_t* keys;
+    const int64_t* positions;
+    const int64_t* siblings;
+    double* out;
+    int64_t draw;
+};
+
+// out[s] = (logits[rows[s]] - top[s]) / temperature[s]
+struct Temper {
+    Matrix logits, out;
+    const int64_t* rows;
+    const float* top;
+    const float* temperature;
+    int64_t columns;
+};
+
+// tokens[s] by probability e^x: among those that min_p, top_k and top_p leave where top_k is given,
+// those of top_p where that is, else all.
+struct Draw {
+    Matrix x;
+    const double* u;
+    int64_t* tokens;
+    const int64_t* top_k;
+    const float* min_p;
+    const float* top_p;
+    int64_t columns;
+};
+
+// The `most` greatest of each row: ids, kept [S, most]; id 0 of -inf where there are no more.
+struct TopTokens {
+    Matrix values;
+    int64_t* ids;
+    float* kept;
+    int64_t columns, most;
+};
+
+// out = x - log(sum of e^x); out may be x.
+struct LogSoftmax {
+    Matrix x, out;
+    int64_t columns;
+};
+
+// In place, of row rows[s] of the logits for each s, all different.
+struct Penalize {
+    Matrix logits;
+    const int64_t* rows;
+    const int32_t* ids;
+    const int64_t* num_prompt;
+    const int64_t* num_tokens;
+    const float* repetition;
+    const float* frequency;
+    const float* presence;
+    int64_t ids_stride, columns;
+};
+
 enum Kind : int32_t {
     EMBED, LINEAR, NORM, ADD_ROWS, ANGLES, ROPE, STORE_KV, ATTEND, ACTIVATE, GATHER, ARGMAX, REDUCE,
+    KEYED_UNIFORM, TEMPER, DRAW, TOP_TOKENS, LOG_SOFTMAX, PENALIZE,
     NUM_KINDS,
 };
 

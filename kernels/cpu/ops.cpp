@@ -1,7 +1,9 @@
 // The ops of one instruction set: compiled once for each, with INSTRUCTIONS its name.
 #include <math.h>
 
+#include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "functions.h"
 #include "lane.h"
@@ -37,6 +39,10 @@ namespace INSTRUCTIONS {
 
 #include "attend.inc"
 
+#include "select.inc"
+
+#include "sampling.inc"
+
 #ifndef HAS_TILES
 void nothing() {}
 #endif
@@ -64,6 +70,12 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
         made.ops[ACTIVATE] = activate;
         made.ops[GATHER] = gather;
         made.ops[ARGMAX] = argmax;
+        made.ops[KEYED_UNIFORM] = keyed_uniform;
+        made.ops[TEMPER] = temper;
+        made.ops[DRAW] = draw;
+        made.ops[TOP_TOKENS] = top_tokens;
+        made.ops[LOG_SOFTMAX] = log_softmax;
+        made.ops[PENALIZE] = penalize;
         made.pack = pack;
 #ifdef HAS_TILES
         made.begin = tiles_begin;

@@ -48,7 +48,7 @@ struct Barrier {
         }
         for (int64_t spins = 0; round.load(std::memory_order_acquire) == mine; spins++) {
             __builtin_ia32_pause();
-            if (spins > 50'000) sched_yield();
+            if (spins > 200'000) sched_yield();
         }
     }
 };
@@ -57,6 +57,7 @@ struct Barrier {
 
 struct Pool {
     int32_t threads;
+    std::atomic<int32_t>* core_of;  // where each lane was last seen; -1 before
     int32_t started = 1;  // the caller counts
     pid_t process;        // whose threads these are: a forked child has none of them
     pthread_t* others;
@@ -85,6 +86,47 @@ namespace {
 void meet(Lane* lane) {
     Pool* pool = static_cast<Pool*>(lane->pool);
     pool->barrier.meet(pool->threads);
+}
+
+// Moves the calling thread to a core, which it is then bound to. False where it may not.
+bool bind(int32_t core) {
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(core, &only);
+    return sched_setaffinity(0, sizeof only, &only) == 0;
+}
+
+// Two lanes on one core take turns at every barrier, and a scheduler that has put them there on a
+// busy machine leaves them: the later one moves to a core without a lane. It is not bound to it.
+void keep_apart(Pool* pool, int32_t index) {
+    int32_t core = sched_getcpu();
+    cpu_set_t allowed, free;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    bool shared = false;
+    free = allowed;
+    for (int32_t i = 0; i < pool->threads; i++) {
+        int32_t other = pool->core_of[i].load(std::memory_order_relaxed);
+        shared |= i < index && other == core;
+        if (i != index && other >= 0) CPU_CLR(other, &free);
+    }
+    for (int32_t to = 0; shared && to < CPU_SETSIZE; to++) {
+        if (!CPU_ISSET(to, &free)) continue;
+        if (bind(to)) core = to;
+        sched_setaffinity(0, sizeof allowed, &allowed);
+        break;
+    }
+    pool->core_of[index].store(core, std::memory_order_relaxed);
+}
+
+// Sleeps until there is work, bound to its core: a thread that is woken would else be put beside the
+// one that wakes it.
+void sleep(Pool* pool, uint32_t seen) {
+    cpu_set_t allowed;
+    bool bound = !sched_getaffinity(0, sizeof allowed, &allowed) && bind(sched_getcpu());
+    pool->asleep.fetch_add(1);
+    futex(&pool->run, FUTEX_WAIT_PRIVATE, seen);
+    pool->asleep.fetch_sub(1);
+    if (bound) sched_setaffinity(0, sizeof allowed, &allowed);
 }
 
 // Once the last barrier is passed the caller may begin the next run: what a lane needs of this one
@@ -128,13 +170,12 @@ void* live(void* given) {
         for (int64_t spins = 1; pool->run.load(std::memory_order_acquire) == seen; spins++) {
             __builtin_ia32_pause();
             if (spins % 256 || now_ns() - since < AWAKE_NS) continue;
-            pool->asleep.fetch_add(1);
-            futex(&pool->run, FUTEX_WAIT_PRIVATE, seen);
-            pool->asleep.fetch_sub(1);
+            sleep(pool, seen);
             since = now_ns();
         }
         seen++;
         if (pool->closing) return nullptr;
+        keep_apart(pool, lane->index);
         pool->work(pool, lane);
     }
 }
@@ -151,6 +192,7 @@ bool start(Pool* pool) {
     pthread_sigmask(SIG_BLOCK, &all, &before);
     pool->process = getpid();
     pool->run_at_start = pool->run.load();
+    for (int32_t i = 0; i < pool->threads; i++) pool->core_of[i].store(-1);
     for (pool->started = 1; pool->started < pool->threads; pool->started++) {
         int32_t i = pool->started;
         if (pthread_create(&pool->others[i], nullptr, live, &pool->lanes[i])) break;
@@ -176,6 +218,7 @@ bool run_all(Pool* pool, void (*work)(Pool*, Lane*)) {
     }
     pool->work = work;
     pool->instructions = chosen_instructions();
+    pool->core_of[0].store(sched_getcpu(), std::memory_order_relaxed);
     wake(pool);
     work(pool, &pool->lanes[0]);
     return true;
@@ -189,6 +232,7 @@ SHOAL_API Pool* shoal_pool_open(int32_t threads) {
     pool->threads = threads;
     pool->process = getpid();
     pool->others = new pthread_t[threads];
+    pool->core_of = new std::atomic<int32_t>[threads];
     pool->lanes = new Lane[threads]();
     bool got = !posix_memalign(&pool->shared, 4096, SHARED_BYTES);
     for (int32_t i = 0; got && i < threads; i++) {
@@ -206,6 +250,7 @@ SHOAL_API void shoal_pool_close(Pool* pool) {
     for (int32_t i = 0; i < pool->threads; i++) free(pool->lanes[i].scratch);
     free(pool->shared);
     delete[] pool->others;
+    delete[] pool->core_of;
     delete[] pool->lanes;
     delete pool;
 }

@@ -20,6 +20,12 @@ SHOAL_API int64_t shoal_size_of(int32_t kind) {
         case GATHER: return sizeof(Gather);
         case ARGMAX: return sizeof(Argmax);
         case REDUCE: return sizeof(Reduce);
+        case KEYED_UNIFORM: return sizeof(KeyedUniform);
+        case TEMPER: return sizeof(Temper);
+        case DRAW: return sizeof(Draw);
+        case TOP_TOKENS: return sizeof(TopTokens);
+        case LOG_SOFTMAX: return sizeof(LogSoftmax);
+        case PENALIZE: return sizeof(Penalize);
         default: return 0;
     }
 }

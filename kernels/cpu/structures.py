@@ -56,6 +56,12 @@ class Kind(IntEnum):
     GATHER = 9
     ARGMAX = 10
     REDUCE = 11
+    KEYED_UNIFORM = 12
+    TEMPER = 13
+    DRAW = 14
+    TOP_TOKENS = 15
+    LOG_SOFTMAX = 16
+    PENALIZE = 17
 
 
 class Sizes(ctypes.Structure):
@@ -206,6 +212,68 @@ class Reduce(ctypes.Structure):
     )
 
 
+class KeyedUniform(ctypes.Structure):
+    _fields_ = (
+        ("keys", c_void_p),
+        ("positions", c_void_p),
+        ("siblings", c_void_p),
+        ("out", c_void_p),
+        ("draw", c_int64),
+    )
+
+
+class Temper(ctypes.Structure):
+    _fields_ = (
+        ("logits", Matrix),
+        ("out", Matrix),
+        ("rows", c_void_p),
+        ("top", c_void_p),
+        ("temperature", c_void_p),
+        ("columns", c_int64),
+    )
+
+
+class Draw(ctypes.Structure):
+    _fields_ = (
+        ("x", Matrix),
+        ("u", c_void_p),
+        ("tokens", c_void_p),
+        ("top_k", c_void_p),
+        ("min_p", c_void_p),
+        ("top_p", c_void_p),
+        ("columns", c_int64),
+    )
+
+
+class TopTokens(ctypes.Structure):
+    _fields_ = (
+        ("values", Matrix),
+        ("ids", c_void_p),
+        ("kept", c_void_p),
+        ("columns", c_int64),
+        ("most", c_int64),
+    )
+
+
+class LogSoftmax(ctypes.Structure):
+    _fields_ = (("x", Matrix), ("out", Matrix), ("columns", c_int64))
+
+
+class Penalize(ctypes.Structure):
+    _fields_ = (
+        ("logits", Matrix),
+        ("rows", c_void_p),
+        ("ids", c_void_p),
+        ("num_prompt", c_void_p),
+        ("num_tokens", c_void_p),
+        ("repetition", c_void_p),
+        ("frequency", c_void_p),
+        ("presence", c_void_p),
+        ("ids_stride", c_int64),
+        ("columns", c_int64),
+    )
+
+
 class Step(ctypes.Structure):
     _fields_ = (("args", c_void_p), ("kind", c_int32), ("mark", c_int32))
 
@@ -223,6 +291,12 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
     Kind.GATHER: Gather,
     Kind.ARGMAX: Argmax,
     Kind.REDUCE: Reduce,
+    Kind.KEYED_UNIFORM: KeyedUniform,
+    Kind.TEMPER: Temper,
+    Kind.DRAW: Draw,
+    Kind.TOP_TOKENS: TopTokens,
+    Kind.LOG_SOFTMAX: LogSoftmax,
+    Kind.PENALIZE: Penalize,
 }
 
 

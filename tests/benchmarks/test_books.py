@@ -77,5 +77,5 @@ def test_the_page_of_growth() -> None:
 
 def test_committed_results_are_whole() -> None:
     results = Path(__file__).resolve().parents[2] / "benchmarks/results"
-    for name in ("memory.json", "naive.json"):
+    for name in ("memory.json", "naive.json", "growth.json"):
         assert json.loads((results / name).read_text())["command"].startswith("python benchmarks/")

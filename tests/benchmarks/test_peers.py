@@ -43,6 +43,8 @@ def test_the_grid_has_the_shared_prefixes_last() -> None:
 
 def test_the_figures_of_a_cell() -> None:
     cells = module("cells")
+    assert [cells.Cell(n, 128).num_warm for n in (1, 32, 64)] == [1, 32, 64]
+    assert [cells.Cell(n, 1024).num_warm for n in (1, 32, 64)] == [1, 8, 8]
     found = cells.figures([[0.5, 1.0, 1.5], [1.0, 2.0, 3.0]], 3)
     assert found["output_tokens_per_s"] == 2.0
     assert (found["ttft_ms"], found["ttft_last_ms"], found["tpot_ms"]) == (750, 1000, 750)

@@ -30,7 +30,7 @@ def page() -> str:
     parts = [
         HEAD,
         "## Taken under vLLM's name, or shoal's own",
-        "The [README](../README.md#configuration) tells what each does.",
+        "[SETTINGS.md](SETTINGS.md) tells what each does.",
         table(("group", "flags"), groups()),
         "## Taken under another name",
         table(("flag", "here"), renamed()),
@@ -46,7 +46,7 @@ def page() -> str:
         "Each that is set is named once at the start, never with its value.",
         table(("variable", "here"), variables()),
         "## Fields of requests",
-        "The [README](../README.md#requests) has those of both routes, with what is refused.",
+        "[REQUESTS.md](REQUESTS.md) has those of both routes, with what is refused.",
     ]
     return "\n\n".join(parts) + "\n"
 

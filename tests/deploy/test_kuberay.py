@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,42 @@ def test_serve_makes_the_same_configuration_of_it() -> None:
     (application,) = yaml.safe_load(rayservice(config, Target())["spec"]["serveConfigV2"])[
         "applications"
     ]
-    assert serve_config(application["args"], {}) == config.model_copy(update={"host": "0.0.0.0"})
+    again = serve_config(application["args"], {})
+    asked = [(m.engine.device, m.ray_actor_options) for m in again.models]
+    assert asked == [("cuda", None), ("auto", {"num_cpus": 4})], "a pod each"
+    engines = [dataclasses.replace(m.engine, device="auto") for m in again.models]
+    models = tuple(
+        m.model_copy(update={"engine": engine, "ray_actor_options": None})
+        for m, engine in zip(again.models, engines, strict=True)
+    )
+    expected = config.model_copy(update={"host": "0.0.0.0"})
+    assert again.model_copy(update={"models": models}) == expected
+
+
+def test_pods_of_a_model_that_scales_come_and_go() -> None:
+    scaling = {"min_replicas": 0, "max_replicas": 4}
+    resource = of(**{"autoscaling": scaling, "replicas": 2, "tensor-parallel-size": 16})
+    check_rayservice(resource)
+    cluster = resource["spec"]["rayClusterConfig"]
+    (group,) = cluster["workerGroupSpecs"]
+    (application,) = yaml.safe_load(resource["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["autoscaling"] == scaling
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (0, 4, 8)
+    assert "enableInTreeAutoscaling" not in of()["spec"]["rayClusterConfig"]
+    with pytest.raises(ConfigError, match=r"give autoscaling\.max_replicas"):
+        of(replicas="auto")
+
+
+def test_replicas_ask_for_a_pod_each_unless_they_are_told_otherwise() -> None:
+    def options(**keys: object) -> object:
+        (application,) = yaml.safe_load(of(**keys)["spec"]["serveConfigV2"])["applications"]
+        return application["args"].get("ray-actor-options")
+
+    assert options() == {"num_gpus": 1}
+    assert options(**{"ray-actor-options": {"num_gpus": 0.5}}) == {"num_gpus": 0.5}
+    assert options(device="cpu") == {"num_cpus": 4}
+    assert options(**{"tensor-parallel-size": 2}) is None
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

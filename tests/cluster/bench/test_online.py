@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -155,3 +157,18 @@ def test_fields_of_a_request(server: Server) -> None:
     (body,) = server.bodies
     assert (body["top_p"], body["temperature"], body["min_tokens"]) == (0.5, 0.7, 2)
     assert "ignore_eos" not in body and "top_k" not in body
+
+
+def test_an_interrupt_leaves_what_was_found(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    sizes = ["--num-prompts", "2", "--num-warmups", "0", "--output-len", "3"]
+    loads = ["--request-rate", "1000,0.001", "--json", str(file)]
+    command = [sys.executable, "-m", "shoal", "bench", "serve", "--url", server.url]
+    process = subprocess.Popen([*command, *sizes, *loads], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(server.bodies) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "1000 requests/s" in told
+    assert len(json.loads(file.read_text())["levels"]) == 1

@@ -36,7 +36,14 @@ def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> object:
 CLUSTER = """
 import json, sys
 import ray
-here = ray.init(object_store_memory=10**8, **json.loads(sys.argv[1]))
+for left in (2, 1, 0):  # Ray gives a node 30 s to start, which is short on a busy machine
+    try:
+        here = ray.init(object_store_memory=10**8, **json.loads(sys.argv[1]))
+        break
+    except Exception:
+        ray.shutdown()
+        if not left:
+            raise
 print("addresses", json.dumps({k: str(v) for k, v in here.address_info.items()}), flush=True)
 sys.stdin.read()
 """
@@ -46,16 +53,18 @@ sys.stdin.read()
 def ray_cluster(**options: object) -> Iterator[dict[str, str]]:
     """A Ray of these options of `ray.init`, whose workers find `scripted`; its addresses."""
     path = os.pathsep.join([str(HERE), import_path()])
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, json.dumps({"include_dashboard": False} | options)],
-        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": path},
+        env=env | {"PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     try:
-        line = next(line for line in process.stdout if line.startswith("addresses"))
+        line = next((line for line in process.stdout if line.startswith("addresses")), "")
+        assert line, "Ray did not start"
         yield json.loads(line.partition(" ")[2])
     finally:
         pids = descendants(process.pid)

@@ -250,9 +250,12 @@ def test_a_silent_gateway_is_dropped(channel, engine, until, monkeypatch) -> Non
     async def main() -> None:
         link = await connect(channel)
         link._ticking.cancel()
-        link.submit(request("a"), lambda update: None)
+        got: list = []
+        link.submit(request("a"), got.append)
         await until(lambda: ("a", None) in engine.aborted and not engine.live)
         await until(lambda: link.lost is not None)
+        assert "hung up on the gateway: it fell silent" in link.lost
+        assert not got[-1].died, "the engine lives"
 
     asyncio.run(main())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 import yaml
+from callers import Streams
 from served import ray_cluster, wait
 from shoal.cluster.ports import free_port
 
@@ -48,9 +48,12 @@ class Cluster:
         except (httpx.HTTPError, ValueError):
             return False
 
+    def overview(self) -> dict[str, Any]:
+        return httpx.get(f"http://127.0.0.1:{self.port}/cluster", timeout=10).json()
+
     def pids(self) -> dict[str, list[int]]:
         """The processes of each model."""
-        told = httpx.get(f"http://127.0.0.1:{self.port}/cluster", timeout=10).json()
+        told = self.overview()
         found: dict[str, list[int]] = {"gateway": [g["pid"] for g in told["gateways"]]}
         for row in told["replicas"]:
             if row["state"] == "ready":
@@ -66,50 +69,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
         options = {"include_dashboard": True, "dashboard_port": free_port()}
         with ray_cluster(num_cpus=2, **options) as addresses:
             yield Cluster(folder, tiny_model, f"http://{addresses['webui_url']}")
-
-
-class Streams:
-    """Streams of a model one after another, in a thread each, until `end`; none may differ."""
-
-    def __init__(self, port: int, model: str, num: int = 3, tokens: int = 300) -> None:
-        self.url = f"http://127.0.0.1:{port}/v1/completions"
-        self.body = {"model": model, "prompt": "x", "max_tokens": tokens, "stream": True}
-        self.texts: list[str] = []
-        self.failures: list[str] = []
-        self.ending = threading.Event()
-        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(num)]
-        for thread in self.threads:
-            thread.start()
-        wait(lambda: len(self.texts) >= num)
-
-    def end(self) -> None:
-        self.ending.set()
-        for thread in self.threads:
-            thread.join(60)
-        assert not self.failures, self.failures[:5]
-        assert len(set(self.texts)) == 1 and len(self.texts) > len(self.threads)
-
-    def _run(self) -> None:
-        with httpx.Client(timeout=60) as client:
-            while not self.ending.is_set():
-                try:
-                    self.texts.append(self._one(client))
-                except Exception as error:
-                    self.failures.append(f"{type(error).__name__}: {error}")
-
-    def _one(self, client: httpx.Client) -> str:
-        pieces = []
-        with client.stream("POST", self.url, json=self.body) as answer:
-            assert answer.status_code == 200, answer.read()
-            for line in answer.iter_lines():
-                data = line.removeprefix("data: ")
-                if data == "[DONE]":
-                    return "".join(pieces)
-                if data:
-                    chunk = json.loads(data)
-                    assert "error" not in chunk, chunk
-                    pieces.append(chunk["choices"][0]["text"])
-        raise AssertionError("a stream ended without its end")
 
 
 A, B, C = ({"served-model-name": name} for name in "abc")
@@ -148,3 +107,23 @@ def test_what_changes_at_the_door_alone_leaves_replicas_as_they_are(cluster: Clu
     streams.end()
     assert after["gateway"] != before["gateway"]
     assert (after["a"], after["b"]) == (before["a"], before["b"])
+
+
+def test_models_scale_apart_and_take_new_bounds_as_they_are(cluster: Cluster) -> None:
+    scaling = {
+        "min_replicas": 0,
+        "max_replicas": 2,
+        "target_kv_usage": 0.02,
+        "scale_down_after_s": 1,
+        "scale_to_zero_after_s": 1,
+    }
+    cluster.deploy(*(model | {"autoscaling": scaling} for model in (A, B)))
+    streams = Streams(cluster.port, "a", num=4)
+    wait(lambda: len((there := cluster.pids()).get("a", [])) == 2 and "b" not in there)
+    before = cluster.pids()
+    cluster.deploy(A | {"autoscaling": scaling | {"scale_down_after_s": 60}}, B)
+    after = cluster.pids()
+    streams.end()
+    assert set(before["a"]) <= set(after["a"]) and len(after["b"]) == 1
+    (told,) = cluster.overview()["scaling"]
+    assert (told["model"], told["max_replicas"]) == ("a", 2), "the other one scales no more"

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
-from served import Served, ray_cluster
+from callers import Streams
+from served import Served, ray_cluster, wait
 from shoal.cluster.ports import free_port
+
+RESOURCES = {"shelf": 2, "accelerator_type:Abacus": 1}
+LOOK = """
+import json, sys
+import ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(json.dumps(ray.available_resources()))
+"""
+
+
+def free(address: str) -> dict[str, float]:
+    """What nobody has taken of a cluster."""
+    line = [sys.executable, "-c", LOOK, address]
+    return json.loads(subprocess.run(line, capture_output=True, check=True, timeout=60).stdout)
 
 
 @pytest.fixture
 def ray_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with ray_cluster(num_cpus=2) as addresses:
+    with ray_cluster(num_cpus=2, resources=RESOURCES) as addresses:
         yield addresses["gcs_address"]
 
 
@@ -40,6 +59,58 @@ def test_a_changed_configuration_rolls_and_its_driver_takes_over(
         assert second.stream(3).numbers() == ["0", "1", "2"]
         second.process.terminate()
         assert second.process.wait(60) == 0
+    finally:
+        for served in started:
+            served.process.kill()
+            served.process.wait()
+
+
+def test_without_room_for_one_more_an_old_replica_drains_first(
+    ray_address: str, tmp_path: Path
+) -> None:
+    """Two replicas have both places. It is pretended that there is a third, until a bound."""
+    options = {"num_cpus": 0.25, "runtime_env": {"env_vars": {"SHELVED": "yes"}}}
+    keys = {
+        "port": free_port(),
+        "ray_address": ray_address,
+        "served_model_name": "counter",
+        "replicas": 2,
+        "resources": json.dumps({"shelf": 1}),
+        "accelerator_type": "Abacus",
+        "ray_actor_options": json.dumps(options),
+        "door": "real",
+    }
+    folders = [tmp_path / name for name in ("first", "elsewhere", "second")]
+    for folder in folders:
+        folder.mkdir()
+    started = [Served(folders[0], **keys)]
+    try:
+        started[0].wait_started()
+        left = free(ray_address)
+        assert "shelf" not in left and left["CPU"] == 1.5
+        assert 0.99 < left["accelerator_type:Abacus"] < 1
+        told = httpx.get(f"http://127.0.0.1:{keys['port']}/cluster").json()
+        for row in told["replicas"]:
+            assert b"SHELVED=yes" in Path(f"/proc/{row['pid']}/environ").read_bytes()
+
+        other = keys | {"name": "other", "port": free_port(), "accelerator_type": "Loom"}
+        started.append(Served(folders[1], **other, placement_timeout=2))
+        assert started[1].process.wait(90) == 1
+        assert "0 shelf, 0 accelerator_type:Loom" in started[1].said().replace("\n", " ")
+
+        streams = Streams(keys["port"], "counter")
+        started.append(
+            Served(folders[2], **keys, max_num_seqs=99, placement_timeout=3, room="pretended")
+        )
+        started[2].wait_started()
+        streams.end()
+        assert "an old one drains first" in started[2].said()
+        after = httpx.get(f"http://127.0.0.1:{keys['port']}/cluster").json()
+        ready = {row["pid"] for row in after["replicas"] if row["state"] == "ready"}
+        assert len(ready) == 2 and not ready & {row["pid"] for row in told["replicas"]}
+        started[2].process.terminate()
+        assert started[2].process.wait(60) == 0
+        wait(lambda: started[0].process.poll() is not None)
     finally:
         for served in started:
             served.process.kill()

@@ -19,7 +19,7 @@ from pathlib import Path
 from shoal.cluster.launch import import_path
 
 PORT = 6379
-START_S = 60.0
+START_S = 180.0
 QUICK = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",

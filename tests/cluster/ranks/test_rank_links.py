@@ -68,6 +68,20 @@ def test_one_that_raised_is_to_blame(pair: Pair) -> None:
         pair.hear()
 
 
+def test_one_that_had_no_turn_for_long_and_speaks_again_is_heard(pair: Pair) -> None:
+    pair.say(0, ALIVE)
+    pair.say(1, ALIVE)
+    found = messages(pair.ranks, 5.0, lambda: False)
+    assert {rank.rank for rank, _ in (next(found), next(found))} == {0, 1}
+    for rank in pair.ranks:
+        rank.heard -= 60.0
+    later = threading.Timer(0.1, lambda: [pair.say(rank, ALIVE) for rank in (0, 1)])
+    pair.say(0, ALIVE)
+    later.start()
+    assert {next(found)[0].rank for _ in range(3)} == {0, 1}
+    later.join()
+
+
 def test_a_refusal_keeps_its_kind_and_key(pair: Pair) -> None:
     pair.say(1, rank_wire.Failed("ConfigError", "too long", "max_model_len"))
     with pytest.raises(ConfigError, match="too long") as refusal:

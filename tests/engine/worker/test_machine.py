@@ -25,12 +25,12 @@ def machine(tmp_path):
     write("proc/meminfo", f"MemTotal: {24 << 20} kB\nMemAvailable: {20 << 20} kB\n")
     write("proc/self/cgroup", "")
     (tmp_path / "cgroup").mkdir()
-    write.roots = (tmp_path / "proc", tmp_path / "cgroup")
+    write.roots = (tmp_path / "proc", tmp_path / "cgroup", tmp_path / "cpu")
     return write
 
 
 def test_without_control_groups_it_is_the_machine(machine):
-    found = free_memory(*machine.roots)
+    found = free_memory(*machine.roots[:2])
     assert (found.total, found.free, found.host) == (24 * GIB, 20 * GIB, True)
     assert num_cores(*machine.roots) == len(os.sched_getaffinity(0))
 
@@ -43,7 +43,7 @@ def test_version_2_and_the_tightest_ancestor(machine):
     machine("cgroup/a/memory.stat", f"anon 5\ninactive_file {GIB}\n")
     machine("cgroup/a/b/cpu.max", "max 100000\n")
     machine("cgroup/a/cpu.max", "100000 100000\n")
-    found = free_memory(*machine.roots)
+    found = free_memory(*machine.roots[:2])
     assert (found.total, found.free) == (8 * GIB, 6 * GIB)
     assert "control group" in found.source
     assert num_cores(*machine.roots) == 1
@@ -56,7 +56,7 @@ def test_version_1_and_a_container_that_sees_itself_as_the_root(machine):
     machine("cgroup/memory/memory.stat", f"inactive_file 1\ntotal_inactive_file {GIB}\n")
     machine("cgroup/cpu,cpuacct/cpu.cfs_quota_us", 50_000)
     machine("cgroup/cpu,cpuacct/cpu.cfs_period_us", 100_000)
-    found = free_memory(*machine.roots)
+    found = free_memory(*machine.roots[:2])
     assert (found.total, found.free) == (4 * GIB, 2 * GIB)
     assert num_cores(*machine.roots) == 1
 
@@ -67,16 +67,26 @@ def test_version_1_without_a_limit(machine):
     machine("cgroup/memory/memory.usage_in_bytes", 3 * GIB)
     machine("cgroup/cpu/cpu.cfs_quota_us", -1)
     machine("cgroup/cpu/cpu.cfs_period_us", 100_000)
-    found = free_memory(*machine.roots)
+    found = free_memory(*machine.roots[:2])
     assert (found.free, found.source) == (20 * GIB, "RAM")
     assert num_cores(*machine.roots) == len(os.sched_getaffinity(0))
+
+
+def test_two_threads_of_a_core_count_once(machine, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 6})
+    for cpu, siblings in enumerate(("0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7")):
+        machine(f"cpu/cpu{cpu}/topology/thread_siblings_list", f"{siblings}\n")
+    assert num_cores(*machine.roots) == 4
+    machine("proc/self/cgroup", "0::/\n")
+    machine("cgroup/cpu.max", "250000 100000\n")
+    assert num_cores(*machine.roots) == 2
 
 
 def test_a_limit_leaves_no_more_than_the_machine_has(machine):
     machine("proc/self/cgroup", "0::/\n")
     machine("cgroup/memory.max", 23 * GIB)
     machine("cgroup/memory.current", GIB)
-    assert free_memory(*machine.roots).free == 20 * GIB
+    assert free_memory(*machine.roots[:2]).free == 20 * GIB
 
 
 def test_this_machine_can_be_read():

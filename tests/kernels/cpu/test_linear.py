@@ -135,6 +135,22 @@ def test_a_row_is_the_same_bits_in_any_company(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_bits_where_a_panel_is_cut(instructions: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(7)
+    pool = Pool(2)
+    x = torch.randn(200, 1056).to(dtype)
+    packed = panels.pack(pool, torch.randn(64, 1056).to(dtype))
+    whole = torch.empty(200, 64)
+    linear(pool, x, packed, whole)
+    close(whole / 33, functional.linear(x.float(), packed.rows().float()) / 33, torch.float32)
+    for rows in (1, 16, 17, 32, 33, 64, 100, 199):
+        out = torch.empty(rows, 64)
+        linear(pool, x[:rows], packed, out)
+        assert torch.equal(out, whole[:rows]), rows
+    pool.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_argmax_is_torchs(instructions: str, pool: Pool, dtype: torch.dtype) -> None:
     torch.manual_seed(4)
     weight = torch.randn(333, 64).to(dtype)
@@ -204,6 +220,10 @@ def test_panels_lie_as_the_header_says(instructions: str, pool: Pool) -> None:
     paired = panels.pack(pool, weight, paired=True).data.view(3, 64, 2, 16)
     halves = functional.pad(weight.view(2, 35, 40), (0, 24, 0, 13)).view(2, 3, 16, 64)
     assert torch.equal(paired, halves.permute(1, 3, 0, 2))
+    used = panels.pack(pool, weight)
+    used.data.fill_(7)
+    pool.pack(panels.matrix(weight), used.panels)
+    assert torch.equal(used.data, as_is.flatten())
 
 
 def test_packed_bytes_count_the_padding() -> None:
