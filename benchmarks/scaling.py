@@ -1,13 +1,15 @@
 """A load trace against a fleet that scales: replicas over time with the reasons, losses, TTFT.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
+    python benchmarks/scaling.py --virtual --out benchmarks/results/scaling-virtual.json
 
 Starts `shoal serve` of the bundled model with 1 to 4 replicas, once for each of POLICIES, and
 streams completions at the rates of TRACE, whether or not earlier ones have ended. Every request
 that does not end with its tokens counts as lost. Beside the JSON it draws an SVG.
 
 Ray Serve's policy is its own function with its own delays. It counts requests that pass through
-Serve, which shoal's do not, so that it is given those that replicas run and hold.
+Serve, which shoal's do not, so that it is given those that replicas run and hold. `--virtual`
+computes the trace, see `scaling_virtual.py`: a busy machine tells nothing of a policy.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
-from scaling_plot import drawn
+import scaling_virtual
+from scaling_plot import BUCKET_S, drawn
 
 TRACE = (("steady", 2.0, 30), ("step", 10.0, 60), ("burst", 40.0, 5), ("idle", 0.2, 60))
 """Phases: requests a second, seconds."""
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--pace", type=float, default=1.0, help="factor on all rates")
     parser.add_argument("--only", help="one of the policies")
+    parser.add_argument("--virtual", action="store_true", help="compute it, on a fleet of models")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     runs: dict[str, Any] = {}
@@ -66,7 +70,7 @@ def main() -> None:
     found = {"command": command, "cores": os.cpu_count(), "trace": TRACE, "runs": runs}
     for name in POLICIES:
         if chosen.only in (None, name):
-            runs[name] = measured(name, chosen)
+            runs[name] = (computed if chosen.virtual else measured)(name, chosen)
             print(json.dumps({name: runs[name]["phases"]}, indent=1), flush=True)
             if chosen.out:
                 chosen.out.write_text(json.dumps(found) + "\n")
@@ -124,7 +128,8 @@ async def run(policy: str, chosen: argparse.Namespace, logs: Path) -> dict[str, 
     """The trace against the server, once it is ready."""
     url = f"http://127.0.0.1:{chosen.port}"
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(url, connector=connector) as client:
+    forever = aiohttp.ClientTimeout()
+    async with aiohttp.ClientSession(url, connector=connector, timeout=forever) as client:
         until = time.monotonic() + READY_S
         while not await is_ready(client):
             if time.monotonic() > until:
@@ -144,6 +149,23 @@ async def run(policy: str, chosen: argparse.Namespace, logs: Path) -> dict[str, 
             await asyncio.sleep(max(0.0, began - time.time()))
         first = [(phase, round(at, 2), await task) for phase, at, task in asked]
         watching.cancel()
+    return told(policy, first, replicas, decisions(logs, begin))
+
+
+def computed(policy: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    """What came of the trace under a policy, in virtual time."""
+    make = scaling_virtual.shoals if policy == "shoal" else scaling_virtual.serves
+    found = scaling_virtual.measured(make(BOUNDS | POLICIES[policy]), TRACE, chosen.tokens)
+    return told(policy, found["first"], found["replicas"], found["decisions"])
+
+
+def told(
+    policy: str,
+    first: list[tuple[str, float, float | None]],
+    replicas: list[tuple[float, int, int]],
+    lines: list[tuple[float, str]],
+) -> dict[str, Any]:
+    """The figures of a run."""
     step = TRACE[0][2]
     more = next((at for at, ready, _ in replicas if at > step and ready > 1), float("inf"))
     of_step = [(at, s) for phase, at, s in first if phase == "step"]
@@ -155,9 +177,9 @@ async def run(policy: str, chosen: argparse.Namespace, logs: Path) -> dict[str, 
         "seconds_from_step_to_decision": moved(replicas, step, 2),
         "seconds_from_step_to_capacity": moved(replicas, step, 1),
         "replica_seconds": round(sum((b[0] - a[0]) * a[2] for a, b in pairwise(replicas))),
-        "replicas": replicas,
-        "ttft": [(at, s and round(s, 4)) for _, at, s in first],
-        "decisions": decisions(logs, begin),
+        "replicas": [b for a, b in pairwise([(-1.0, 0, 0), *replicas]) if a[1:] != b[1:]],
+        "ttft_p99_ms": stretches(first),
+        "decisions": lines,
     }
 
 
@@ -172,6 +194,15 @@ async def watch(
             ready, starting = states.count("ready"), states.count("starting")
             found.append((round(time.time() - began, 2), ready, ready + starting))
         await asyncio.sleep(SAMPLE_S)
+
+
+def stretches(first: list[tuple[str, float, float | None]]) -> list[tuple[float, float]]:
+    """The p99 of the first tokens that were asked for in each stretch of time, from its begin."""
+    found: dict[int, list[float]] = {}
+    for _, at, seconds in first:
+        if seconds is not None:
+            found.setdefault(int(at / BUCKET_S), []).append(1e3 * seconds)
+    return [(n * BUCKET_S, round(sorted(v)[(len(v) - 1) * 99 // 100], 1)) for n, v in found.items()]
 
 
 def moved(replicas: list[tuple[float, int, int]], step: float, column: int) -> float | None:

@@ -48,13 +48,20 @@ def _panel(
         yield f'<line x1="{x:.1f}" y1="{top + 20}" x2="{x:.1f}" y2="{base}" stroke="#bbb"/>'
         yield _text(x + 3, base + 14, f"{phase}: {rate:g} requests/s")
         begun += seconds
-    yield from _bars(base, run["ttft"], total_s)
+    width = WIDE * BUCKET_S / total_s
+    for at, ms in run["ttft_p99_ms"]:
+        x, tall = LEFT + WIDE * at / total_s, _tall(ms)
+        yield (
+            f'<rect x="{x:.1f}" y="{base - tall:.1f}" width="{width - 1:.1f}" '
+            f'height="{tall:.1f}" fill="#ccd"/>'
+        )
     for column, style in ((2, 'stroke="#c60" stroke-dasharray="4 3"'), (1, 'stroke="#06c"')):
         points = []
         for row in run["replicas"]:
             x, y = LEFT + WIDE * min(row[0], total_s) / total_s, _level(base, row[column])
             points += [f"{x:.1f},{points[-1].partition(',')[2] if points else f'{y:.1f}'}"]
             points += [f"{x:.1f},{y:.1f}"]
+        points += [f"{LEFT + WIDE},{points[-1].partition(',')[2]}"]
         yield f'<polyline fill="none" stroke-width="2" {style} points="{" ".join(points)}"/>'
     for replicas in range(MOST_REPLICAS + 1):
         yield _text(LEFT - 16, _level(base, replicas) + 4, str(replicas))
@@ -66,21 +73,6 @@ def _title(name: str, run: dict[str, Any]) -> str:
     phases = run["phases"].values()
     lost, asked = (sum(p[key] for p in phases) for key in ("lost", "requests"))
     return f"{name}: {run['replica_seconds']} replica seconds, {lost} of {asked} requests lost"
-
-
-def _bars(base: float, ttft: list[tuple[float, float | None]], total_s: float) -> Iterator[str]:
-    """The p99 of the first tokens that were asked for in each stretch of time."""
-    buckets: dict[int, list[float]] = {}
-    for at, seconds in ttft:
-        if seconds is not None:
-            buckets.setdefault(int(at / BUCKET_S), []).append(1e3 * seconds)
-    width = WIDE * BUCKET_S / total_s
-    for bucket, values in buckets.items():
-        tall = _tall(sorted(values)[(len(values) - 1) * 99 // 100])
-        yield (
-            f'<rect x="{LEFT + bucket * width:.1f}" y="{base - tall:.1f}" width="{width - 1:.1f}" '
-            f'height="{tall:.1f}" fill="#ccd" />'
-        )
 
 
 def _level(base: float, replicas: int) -> float:

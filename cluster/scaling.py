@@ -23,8 +23,14 @@ from typing import NamedTuple
 
 CONFIRM_S = 1.0
 HOLD_LINE_S = 30.0
-MARGIN = 0.6
-"""How full the replicas that stay may be when others leave."""
+MARGIN, RATE_MARGIN = 0.6, 0.85
+"""How full the replicas that stay may be when others leave, in streams and in tokens a second. More
+replicas have fewer streams in flight of the same load, but give as many tokens.
+"""
+
+LONG_S, FLAT = 6.0, 1.15
+"""Streams count as carried where over the second half of LONG_S they were no more and no fewer than
+by FLAT: a replica that falls behind may hold many for a while."""
 
 GAIN = 1.15
 """What twice the streams must bring in tokens a second to count as not saturated."""
@@ -38,9 +44,9 @@ MAX_PATIENCE = 8.0
 RAISE = 1.5
 """How much more than what is starting must be needed to ask for still more."""
 
-WINDOW_S = 2.0
+WINDOW_S = 1.5
 CROWD = 8
-GROWTH = 1.5
+GROWTH = 1.35
 """Fewer streams than CROWD a replica tell of no knee: it idles between them. GROWTH times as many
 within WINDOW_S with no more tokens tell without one that the replicas are past theirs."""
 
@@ -112,11 +118,13 @@ class State:
     """What `decide` remembers from one call to the next.
 
     `paces` are by the power of two of the streams; `proven` are the most streams that a replica
-    ran while none waited.
+    ran while none waited and they were neither more nor fewer for a while, `saturated` the most
+    tokens a second that it gave while they became more.
     """
 
     paces: Mapping[int, Pace] = field(default_factory=dict)
     proven: float = 0.0
+    saturated: float = 0.0
     recent: tuple[Traffic, ...] = ()
     target: int | None = None
     needed_since: float | None = None
@@ -185,15 +193,33 @@ def _learn(state: State, fleet: Fleet) -> State:
             weight = 1 / min(known.samples + 1, MEMORY)
             mean = known.tokens_per_s + weight * (reading.tokens_per_s - known.tokens_per_s)
             paces[bucket] = Pace(mean, known.samples + 1)
-        if not reading.waiting:
-            proven = max(proven, reading.running)
     traffic = Traffic(
         fleet.now,
         sum(r.running + r.waiting for r in fleet.readings),
         sum(r.tokens_per_s for r in fleet.readings),
     )
-    recent = (*(t for t in state.recent if fleet.now - t.now <= WINDOW_S + 0.05), traffic)
-    return replace(state, paces=paces, proven=proven, recent=recent)
+    recent = (*_within(LONG_S, state.recent, fleet.now), traffic)
+    if _flat(recent):
+        carried = [r.running for r in fleet.readings if not r.waiting]
+        proven = max(proven, *carried, 0.0)
+    saturated, num = state.saturated, len(fleet.readings)
+    if num and any(_growing(_within(WINDOW_S, recent, fleet.now), num)):
+        saturated = max(saturated, traffic.tokens_per_s / num)
+    return replace(state, paces=paces, proven=proven, saturated=saturated, recent=recent)
+
+
+def _flat(recent: Sequence[Traffic]) -> bool:
+    """Whether there were about as many streams late as early."""
+    half = len(recent) // 2
+    if recent[-1].now - recent[0].now < LONG_S - 1.0:
+        return False
+    early = sum(traffic.streams for traffic in recent[:half]) / half
+    late = sum(traffic.streams for traffic in recent[-half:]) / half
+    return late <= FLAT * early + 0.5 and early <= FLAT * late + 0.5
+
+
+def _within(seconds: float, recent: Sequence[Traffic], now: float) -> list[Traffic]:
+    return [traffic for traffic in recent if now - traffic.now <= seconds + 0.05]
 
 
 def _needs(state: State, readings: Sequence[Reading], targets: Targets) -> Iterator[Need]:
@@ -216,7 +242,7 @@ def _needs(state: State, readings: Sequence[Reading], targets: Targets) -> Itera
             f"{running + waiting:g} streams in flight, and a replica sustains {streams:g} "
             f"(it gives {_rate(state):.0f} tokens/s, no more with more streams)",
         )
-    yield from _growing(state.recent, num)
+    yield from _growing(_within(WINDOW_S, state.recent, state.recent[-1].now), num)
     kv = sum(r.kv_usage for r in readings)
     if kv > num * targets.target_kv_usage:
         yield Need(
@@ -281,7 +307,8 @@ def _up(state: State, fleet: Fleet, targets: Targets, need: Need) -> Decision:
     line = f"{_step(fleet.target, wanted)}: {need.why}"
     if wanted < need.replicas:
         line += f"; {need.replicas} would be needed, {wanted} are allowed"
-    return _move(state, fleet, wanted, line)
+    before = min(traffic.streams for traffic in state.recent) / len(fleet.readings)
+    return _move(replace(state, proven=min(state.proven, before)), fleet, wanted, line)
 
 
 def _down(state: State, fleet: Fleet, targets: Targets) -> Decision:
@@ -322,7 +349,12 @@ def _enough(state: State, fleet: Fleet, targets: Targets) -> int:
             return fleet.target
     streams = sustained(state, targets) or state.proven
     running = sum(r.running for r in readings)
+    if running and not streams:
+        return fleet.target
     by_load = math.ceil(running / (MARGIN * streams)) if running else 0
+    if rate := _rate(state) if sustained(state, targets) else state.saturated:
+        rate *= min(targets.target_load, 1.0) * RATE_MARGIN
+        by_load = max(by_load, math.ceil(state.recent[-1].tokens_per_s / rate))
     kv = sum(r.kv_usage for r in readings)
     return max(by_load, math.ceil(kv / (MARGIN * targets.target_kv_usage)))
 

@@ -83,7 +83,7 @@ def test_without_room_for_one_more_an_old_replica_drains_first(
     folders = [tmp_path / name for name in ("first", "elsewhere", "second")]
     for folder in folders:
         folder.mkdir()
-    started = [Served(folders[0], **keys)]
+    started = [Served(folders[0], **keys, placement_timeout=180)]
     try:
         started[0].wait_started()
         left = free(ray_address)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from shoal.cluster.scaling import Fleet, Reading, State, Targets, decide
+from shoal.cluster.scaling import Fleet, Pace, Reading, State, Targets, decide
 
 EVERY_S = 0.5
 START_S = 5.0
@@ -253,3 +253,26 @@ def test_a_move_down_that_was_wrong_makes_the_next_one_slower() -> None:
         simulation.run(20, constant(1)).run(20, constant(20))
     downs = [at for at, before, after in simulation.moves if after < before]
     assert len(downs) < 6, "the fleet followed every wave"
+
+
+def test_fewer_streams_of_the_same_load_do_not_pass_for_less_of_it() -> None:
+    """Three replicas give what took two of them at their knee, with a stream here and there."""
+    state = State(paces={3: Pace(700, 9), 4: Pace(790, 9), 5: Pace(800, 9)}, target=3)
+    target = 3
+    for now in range(400):
+        readings = (Reading(running=12 // target, tokens_per_s=1300 / target),) * target
+        fleet = Fleet(now=now / 2, target=target, readings=readings)
+        state, target, _ = decide(state, fleet, FLEET)
+    assert target == 2
+
+
+def test_a_backlog_that_grows_is_no_proof_of_what_a_replica_carries() -> None:
+    targets, state = Targets(max_replicas=1), State()
+    for now in range(20):
+        reading = Reading(running=10 + 2 * now, tokens_per_s=400)
+        state = decide(state, Fleet(now=now / 2, target=1, readings=(reading,)), targets).state
+    assert not state.proven
+    for now in range(20, 50):
+        reading = Reading(running=130, tokens_per_s=400)
+        state = decide(state, Fleet(now=now / 2, target=1, readings=(reading,)), targets).state
+    assert state.proven == 130
