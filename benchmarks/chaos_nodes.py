@@ -27,6 +27,7 @@ from hosts import Hosts, hosts, wait  # noqa: E402
 HEAD, FAR = range(2)
 AWAY_S = 5.0
 START_S = 600.0
+ATTEMPTS = 5
 FAULTS = {
     "node": "SIGKILL of all of a node with replicas alone",
     "link": f"link of that node cut for {AWAY_S:g} s",
@@ -52,7 +53,12 @@ class Nodes:
     def _node(self, host: int) -> None:
         self._made.kill(host)
         wait(lambda: not self._made.pids(host))
-        self._made.start_ray(host)
+        for attempts_left in reversed(range(ATTEMPTS)):  # as a supervisor does
+            try:
+                return self._made.start_ray(host)
+            except AssertionError:
+                if not attempts_left:
+                    raise
 
     def _head(self, host: int) -> None:
         line = self._made.kill_gcs()

@@ -145,7 +145,8 @@ class Hosts:
 def command(pid: int) -> list[str]:
     """The words that a process was started with."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return words[:-1] or [""]  # one that has ended has none
     return [""]
 
 
