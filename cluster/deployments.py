@@ -160,7 +160,9 @@ def replica_options(
     options["max_surge_percent"] = (
         SURGE_PERCENT if surge and _has_room(bundles_of(model, share)) else 0
     )
-    options["version"] = _version(replica_settings(config, model))
+    # One that did not scale when it was started would never report to the policy.
+    scales = {"scales": model.autoscaling is not None}
+    options["version"] = _version(scales | replica_settings(config, model))
     return options
 
 
