@@ -63,7 +63,8 @@ def compile_for(target: int, function: Any, args: tuple[Any, ...], named: dict[s
     for place, parameter in enumerate(function.params):
         value = bound[parameter.name]
         value = getattr(value, "value", value)
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        special = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (special and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[parameter.name] = "*" + NAMES[value.dtype]
@@ -72,7 +73,7 @@ def compile_for(target: int, function: Any, args: tuple[Any, ...], named: dict[s
             signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32"
-            if value % 16 == 0:
+            if special and value % 16 == 0:
                 attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)

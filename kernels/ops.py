@@ -361,18 +361,12 @@ def keyed_uniform(key: Tensor, position: Tensor, sibling: Tensor, draw: int = 0)
 
 
 def temper(logits: Tensor, rows: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
-    """`(logits[rows] - top) / temperature`, a fresh tensor [R, V].
-
-    logits [S, V] float32; rows [R] int64; top, temperature [R] float32.
-    """
+    """`(logits[rows] - top) / temperature`: logits [S, V], top, temperature [R] float32; fresh."""
     return _backend("temper", logits)(logits, rows, top, temperature)  # type: ignore[no-any-return]
 
 
 def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The greatest value of each row [S] and the first id that has it [S] int64.
-
-    logits [S, V] float32. NaN is the greatest of all.
-    """
+    """Each row's greatest value [S] and the first id that has it [S] int64; NaN is the greatest."""
     return _backend("greatest", logits)(logits)  # type: ignore[no-any-return]
 
 

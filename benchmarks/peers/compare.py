@@ -192,6 +192,18 @@ class Comparison:
         partial.replace(self.asked.json)
 
 
+def kernels(asked: argparse.Namespace) -> str:
+    """Which of shoal's kernels are used; without the native ones a CPU's figures say little."""
+    if asked.device != "cpu":
+        return "Triton"
+    from shoal.kernels.cpu.structures import absence, library
+
+    if (native := library()) is not None:
+        return f"native, {native.shoal_instructions().decode()}"
+    say(f"shoal's native kernels are not used: {absence()}")
+    return f"torch's ({absence()})"
+
+
 def machine(asked: argparse.Namespace) -> dict[str, Any]:
     """What the figures belong to."""
     said = Path("/proc/cpuinfo").read_text().splitlines()
@@ -202,6 +214,7 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
         "machine": f"{cpu or platform.machine()}, {asked.threads} threads, {asked.device}",
         "shape": asked.shape.name,
         "dtype": "bfloat16",
+        "kernels": kernels(asked),
     }
 
 

@@ -29,7 +29,7 @@ def report(found: dict[str, Any]) -> None:
         return
     roof = found["roof"]
     print(f"\n{found['machine']}, {found['shape']} in {found['dtype']}, {found['date']}")
-    print(f"`{found['command']}`")
+    print(f"`{found['command']}`, shoal's kernels: {found['kernels']}")
     print(
         f"roof: {roof['bytes_per_s'] / 1e9:.1f} GB/s, {roof['flops_per_s'] / 1e12:.2f} TFLOP/s"
         " (a probe, best of a few)\n"

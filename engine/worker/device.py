@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import time
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
-from ...kernels.cpu.structures import Pool, library
+from ...kernels.cpu.structures import Pool, absence
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
 from .machine import free_memory, num_cores
+
+log = logging.getLogger(__name__)
 
 
 class Mark(NamedTuple):
@@ -152,7 +155,12 @@ class Device:
 
     def pool(self, threads: int) -> Pool | None:
         """Threads for native ops, where the device has such ops."""
-        return Pool(threads) if self.is_cpu and library() is not None else None
+        if not self.is_cpu:
+            return None
+        if reason := absence():
+            log.warning("torch's ops compute, slower than shoal's own on CPUs: %s", reason)
+            return None
+        return Pool(threads)
 
     def memory(self) -> Memory:
         """What is there, what is free, and who holds the rest."""

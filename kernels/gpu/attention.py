@@ -62,7 +62,7 @@ EXACT = {
     (Family.SAFE, 128): Tiles(32, 32, 4, 2),
     (Family.SAFE, 256): Tiles(32, 16, 4, 2),
 }
-# float32 takes twice the room and has no tensor cores: for exact tests, not for speed.
+# Without tensor cores: float32, which takes twice the room too, and GPUs before Ampere.
 WIDE = Tiles(16, 16, 4, 1)
 
 
@@ -98,10 +98,10 @@ def choose(
     head_size: int, group: int, dtype: torch.dtype, kind: Family, exact: bool = False
 ) -> Launch:
     """The tiles for heads of a size, `group` query heads to a key-value head."""
-    key = kind, next(size for size in (64, 128, LARGEST_HEAD) if head_size <= size)
-    if dtype is torch.float32:
+    if dtype is torch.float32 or kind is Family.OLD:
         decode = prefill = WIDE
     else:
+        key = kind, next(size for size in (64, 128, LARGEST_HEAD) if head_size <= size)
         decode, prefill = (EXACT[key], EXACT[key]) if exact else TABLE[key]
     least = power_of_two(group)
     return Launch(

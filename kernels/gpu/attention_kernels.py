@@ -133,7 +133,7 @@ def sequence_of(query_start, num_sequences, at, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "table_row"])
 def prefill_kernel(
     out,
     q,
@@ -223,7 +223,7 @@ def prefill_kernel(
     tl.store(goal, found.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "table_row"])
 def decode_kernel(
     parts,
     marks,
@@ -295,7 +295,7 @@ def decode_kernel(
     tl.store(marks + place * 2 + 1, weight, mask=active)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "num_splits"])
 def combine_kernel(
     out,
     parts,

@@ -33,7 +33,7 @@ def share_of(total, u):
     return tl.maximum(tl.minimum(found, total - 1), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def uniform_kernel(out, key, position, sibling, count, DRAW: tl.constexpr, BLOCK: tl.constexpr):
     """Philox4x32-10: counter (position, draw, sibling, 0); two words give 53 bits."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

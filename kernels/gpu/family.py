@@ -13,13 +13,16 @@ class Family(Enum):
 
     HOPPER = "H100, H200, B200: 227 KB, and products of whole warp groups"
     AMPERE = "A100: 163 KB"
-    SAFE = "all others, of 64 KB or more: V100, T4, RTX 20 to 50, L4, L40S, AMD"
+    SAFE = "all others, of 64 KB or more: RTX 30 to 50, L4, L40S, AMD"
+    OLD = "V100, T4, RTX 20: Triton multiplies there without tensor cores, in many registers"
 
 
 def family_of(capability: tuple[int, int]) -> Family:
     """The family of an NVIDIA GPU of this compute capability."""
     if capability == (8, 0):
         return Family.AMPERE
+    if capability < (8, 0):
+        return Family.OLD
     return Family.HOPPER if capability[0] in (9, 10) else Family.SAFE
 
 

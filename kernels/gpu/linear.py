@@ -39,11 +39,12 @@ TABLE = {
     Family.HOPPER: Tiles(64, 64, 64, 4, 4),
     Family.AMPERE: Tiles(64, 64, 64, 4, 3),
     Family.SAFE: Tiles(64, 64, 32, 4, 3),
+    Family.OLD: Tiles(16, 32, 32, 4, 1),
 }
-WIDE = Tiles(16, 32, 32, 4, 1)
+WIDE = TABLE[Family.OLD]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "out_part"])
 def linear_kernel(
     out,
     x,
@@ -98,7 +99,7 @@ def linear_kernel(
     tl.store(goal, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def add_parts_kernel(
     out, parts, bias, count, width, num_parts, BLOCK: tl.constexpr, BIAS: tl.constexpr
 ):

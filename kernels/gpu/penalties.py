@@ -16,7 +16,7 @@ SEEN = tl.constexpr(1 << 30)
 """Set in a count where the prompt holds the token."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ids_row"])
 def count_kernel(
     counts, ids, num_prompt, num_tokens, ids_row, V, BLOCK: tl.constexpr, SEEN: tl.constexpr
 ):

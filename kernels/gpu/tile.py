@@ -1,4 +1,8 @@
-"""What the Triton kernels share: products of tiles, and the size of a tile."""
+"""What the Triton kernels share: products of tiles, and the size of a tile.
+
+Numbers that change from step to step are not specialized (Triton would compile anew for 1 and for
+multiples of 16, in the middle of serving); sizes and strides of the model are.
+"""
 
 from __future__ import annotations
 

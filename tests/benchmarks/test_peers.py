@@ -71,6 +71,12 @@ def test_the_roof_of_a_shape() -> None:
     assert decoding.bound == "arithmetic of decoding"
 
 
+def test_a_probe_finds_a_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module("roof"), "FLOATS", 1 << 20)
+    found = module("roof").probe("cpu", 1)
+    assert found.bytes_per_s > 1e8 and found.flops_per_s > 1e8
+
+
 def test_every_peer_keeps_the_contract() -> None:
     contract, compare = module("contract"), module("compare")
     assert set(compare.PEERS) == {"openvino", "llamacpp", "transformers", "vllm", "sglang"}
@@ -167,6 +173,7 @@ def test_shoal_in_its_process_and_the_report(tiny: Path, tmp_path: Path, capsys:
             "dtype": "bfloat16",
             "date": "today",
             "command": "compare.py",
+            "kernels": "native",
             "roof": {"bytes_per_s": 1e10, "flops_per_s": 1e12},
             "peers": {
                 "itself": {

@@ -29,6 +29,14 @@ def test_a_cpu_takes_no_gpu_kernels():
     assert caught.value.key == "attention_backend"
 
 
+def test_a_cpu_without_native_ops_says_why(monkeypatch, caplog):
+    monkeypatch.setattr(device_module, "absence", lambda: "they were not built: make them")
+    assert CPU.pool(2) is None
+    assert "torch's ops compute" in caplog.text and "they were not built: make them" in caplog.text
+    caplog.clear()
+    assert CUDA.pool(1) is None and not caplog.text
+
+
 def test_a_gpu_computes_by_the_table(h200):
     chosen, why = CUDA.choosing("TRITON_ATTN", False, torch.bfloat16, (128,), 16)
     assert chosen.choice == ops.Choice("triton", False) and why == "asked for"

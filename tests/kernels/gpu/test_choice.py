@@ -89,4 +89,5 @@ def test_a_gpu_before_volta_is_refused() -> None:
 def test_families_by_capability() -> None:
     assert family_of((8, 0)) is Family.AMPERE
     assert family_of((9, 0)) is family_of((10, 0)) is Family.HOPPER
-    assert {family_of(c) for c in ((7, 0), (7, 5), (8, 6), (8, 9), (12, 0))} == {Family.SAFE}
+    assert {family_of(c) for c in ((8, 6), (8, 9), (12, 0))} == {Family.SAFE}
+    assert family_of((7, 0)) is family_of((7, 5)) is Family.OLD

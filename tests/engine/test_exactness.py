@@ -1,0 +1,158 @@
+"""Text and log probabilities are the same bits whatever company a request keeps.
+
+Not up to rounding: in bfloat16 too, where a difference in the last bit soon changes a word.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shoal.engine.config import from_keys
+from shoal.engine.core.scheduler import Scheduler
+from shoal.engine.local import LocalExecutor
+from shoal.engine.loop import Loop
+from shoal.engine.request import FinishReason, Request, SamplingParams
+from shoal.kernels.cpu.backend import native_pages
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+GROUPED: dict[str, Any] = {**SIZES, "intermediate_size": 96, "num_key_value_heads": 2}
+MODELS = {
+    "llama": LlamaConfig(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=32, tie_word_embeddings=True),
+    "mistral": MistralConfig(**GROUPED, sliding_window=24),
+    "gpt2": GPT2Config(**SIZES),
+    "falcon-alibi": FalconConfig(**SIZES, alibi=True, multi_query=False, parallel_attn=False),
+    "falcon": FalconConfig(**SIZES),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "in a batch of 32": {},
+    "chunked at 16": {"max_num_batched_tokens": 16, "max_num_seqs": 16},
+    "preempted": {"num_gpu_blocks_override": 26, "max_model_len": 256},
+    "on two threads, overlapped": {"threads": 2, "async_scheduling": True},
+}
+
+Said = dict[str, list[tuple[int, object]]]
+
+
+class Engine:
+    """A loop over a real executor, driven step by step."""
+
+    def __init__(self, model: Path, **keys: Any) -> None:
+        plain = {"threads": 1, "max_num_seqs": 32, "max_num_batched_tokens": 512, "block_size": 16}
+        config = from_keys({"model": str(model), **plain, **keys})
+        self.executor = LocalExecutor(config)
+        capacity = self.executor.start(config)
+        self.scheduler = Scheduler(
+            config, capacity, depth=self.executor.depth, resident=self.executor.resident
+        )
+        self.loop = Loop(self.scheduler, self.executor)
+
+    def run(self, requests: list[Request]) -> Said:
+        said: Said = {request.id: [] for request in requests}
+        for request in requests:
+            self.loop.add(request)
+        while self.loop.unfinished:
+            for update in self.loop.step():
+                assert update.finish is not FinishReason.ERROR, update.error
+                assert update.logprobs is not None
+                said[update.id] += zip(update.tokens, update.logprobs, strict=True)
+        return said
+
+
+def requests() -> list[Request]:
+    """Half of them with a beginning in common; some greedy, some drawn."""
+    rng = random.Random(11)
+    shared = [rng.randrange(3, 120) for _ in range(70)]
+    made = []
+    for number in range(32):
+        own = [rng.randrange(3, 120) for _ in range(1 + 3 * number)]
+        params = SamplingParams(
+            temperature=0.9 * (number % 2),
+            seed=number,
+            logprobs=1,
+            max_tokens=3 + number % 5,
+            ignore_eos=True,
+        )
+        prompt = shared[: 70 * (number % 4 == 0)] + own
+        made.append(Request(id=str(number), prompt=tuple(prompt), params=params))
+    return made
+
+
+@pytest.fixture(scope="module", params=[*MODELS, "bundled"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "bundled":
+        tiny: Path = request.getfixturevalue("tiny_model")
+        return tiny
+    folder = tmp_path_factory.mktemp("exact")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        made = AutoModelForCausalLM.from_config(MODELS[request.param], dtype=torch.float32)
+        with torch.no_grad():
+            for name, weight in made.named_parameters():
+                if weight.dim() > 1:
+                    weight.normal_(0, 0.15)
+                elif name.endswith("bias"):
+                    weight.normal_(0, 0.1)
+        made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_company_changes_no_bit(model: Path, dtype: str) -> None:
+    assert native_pages(torch.bfloat16, 16, 16), "the native library is not built"
+    every = requests()
+    engine = Engine(model, dtype=dtype, enable_prefix_caching=False)
+    alone: Said = {}
+    for request in every:
+        alone |= engine.run([request])
+    engine.executor.close()
+    for name, keys in VARIANTS.items():
+        engine = Engine(model, dtype=dtype, **keys)
+        assert engine.run(every) == alone, name
+        if not keys:
+            assert engine.run(resumed(every, alone)) == after(alone), "resumed"
+        engine.executor.close()
+
+
+def resumed(every: list[Request], alone: Said) -> list[Request]:
+    """Each request as another engine takes it up after some tokens."""
+    made = []
+    for request in every:
+        emitted = tuple(token for token, _ in alone[request.id][: _cut(request)])
+        params, prompt = request.params, request.prompt
+        made.append(Request(id=request.id, prompt=prompt, params=params, emitted=emitted))
+    return made
+
+
+def after(alone: Said) -> Said:
+    return {key: said[1 + int(key) % 2 :] for key, said in alone.items()}
+
+
+def _cut(request: Request) -> int:
+    return 1 + int(request.id) % 2
+
+
+def test_every_kind_of_model_is_replayed(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        Engine(model).executor.close()
+    assert "op by op" not in caplog.text
