@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,18 +27,8 @@ from .cpu import panels
 from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
 from .cpu.threads import current_pool
-
-
-class Choice(NamedTuple):
-    """What a thread computes with on CUDA.
-
-    attention  whose attention: `triton`, `FLASH_ATTN`, `FLASHINFER`, or `torch` for the reference
-    exact      a row's result is the same bits whatever else is in the batch
-    """
-
-    attention: str = "triton"
-    exact: bool = False
-
+from .gpu.backends import Choice as Choice
+from .gpu.backends import backends
 
 _chosen = threading.local()
 
@@ -59,8 +49,6 @@ device a step is recorded; only ops on CPUs are."""
 def _backends(device: str, choice: Choice) -> tuple[ModuleType, ...]:
     if device != "cuda":
         return _BACKENDS.get(device, ())
-    from .gpu.backends import backends
-
     return backends(choice.attention, choice.exact)
 
 

@@ -6,8 +6,21 @@ import logging
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 from .. import reference
+
+
+class Choice(NamedTuple):
+    """What a thread computes with on CUDA.
+
+    attention  whose attention: `triton`, `FLASH_ATTN`, `FLASHINFER`, or `torch` for the reference
+    exact      a row's result is the same bits whatever else is in the batch
+    """
+
+    attention: str = "triton"
+    exact: bool = False
+
 
 SMALL_OPS = ("norm", "elementwise", "draw", "cut", "penalties", "top")
 

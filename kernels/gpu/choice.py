@@ -125,7 +125,7 @@ def choose_attention(
             raise ValueError(f"attention_backend={asked} cannot be served: {why}")
         return asked, "asked for"
     where, order = ("AMD", AMD) if gpu.hip else known[0][1:]
-    passed = []
+    passed: list[str] = []
     for name in order:
         why = GAPS[name](gpu, model, installed)
         if why is None:
