@@ -96,25 +96,33 @@ bool bind(int32_t core) {
     return sched_setaffinity(0, sizeof only, &only) == 0;
 }
 
-// Two lanes on one core take turns at every barrier, and a scheduler that has put them there on a
-// busy machine leaves them: the later one moves to a core without a lane. It is not bound to it.
-void keep_apart(Pool* pool, int32_t index) {
-    int32_t core = sched_getcpu();
+// Moves a lane to a core without one, where there is such a core. It is not bound to it.
+int32_t move_apart(Pool* pool, int32_t index, int32_t core) {
     cpu_set_t allowed, free;
-    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
-    bool shared = false;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return core;
     free = allowed;
     for (int32_t i = 0; i < pool->threads; i++) {
         int32_t other = pool->core_of[i].load(std::memory_order_relaxed);
-        shared |= i < index && other == core;
         if (i != index && other >= 0) CPU_CLR(other, &free);
     }
-    for (int32_t to = 0; shared && to < CPU_SETSIZE; to++) {
+    for (int32_t to = 0; to < CPU_SETSIZE; to++) {
         if (!CPU_ISSET(to, &free)) continue;
         if (bind(to)) core = to;
         sched_setaffinity(0, sizeof allowed, &allowed);
         break;
     }
+    return core;
+}
+
+// Two lanes on one core take turns at every barrier, and a scheduler that has put them there on a
+// busy machine leaves them, for seconds: looked at before every step, the later one moves.
+void keep_apart(Pool* pool, int32_t index) {
+    int32_t core = sched_getcpu();
+    bool shared = false;
+    for (int32_t i = 0; i < index; i++) {
+        shared |= pool->core_of[i].load(std::memory_order_relaxed) == core;
+    }
+    if (shared) core = move_apart(pool, index, core);
     pool->core_of[index].store(core, std::memory_order_relaxed);
 }
 
@@ -145,6 +153,7 @@ void run_lane(Pool* pool, Lane* lane) {
         lane->tickets = &pool->tickets[i & 1];
         if (lane->index == 0) pool->tickets[(i + 1) & 1].store(0, std::memory_order_relaxed);
         if (progress) *progress = steps[i].mark;
+        keep_apart(pool, lane->index);
         Op op = instructions->ops[steps[i].kind];
         int32_t failed = op ? op(steps[i].args, lane) : 1;
         if (failed && lane->index == 0) pool->failed = i + 1;
