@@ -24,6 +24,9 @@ os.environ.update(
         "GOMP_SPINCOUNT": "1000",  # read when torch is imported; see engine/local.py
     }
 )
+if not Path("/dev/nvidiactl").exists():
+    # Without a GPU kernels are interpreted; read when triton is imported, by whichever test is first.
+    os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 

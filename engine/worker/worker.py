@@ -16,6 +16,7 @@ import torch
 from torch._C._distributed_c10d import Store
 from tqdm import tqdm
 
+from ...kernels.cpu.structures import Pool
 from ...kernels.cpu.threads import using
 from .. import sizing
 from ..config import EngineConfig
@@ -23,7 +24,7 @@ from ..errors import ConfigError
 from ..executor import Capacity
 from ..model.config import ModelConfig, ModelFacts, model_facts, read_config
 from ..model.hub import find_model
-from ..model.load import choose_dtype, load
+from ..model.load import LoadedModel, choose_dtype, load
 from ..model.mesh import Mesh, Stage
 from ..model.packing import num_bytes
 from ..model.zoo.registry import CausalLM, build, is_native, token_width
@@ -31,7 +32,7 @@ from ..plan import CacheSpec, Plan, Result
 from ..request import RankState
 from ..seat import Seat
 from ..sizing import Footprint, Sizing
-from .cache import allocate
+from .cache import Cache, allocate
 from .columns import SamplingColumns
 from .device import Device, pick
 from .graphs import Limits, forward_of
@@ -197,32 +198,65 @@ class Worker:
         if seat.size > 1:
             clock.lap("meet")
         pool = device.pool(threads)
+        loaded = self._load(config, plan, pool)
+        clock.lap("load")
+        cache = allocate(
+            loaded.model.cache_specs,
+            plan.groups,
+            num_blocks,
+            plan.sizing.block_size,
+            plan.dtype,
+            device,
+        )
+        self._runner = self._make_runner(config, plan, loaded.model, cache, pool)
+        clock.lap("cache")
+        return Capacity(
+            groups=cache.groups,
+            num_blocks=(num_blocks,) * len(cache.groups),
+            block_size=plan.sizing.block_size,
+            max_model_len=plan.sizing.max_model_len,
+            vocab_size=plan.facts.vocab_size,
+            eos_token_ids=plan.facts.eos_token_ids,
+            dtype=_name(plan.dtype),
+            device=str(device.place),
+            overlaps=device.overlaps,
+            digest=loaded.digest,
+            table=(
+                *plan.sizing.table,
+                ("threads", str(threads)),
+                *([("attention", plan.attention)] if plan.attention else []),
+            ),
+            phases=tuple(clock.laps),
+        )
+
+    def _load(self, config: EngineConfig, plan: Forecast, pool: Pool | None) -> LoadedModel:
+        """This rank's part of the model, packed where its device computes with packed weights."""
         with _progress(plan.folder.name, self._on_load) as progress, using(pool):
-            loaded = load(
+            return load(
                 config.model,
                 mesh=self._team.mesh,
                 stage=plan.stage,
                 revision=config.revision,
                 download_dir=config.download_dir,
-                device=device.place,
+                device=plan.device.place,
                 dtype=_name(plan.dtype),
                 load_format=config.load_format,
                 seed=config.seed,
                 max_len=config.max_model_len,
                 model_impl=config.model_impl,
                 progress=progress,
-                packed=device.packs_weights,
+                packed=plan.device.packs_weights,
             )
-        clock.lap("load")
-        specs, facts = loaded.model.cache_specs, plan.facts
-        cache = allocate(specs, plan.groups, num_blocks, plan.sizing.block_size, plan.dtype, device)
-        columns = SamplingColumns(
-            config.max_num_seqs, facts.vocab_size, facts.eos_token_ids, device
-        )
-        if isinstance(loaded.model, torch.nn.Module):
-            self.progress.watch(loaded.model)
+
+    def _make_runner(
+        self, config: EngineConfig, plan: Forecast, model: CausalLM, cache: Cache, pool: Pool | None
+    ) -> Runner:
+        """What runs plans over a loaded model."""
+        facts, seat = plan.facts, self._seat
+        if isinstance(model, torch.nn.Module):
+            self.progress.watch(model)
         forward = forward_of(
-            loaded.model,
+            model,
             cache,
             Limits(
                 tokens=config.batched_tokens,
@@ -236,36 +270,19 @@ class Worker:
             last=seat.last,
             eager=config.enforce_eager,
         )
-        self._runner = Runner(
+        return Runner(
             forward,
             cache,
-            columns,
+            SamplingColumns(
+                config.max_num_seqs, facts.vocab_size, facts.eos_token_ids, plan.device
+            ),
             num_slots=config.max_num_seqs,
             vocab_size=facts.vocab_size,
             width=plan.width,
             dtype=plan.dtype,
-            device=device,
+            device=plan.device,
             team=self._team,
             progress=self.progress,
-        )
-        clock.lap("cache")
-        return Capacity(
-            groups=cache.groups,
-            num_blocks=(num_blocks,) * len(cache.groups),
-            block_size=plan.sizing.block_size,
-            max_model_len=plan.sizing.max_model_len,
-            vocab_size=facts.vocab_size,
-            eos_token_ids=facts.eos_token_ids,
-            dtype=_name(plan.dtype),
-            device=str(device.place),
-            overlaps=device.overlaps,
-            digest=loaded.digest,
-            table=(
-                *plan.sizing.table,
-                ("threads", str(threads)),
-                *([("attention", plan.attention)] if plan.attention else []),
-            ),
-            phases=tuple(clock.laps),
         )
 
     def run(self, plan: Plan) -> Result:

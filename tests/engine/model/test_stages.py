@@ -89,12 +89,12 @@ def test_stages_are_the_model(
     random_model(CONFIGS[name], tmp_path)
     layers = CUTS[cut]
     stages = [
-        load(tmp_path, stage=Stage(part, first=i == 0, last=i == len(layers) - 1)).model
+        load(tmp_path, stage=Stage(part, i == 0, i == len(layers) - 1), packed=True).model
         for i, part in enumerate(layers)
     ]
     draw = random.Random(1)
     prompts = {name: [draw.randrange(160) for _ in range(n)] for name, n in (("a", 40), ("b", 3))}
-    whole = paged(load(tmp_path).model)
+    whole = paged(Chain([load(tmp_path, packed=True).model]))
     chain = paged(Chain(stages))
     for rows in (prompts, {"a": [5], "b": [7, 8]}):
         want, got = whole.step(rows), chain.step(rows)
