@@ -25,7 +25,7 @@ os.environ.update(
     }
 )
 if not Path("/dev/nvidiactl").exists():
-    # Without a GPU kernels are interpreted; read when triton is imported, by whichever test is first.
+    # Without a GPU kernels are interpreted; read when triton is first imported, by any test.
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
