@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..engine.errors import ConfigError
 
 _LISTEN = "0A"
-_FIRST_UNUSUAL = 10_000  # below lie ports that many programs take by habit
+_FIRST_UNUSUAL = 20_000  # below lie ports taken by habit, and those of Ray's workers (10002-19999)
 _TRIES = 100
 
 
