@@ -39,6 +39,7 @@ from .deployments import (
     bundles_of,
     gateway_options,
     gateway_settings,
+    health_check_s,
     num_nodes,
     replica_options,
     replica_settings,
@@ -94,7 +95,7 @@ def application(
     shape = serve.deployment(
         max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=1.0,
-        health_check_timeout_s=10.0,
+        health_check_timeout_s=health_check_s(),
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.shutdown_timeout + STOP_S,
         max_constructor_retry_count=3,

@@ -24,7 +24,7 @@ from ..model.batch import ModelInput
 from ..model.zoo.registry import CausalLM
 from .cache import Cache
 from .cuda_graphs import CudaRecorder, Graphed
-from .progress import Progress
+from .progress import IDLE, Progress
 
 log = logging.getLogger(__name__)
 
@@ -168,18 +168,23 @@ class Taped:
 def record(
     model: CausalLM, cache: Cache, limits: Limits, progress: Progress, *, last: bool = True
 ) -> tuple[Tape, Given]:
-    """A tape of the model's forward, and what it reads. Raises NotRecordable."""
+    """A tape of the model's forward, and what it reads; the rank is idle then. Raises
+    NotRecordable.
+    """
     assert isinstance(model, nn.Module)
     # A stage that is not the first has no use for tokens: it begins with what it is handed.
     first = limits.width == 0
     given = Given(cache, limits, first=first)
     recorder = Recorder(_SOME, lambda: progress.operation)
     batch, handed = given.stand_in(recorder, cache)
-    with recorder.recording(), torch.inference_mode():
-        progress.at("before the layers")
-        hidden = model.forward(batch, handed)
-        if last:
-            hidden = ops.gather(hidden, batch.wanted)
+    try:
+        with recorder.recording(), torch.inference_mode():
+            progress.at("before the layers")
+            hidden = model.forward(batch, handed)
+            if last:
+                hidden = ops.gather(hidden, batch.wanted)
+    finally:
+        progress.at(IDLE)
     most = Counts(limits.tokens, limits.tokens, limits.sequences)
     return Tape(recorder.lines, recorder.view(hidden), most), given
 
