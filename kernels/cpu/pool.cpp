@@ -1,12 +1,9 @@
 // Threads that run a list of steps together: awake through a run, asleep soon after it.
 #include <immintrin.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <new>
@@ -14,6 +11,7 @@
 #include "instructions.h"
 #include "lane.h"
 #include "panels.h"
+#include "sleep.h"
 
 namespace {
 
@@ -21,16 +19,6 @@ namespace {
 constexpr int64_t AWAKE_NS = 200'000;
 
 constexpr uint32_t ROUND_TO_NEAREST_FLUSH_DENORMALS = 0x9fc0;  // MXCSR, no exception raised
-
-int64_t now_ns() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1'000'000'000LL + t.tv_nsec;
-}
-
-void futex(std::atomic<uint32_t>* word, int operation, uint32_t value) {
-    syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, nullptr, nullptr, 0);
-}
 
 // Threads come and wait for the last one. Spinning yields only when it has lasted far longer than
 // any op: an early yield on a busy machine hands a whole time slice away at every step.
@@ -66,7 +54,7 @@ struct Pool {
     Barrier barrier;
     alignas(64) std::atomic<uint32_t> run{0};  // changes when there is work, or the pool closes
     uint32_t run_at_start;
-    alignas(64) std::atomic<int32_t> asleep{0};
+    alignas(64) std::atomic<uint32_t> asleep{0};
     bool closing = false;
     // The run's.
     void (*work)(Pool*, Lane*);
@@ -131,9 +119,7 @@ void keep_apart(Pool* pool, int32_t index) {
 void sleep(Pool* pool, uint32_t seen) {
     cpu_set_t allowed;
     bool bound = !sched_getaffinity(0, sizeof allowed, &allowed) && bind(sched_getcpu());
-    pool->asleep.fetch_add(1);
-    futex(&pool->run, FUTEX_WAIT_PRIVATE, seen);
-    pool->asleep.fetch_sub(1);
+    sleep_on(&pool->run, seen, &pool->asleep, OF_PROCESS, 0);
     if (bound) sched_setaffinity(0, sizeof allowed, &allowed);
 }
 
@@ -189,9 +175,9 @@ void* live(void* given) {
     }
 }
 
-void wake(Pool* pool) {
+void begin_run(Pool* pool) {
     pool->run.fetch_add(1);
-    if (pool->asleep.load()) futex(&pool->run, FUTEX_WAKE_PRIVATE, INT32_MAX);
+    wake(&pool->run, &pool->asleep, OF_PROCESS);
 }
 
 // Signals are for the threads that the process had before. False where a thread was refused.
@@ -214,7 +200,7 @@ bool start(Pool* pool) {
 void stop(Pool* pool) {
     if (pool->process != getpid()) return;
     pool->closing = true;
-    wake(pool);
+    begin_run(pool);
     for (int32_t i = 1; i < pool->started; i++) pthread_join(pool->others[i], nullptr);
 }
 
@@ -228,7 +214,7 @@ bool run_all(Pool* pool, void (*work)(Pool*, Lane*)) {
     pool->work = work;
     pool->instructions = chosen_instructions();
     pool->core_of[0].store(sched_getcpu(), std::memory_order_relaxed);
-    wake(pool);
+    begin_run(pool);
     work(pool, &pool->lanes[0]);
     return true;
 }
