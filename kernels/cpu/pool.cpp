@@ -20,24 +20,24 @@ constexpr int64_t AWAKE_NS = 200'000;
 
 constexpr uint32_t ROUND_TO_NEAREST_FLUSH_DENORMALS = 0x9fc0;  // MXCSR, no exception raised
 
-// Threads come and wait for the last one. Spinning yields only when it has lasted far longer than
-// any op: an early yield on a busy machine hands a whole time slice away at every step.
+// Threads come and wait for the last one.
 struct Barrier {
     alignas(64) std::atomic<int32_t> came{0};
     alignas(64) std::atomic<uint32_t> round{0};
+    std::atomic<uint32_t> asleep{0};
 
     void meet(int32_t count) {
         if (count == 1) return;
         uint32_t mine = round.load(std::memory_order_acquire);
         if (came.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
             came.store(0, std::memory_order_relaxed);
-            round.store(mine + 1, std::memory_order_release);
+            round.store(mine + 1);
+            wake(&round, &asleep, OF_PROCESS);
             return;
         }
-        for (int64_t spins = 0; round.load(std::memory_order_acquire) == mine; spins++) {
-            __builtin_ia32_pause();
-            if (spins > 200'000) sched_yield();
-        }
+        auto passed = [&] { return round.load(std::memory_order_acquire) != mine; };
+        if (soon(passed, PATIENCE_NS)) return;
+        while (!passed()) sleep_on(&round, mine, &asleep, OF_PROCESS, 0);
     }
 };
 
@@ -161,13 +161,8 @@ void* live(void* given) {
     Pool* pool = static_cast<Pool*>(lane->pool);
     uint32_t seen = pool->run_at_start;
     for (;;) {
-        int64_t since = now_ns();
-        for (int64_t spins = 1; pool->run.load(std::memory_order_acquire) == seen; spins++) {
-            __builtin_ia32_pause();
-            if (spins % 256 || now_ns() - since < AWAKE_NS) continue;
-            sleep(pool, seen);
-            since = now_ns();
-        }
+        auto called = [&] { return pool->run.load(std::memory_order_acquire) != seen; };
+        while (!soon(called, AWAKE_NS)) sleep(pool, seen);
         seen++;
         if (pool->closing) return nullptr;
         keep_apart(pool, lane->index);

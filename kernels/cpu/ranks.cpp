@@ -1,6 +1,5 @@
 #include "ranks.h"
 
-#include <immintrin.h>
 #include <poll.h>
 #include <sched.h>
 
@@ -8,27 +7,8 @@
 
 namespace {
 
-// A thread that slept is back after about as long.
-constexpr int64_t AWAKE_NS = 50'000;
-
 // How long a rank can be gone before the others ask.
 constexpr int64_t SLICE_NS = 20'000'000;
-
-bool reached(uint32_t round, uint32_t wanted) { return static_cast<int32_t>(round - wanted) >= 0; }
-
-// Looks for a while whether it comes; not at all where it needs the very core that looks.
-bool comes_soon(const Arrival* other, uint32_t wanted) {
-    bool in_the_way = other->core.load(std::memory_order_relaxed) == sched_getcpu();
-    int64_t since = 0;
-    for (int64_t spins = 1;; spins++) {
-        if (reached(other->round.load(std::memory_order_acquire), wanted)) return true;
-        if (in_the_way) return false;
-        __builtin_ia32_pause();
-        if (spins % 64) continue;
-        if (!since) since = now_ns();
-        if (now_ns() - since > AWAKE_NS) return false;
-    }
-}
 
 bool hung_up(int32_t pipe) {
     pollfd looked{pipe, 0, 0};
@@ -44,12 +24,18 @@ void arrive(Arrival* mine, uint32_t round) {
 }
 
 bool await(Arrival* other, uint32_t wanted, int32_t pipe) {
-    if (comes_soon(other, wanted)) return true;
+    uint32_t round;
+    auto arrived = [&] {
+        round = other->round.load();
+        return static_cast<int32_t>(round - wanted) >= 0;
+    };
+    // Whoever needs the very core that looks does not come while it looks.
+    bool in_the_way = other->core.load(std::memory_order_relaxed) == sched_getcpu();
+    if (!in_the_way && soon(arrived, PATIENCE_NS)) return true;
     // Whether it is gone is asked first: what it did before is seen after that.
-    for (bool gone = false;; gone = hung_up(pipe)) {
-        uint32_t round = other->round.load();
-        if (reached(round, wanted)) return true;
+    for (bool gone = false; !arrived(); gone = hung_up(pipe)) {
         if (gone) return false;
         sleep_on(&other->round, round, &other->asleep, OF_NODE, SLICE_NS);
     }
+    return true;
 }

@@ -1,5 +1,6 @@
-// Sleeping until a word of memory changes.
+// Waiting until a word of memory changes: awake at first, then asleep.
 #pragma once
+#include <immintrin.h>
 #include <linux/futex.h>
 #include <stdint.h>
 #include <sys/syscall.h>
@@ -10,6 +11,11 @@
 
 constexpr int64_t SECOND_NS = 1'000'000'000;
 
+// How long a thread stays awake for those that are late: longer than running ones differ by. One
+// that is later than that is not running, and a core that sleeps meanwhile serves whoever took its
+// place.
+constexpr int64_t PATIENCE_NS = 50'000;
+
 // Whether the word is this process's own, or lies in memory that several map.
 enum Waiters : int { OF_PROCESS = FUTEX_PRIVATE_FLAG, OF_NODE = 0 };
 
@@ -17,6 +23,19 @@ inline int64_t now_ns() {
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * SECOND_NS + t.tv_nsec;
+}
+
+// Looks for so long whether it is done, and gives what it saw last.
+template <class Done>
+bool soon(Done done, int64_t most_ns) {
+    int64_t since = 0;
+    for (int64_t spins = 1; !done(); spins++) {
+        __builtin_ia32_pause();
+        if (spins % 64) continue;
+        if (!since) since = now_ns();
+        if (now_ns() - since > most_ns) return false;
+    }
+    return true;
 }
 
 // Sleeps while the word is `seen`, for at most so long (0: without end). `asleep` counts who does.
