@@ -110,6 +110,22 @@ def test_ranks_of_a_node_add_up_inside_the_step(
         assert [line.kind for line in tape.lines].count(Kind.REDUCE) == SUMS[name]
 
 
+def test_sums_over_ranks_do_not_depend_on_company(
+    tmp_path: Path, random_model: Any, paged: Any
+) -> None:
+    random_model(RANKS["qwen3"], tmp_path)
+    texts = prompts(Twin(RANKS["qwen3"], (1, 33, 300)))
+
+    def rank(mesh: Mesh) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        torch.set_num_threads(1)
+        model = load(tmp_path, mesh=mesh, dtype="bfloat16", packed=True).model
+        alone = paged(model)
+        return paged(model).step(texts), {k: alone.step({k: texts[k]})[k] for k in texts}
+
+    for together, alone in run_node(2, rank):
+        assert all(torch.equal(together[key], alone[key]) for key in texts)
+
+
 def run_node(size: int, rank: Callable[[Mesh], Any]) -> list[Any]:
     with ThreadPoolExecutor(size) as threads:
         node = exchanges(size)
