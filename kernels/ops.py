@@ -26,6 +26,7 @@ from .cpu import backend as native
 from .cpu import panels
 from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
+from .cpu.ranks import Ranks
 from .cpu.threads import current_pool
 from .gpu.backends import Choice as Choice
 from .gpu.backends import backends
@@ -134,6 +135,15 @@ def across(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Where steps are recorded it cuts the record in two.
     """
     return _backend("across", x)(call, x)  # type: ignore[no-any-return]
+
+
+def reduce(ranks: Ranks, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The sum of x [T, C] over the ranks of a node, in their order; it may use x's memory.
+
+    Where steps are recorded it is part of the record, unless that cannot hold it: it is `call(x)`
+    then, as it is elsewhere. All ranks do the same.
+    """
+    return _backend("reduce", x)(ranks, call, x)  # type: ignore[no-any-return]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
