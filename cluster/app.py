@@ -33,6 +33,7 @@ from ..engine.seat import num_ranks
 from . import logs, nodes, placement, rollout
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
+from .controller import await_controller
 from .deployments import (
     STOP_S,
     bounded,
@@ -160,6 +161,10 @@ def run(
             if _address(config) is not None:
                 nodes.check_installed()
         _listen(stop)  # Ray has put a handler of its own in place
+        if _address(config) is not None:
+            await_controller(stop, progress.note)
+            if stop.is_set():
+                return
         rolls = rollout.runs(config.name)
         if not rolls:
             Facts(config.name).clear()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -213,6 +214,17 @@ def title(pid: int) -> str:
 
 def gone(pids: set[int]) -> bool:
     return not any(map(state, pids))
+
+
+@contextmanager
+def no_controller(pid: int) -> Iterator[None]:
+    """Inside, Serve decides and starts nothing: its controller, below `pid`, stands still."""
+    (controller,) = (p for p in descendants(pid) if "ServeController" in title(p))
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(controller, signal.SIGCONT)
 
 
 def replica_of(served: Served, pid: int) -> str:

@@ -9,7 +9,6 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import httpx2 as httpx
 import openai
 import pytest
 from scripted import POISON
-from served import Served, descendants, gone, open_files, title, wait
+from served import Served, descendants, gone, no_controller, open_files, title, wait
 from streams import metric
 
 COMPANY = 900
@@ -103,18 +102,6 @@ def ended(port: int, model: str) -> float:
     return sum(value for name, value in figures(port).items() if re.fullmatch(pattern, name))
 
 
-@contextmanager
-def no_replacement(served: Served) -> Iterator[None]:
-    """Inside, Serve starts nothing: its controller stands still."""
-    found = descendants(served.process.pid)
-    (controller,) = (p for p in found if "ServeController" in title(p))
-    os.kill(controller, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(controller, signal.SIGCONT)
-
-
 def test_a_request_names_its_model(fleet: Served) -> None:
     listed = [model.id for model in client(fleet.port).models.list().data]
     assert listed == ["a", "b", "other/b"]
@@ -160,7 +147,7 @@ def test_the_death_of_one_model_leaves_the_other_alone(fleet: Served) -> None:
     reader.start()
     assert begun.wait(30)
     (victim,) = pids(fleet, "b")
-    with no_replacement(fleet):
+    with no_controller(fleet.process.pid):
         os.kill(victim, signal.SIGKILL)
         wait(lambda: health(fleet)["models"] == {"a": "ready", "b": "down"})
         assert health(fleet)["status"] == "degraded"

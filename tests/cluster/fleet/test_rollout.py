@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from callers import Streams
-from served import ENDLESS, Served, ray_cluster, wait
+from served import ENDLESS, Served, no_controller, ray_cluster, wait
 from shoal.cluster.ports import free_port
 
 RESOURCES = {"shelf": 2, "accelerator_type:Abacus": 1}
@@ -48,7 +49,9 @@ def test_a_changed_configuration_rolls_and_its_driver_takes_over(
     try:
         first.wait_started()
         stream = first.stream(ENDLESS)
-        started.append(second := Served(folders[1], **keys, max_num_seqs=16))
+        with no_controller(os.getpid()):
+            started.append(second := Served(folders[1], **keys, max_num_seqs=16))
+            wait(lambda: "controller does not answer" in second.said())
         wait(lambda: first.stream(1).replica != stream.replica)
         stream.leave()
         second.wait_started()
