@@ -25,7 +25,10 @@ _KINDS: tuple[dict[str, Any], ...] = (
 )
 AWAY_S = 30.0
 AGAIN_S = 0.1
-_HUNG_UP = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError)
+_HUNG_UP = (
+    *(aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError),
+    ConnectionError,
+)
 _WORDS = "one day a little cat saw the big red sun and went to play with her friend Tom in a park"
 
 
@@ -34,7 +37,7 @@ class Told:
     """What a client was told: the pieces of each choice in order, the usage, the error.
 
     `pause_s` is the longest time between two pieces, `first_s` the one before the first. It was
-    open from `began` to `ended`; `hung_up`: its connection was ended after it had been answered.
+    open from `began` to `ended`; `hung_up`: its connection was ended before it was.
     """
 
     choices: dict[int, list[Any]] = field(default_factory=dict)
@@ -125,7 +128,8 @@ async def _tell(session: aiohttp.ClientSession, url: str, body: bytes) -> Told:
                 await _read(response, told)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         told.error = f"{type(error).__name__}: {error}".rstrip(": ")
-        told.hung_up = isinstance(error, _HUNG_UP)
+        connected = not isinstance(error, aiohttp.ClientConnectorError)
+        told.hung_up = connected and isinstance(error, _HUNG_UP)
     told.ended = time.perf_counter()
     return told
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import struct
 
 import pytest
 from shoal.cluster.chaos import Fault, summary, table
@@ -12,6 +14,9 @@ from shoal.cluster.chaos_faults import FAULTS, Processes, named
 from shoal.cluster.chaos_streams import AGAIN_S, Told, bodies, tell_all
 from shoal.cluster.ports import free_port
 from shoal.engine.errors import ConfigError
+
+RESET = struct.pack("ii", 1, 0)
+"""Linger for no time: a close is a reset."""
 
 
 def told(text: str = "a", logprob: float = -0.5, error: str | None = None) -> Told:
@@ -81,5 +86,21 @@ def test_a_stream_whose_door_is_away_is_asked_for_again_until_it_is_back() -> No
             one, other = await telling
         assert one.error is None and one.choices == {0: [{"text": "a"}]}
         assert one.difference(other) is None
+
+    asyncio.run(test())
+
+
+def test_a_stream_that_is_cut_off_before_its_answer_lost_its_gateway() -> None:
+    async def cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        writer.transport.abort()
+
+    async def test() -> None:
+        async with await asyncio.start_server(cut_off, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            options = {"headers": {}, "concurrency": 1, "timeout_s": 60.0}
+            (told,) = await tell_all(f"http://127.0.0.1:{port}/", [b"{}"], **options)
+        assert told.hung_up and told.error and not told.choices
 
     asyncio.run(test())
