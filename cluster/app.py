@@ -30,10 +30,9 @@ from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
 from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, EngineLost, LoadError
 from ..engine.seat import num_ranks
-from . import logs, nodes, placement, rollout
+from . import controller, logs, nodes, placement, rollout
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
-from .controller import await_controller
 from .deployments import (
     STOP_S,
     bounded,
@@ -162,7 +161,7 @@ def run(
                 nodes.check_installed()
         _listen(stop)  # Ray has put a handler of its own in place
         if _address(config) is not None:
-            await_controller(stop, progress.note)
+            controller.wait_for(stop, progress.note)
             if stop.is_set():
                 return
         rolls = rollout.runs(config.name)
@@ -201,7 +200,10 @@ def run(
                 progress.note(f"another `shoal serve` has taken {config.name} over")
                 return
         progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
-        _drain(config)
+        if _address(config) is None or controller.answers():
+            _drain(config)
+        else:
+            progress.note("Ray Serve's controller does not answer: nothing is taken off its Ray")
 
 
 def _find(model: ModelConfig, progress: Progress, *, named: bool) -> None:
@@ -346,7 +348,7 @@ def _drain(config: ServeConfig) -> None:
 
 def _leave(config: ServeConfig, owner: rollout.Owner, serve_too: bool) -> None:
     """Take the application off a Ray that is not ours, and Serve where it was started for it."""
-    if _address(config) is None or not owner.owns:
+    if _address(config) is None or not owner.owns or not controller.answers():
         return
     with contextlib.suppress(RayError, RayServeException):
         serve.delete(config.name, _blocking=False)

@@ -21,14 +21,12 @@ BOUND_S = 180.0
 PAUSE_S = 0.5
 
 
-def await_controller(
-    stop: threading.Event, note: Callable[[str], None], bound_s: float = BOUND_S
-) -> None:
+def wait_for(stop: threading.Event, note: Callable[[str], None], bound_s: float = BOUND_S) -> None:
     """Wait until it answers, or `stop` is set; at once where no Serve runs. `note` is told that it
     does not. Raises EngineLost after `bound_s`.
     """
     until, told = time.monotonic() + bound_s, False
-    while not _answers() and not stop.wait(PAUSE_S):
+    while not answers() and not stop.wait(PAUSE_S):
         if not told:
             note(f"Ray Serve's controller does not answer; it is asked again for {bound_s:g} s")
             told = True
@@ -40,7 +38,7 @@ def await_controller(
             )
 
 
-def _answers() -> bool:
+def answers() -> bool:
     """Whether it does within a while; True where none runs."""
     try:
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
