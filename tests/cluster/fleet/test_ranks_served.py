@@ -28,7 +28,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(scope="module")
 def bodies() -> list[bytes]:
-    return chaos_streams.bodies("shoal-tiny", 6, 300, seed=4)
+    return chaos_streams.bodies("shoal-tiny", 6, 500, seed=4)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,11 @@ def test_no_stream_differs_when_a_rank_goes(
     url, _ = serve
 
     async def disturbed() -> list[Told]:
-        telling = asyncio.create_task(tell(url, bodies))
-        await until(lambda: num_streams(url) >= 6 and len(replicas(url)) == 2)
-        lost = metric(url, "failovers_total")
+        await until(lambda: len(replicas(url)) == 2)
         hit, spared = replicas(url)
+        lost = metric(url, "failovers_total")
+        telling = asyncio.create_task(tell(url, bodies))
+        await until(lambda: num_streams(url) >= 6)
         victims = [rank["pid"] for rank in hit["ranks"]]
         assert len(victims) == 2
         os.kill(victims[1], number)
