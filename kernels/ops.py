@@ -23,12 +23,12 @@ from torch import Tensor
 
 from . import reference
 from .cpu import backend as native
-from .cpu import panels
+from .cpu import panels, structures
 from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
 from .cpu.threads import current_pool
+from .gpu.backends import LIBRARIES, backends
 from .gpu.backends import Choice as Choice
-from .gpu.backends import backends
 
 _chosen = threading.local()
 
@@ -64,6 +64,18 @@ def _backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[
     """Who computes an op of x's dtype on x's device, or on that of `by`."""
     choice = getattr(_chosen, "choice", Choice())
     return _find(op, (x if by is None else by).device.type, x.dtype, choice)
+
+
+def computed_by(op: str, device: torch.device, dtype: torch.dtype, choice: Choice) -> str:
+    """Whose code computes an op, as far as device and dtype decide: a shape may yet fall back.
+
+    `native` and its instruction set, `triton`, `FLASH_ATTN`, `FLASHINFER`, or `torch`.
+    """
+    *_, folder, module = _find(op, device.type, dtype, choice).__module__.split(".")
+    if folder == "gpu":
+        return LIBRARIES.get(module, "triton")
+    instructions = structures.instructions() if folder == "cpu" else None
+    return "torch" if instructions is None else f"native {instructions}"
 
 
 def pack(weight: Tensor, *, paired: bool = False) -> Tensor | Packed:

@@ -325,6 +325,12 @@ def absence() -> str | None:
     return None
 
 
+def instructions() -> str | None:
+    """The instruction set of the native ops; None without them."""
+    native = library()
+    return None if native is None else native.shoal_instructions().decode()
+
+
 def opened(path: Path) -> ctypes.CDLL | None:
     """The library in this file; None where this processor runs none of it. Raises OSError."""
     found = ctypes.CDLL(str(path))
