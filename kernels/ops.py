@@ -47,9 +47,7 @@ device a step is recorded; only ops on CPUs are."""
 
 
 def _backends(device: str, choice: Choice) -> tuple[ModuleType, ...]:
-    if device != "cuda":
-        return _BACKENDS.get(device, ())
-    return backends(choice.attention, choice.exact)
+    return backends(*choice) if device == "cuda" else _BACKENDS.get(device, ())
 
 
 @cache
@@ -67,10 +65,7 @@ def _backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[
 
 
 def computed_by(op: str, device: torch.device, dtype: torch.dtype, choice: Choice) -> str:
-    """Whose code computes an op, as far as device and dtype decide: a shape may yet fall back.
-
-    `native` and its instruction set, `triton`, `FLASH_ATTN`, `FLASHINFER`, or `torch`.
-    """
+    """`native` and its instructions, `triton`, `FLASH_ATTN`, `FLASHINFER` or `torch`, by dtype."""
     *_, folder, module = _find(op, device.type, dtype, choice).__module__.split(".")
     if folder == "gpu":
         return LIBRARIES.get(module, "triton")
@@ -126,6 +121,13 @@ def logits(x: Tensor, weight: Tensor | Packed) -> Tensor:
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"logits: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
     return _backend("logits", x)(x, weight)  # type: ignore[no-any-return]
+
+
+def greatest_logit(x: Tensor, weight: Tensor | Packed) -> tuple[Tensor, Tensor]:
+    """`greatest(logits(x, weight))`, without ever writing the logits where a backend can."""
+    if isinstance(weight, Packed):
+        return native.greatest_logit(x, weight)
+    return greatest(logits(x, weight))
 
 
 def gated_linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
@@ -205,9 +207,7 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
 def add(x: Tensor, total: Tensor) -> None:
     """Add x to `total` in place. Both [T, C]; x is left as it was."""
     if x.shape != total.shape:
-        raise ValueError(
-            f"add: x {tuple(x.shape)} is not of the total's shape {tuple(total.shape)}"
-        )
+        raise ValueError(f"add: x {tuple(x.shape)} is not of the total's {tuple(total.shape)}")
     _backend("add", x)(x, total)
 
 

@@ -48,6 +48,10 @@ class Forward(Protocol):
         """[s, vocabulary] float32 of some rows of the last stage's result."""
         ...
 
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's greatest logit [s] float32 and its id [s], as `CausalLM.greatest`."""
+        ...
+
 
 class Plain:
     """The model's own forward, op after op."""
@@ -75,6 +79,10 @@ class Plain:
     def logits(self, hidden: Tensor) -> Tensor:
         with using(self._pool):
             return self._model.logits(hidden)
+
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        with using(self._pool):
+            return self._model.greatest(hidden)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +173,10 @@ class Taped:
     def logits(self, hidden: Tensor) -> Tensor:
         with using(self._pool):
             return self._model.logits(hidden)
+
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        with using(self._pool):
+            return self._model.greatest(hidden)
 
 
 class Written(NamedTuple):

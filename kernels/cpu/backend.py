@@ -64,6 +64,15 @@ def logits(x: Tensor, weight: Tensor | Packed) -> Tensor:
     return _linear(x, weight, None, torch.float32)
 
 
+def greatest_logit(x: Tensor, weight: Packed) -> tuple[Tensor, Tensor]:
+    x = x if _flat(x) else x.contiguous()
+    top = torch.empty(len(x), dtype=torch.float32)
+    tokens = torch.empty(len(x), dtype=torch.int64)
+    chosen = {"out": tokens, "top": top, "epilogue": Epilogue.ARGMAX_ROW}
+    _run(Kind.LINEAR, x, {"x": x, "weight": weight, **chosen})
+    return top, tokens
+
+
 def _linear(x: Tensor, weight: Packed, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     out = _new(x, len(weight), dtype)
     fields = {"x": x, "out": out, "weight": weight, "bias": _float32(bias)}

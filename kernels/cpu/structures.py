@@ -103,6 +103,7 @@ class Linear(ctypes.Structure):
         ("bias", c_void_p),
         ("extent", c_int32),
         ("epilogue", c_int32),
+        ("top", c_void_p),
     )
 
 
