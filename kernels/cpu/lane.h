@@ -19,6 +19,23 @@ struct Lane {
     // This lane's even share of `total` tasks: [first, last).
     int64_t first(int64_t total) const { return total * index / count; }
     int64_t last(int64_t total) const { return total * (index + 1) / count; }
+
+    // Calls f with each of `total` tasks on one lane or another: the first half in even shares, the
+    // rest in ever shorter pieces to whoever is free, so that a lane that a neighbour of the machine
+    // holds up holds up no other. `turn` counts these calls within a step, each of as many tasks.
+    template <class F>
+    void deal(int64_t total, int64_t turn, F f) {
+        int64_t fixed = count == 1 ? total : total / 2, rest = total - fixed;
+        for (int64_t i = first(fixed); i < last(fixed); i++) f(i);
+        int64_t end = (turn + 1) * rest, next = tickets->load();
+        while (next < end) {
+            int64_t some = (end - next) / (2 * count);
+            int64_t after = next + (some ? some : 1);
+            if (!tickets->compare_exchange_weak(next, after)) continue;
+            for (; next < after; next++) f(total - (end - next));
+            next = tickets->load();
+        }
+    }
 };
 
 constexpr int64_t SCRATCH_BYTES = 4 << 20;

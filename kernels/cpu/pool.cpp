@@ -20,6 +20,11 @@ namespace {
 // How long a thread stays awake for the next run. The loop's own work between two steps is shorter.
 constexpr int64_t AWAKE_NS = 200'000;
 
+// How long a thread stays awake for those that are late at a barrier: longer than running ones
+// differ by. One that is later than that is not running, and a core that sleeps meanwhile serves
+// whoever took its place.
+constexpr int64_t PATIENCE_NS = 50'000;
+
 constexpr uint32_t ROUND_TO_NEAREST_FLUSH_DENORMALS = 0x9fc0;  // MXCSR, no exception raised
 
 int64_t now_ns() {
@@ -32,23 +37,30 @@ void futex(std::atomic<uint32_t>* word, int operation, uint32_t value) {
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, nullptr, nullptr, 0);
 }
 
-// Threads come and wait for the last one. Spinning yields only when it has lasted far longer than
-// any op: an early yield on a busy machine hands a whole time slice away at every step.
+// Threads come and wait for the last one.
 struct Barrier {
     alignas(64) std::atomic<int32_t> came{0};
     alignas(64) std::atomic<uint32_t> round{0};
+    std::atomic<int32_t> asleep{0};
 
     void meet(int32_t count) {
         if (count == 1) return;
         uint32_t mine = round.load(std::memory_order_acquire);
         if (came.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
             came.store(0, std::memory_order_relaxed);
-            round.store(mine + 1, std::memory_order_release);
+            round.store(mine + 1);
+            if (asleep.load()) futex(&round, FUTEX_WAKE_PRIVATE, INT32_MAX);
             return;
         }
-        for (int64_t spins = 0; round.load(std::memory_order_acquire) == mine; spins++) {
+        int64_t since = 0;
+        for (int64_t spins = 1; round.load(std::memory_order_acquire) == mine; spins++) {
             __builtin_ia32_pause();
-            if (spins > 200'000) sched_yield();
+            if (spins % 64) continue;
+            if (!since) since = now_ns();
+            if (now_ns() - since < PATIENCE_NS) continue;
+            asleep.fetch_add(1);
+            futex(&round, FUTEX_WAIT_PRIVATE, mine);
+            asleep.fetch_sub(1);
         }
     }
 };

@@ -74,6 +74,27 @@ def _ticks(task: str) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+def test_a_lane_that_waits_for_one_without_a_core_sleeps() -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        pool, total = Pool(2), torch.zeros(2, 1 << 20)
+        run, before = adder(pool, total), _sleeps()
+        for _ in range(20):
+            assert run() == 0
+        assert bool((total == 20).all())
+        assert _sleeps() - before >= 10
+        pool.close()
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _sleeps() -> int:
+    """How often the calling thread has given its core up by itself."""
+    with open("/proc/thread-self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt"))
+
+
 def test_closing_twice_is_harmless() -> None:
     pool = Pool(2)
     pool.close()
