@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
+from ...kernels.cpu import memory
 from ...kernels.cpu.backend import gap
 from ...kernels.cpu.structures import Pool, absence
 from ...kernels.gpu.choice import Model, choose_attention, gpu
@@ -217,6 +218,12 @@ class Device:
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Memory that holds anything at all; on CPUs a page costs nothing until it is touched."""
         return torch.empty(shape, dtype=dtype, device=self.place)
+
+    def large(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """As `empty`, for what steps read much of: on CPUs in pages of 2 MiB where the kernel
+        grants them.
+        """
+        return memory.empty(shape, dtype) if self.is_cpu else self.empty(*shape, dtype=dtype)
 
     def release(self) -> None:
         """Give freed memory back to the driver."""
