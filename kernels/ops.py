@@ -23,13 +23,13 @@ from torch import Tensor
 
 from . import reference
 from .cpu import backend as native
-from .cpu import panels
+from .cpu import panels, structures
 from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
 from .cpu.ranks import Ranks
 from .cpu.threads import current_pool
+from .gpu.backends import LIBRARIES, backends
 from .gpu.backends import Choice as Choice
-from .gpu.backends import backends
 
 _chosen = threading.local()
 
@@ -48,9 +48,7 @@ device a step is recorded; only ops on CPUs are."""
 
 
 def _backends(device: str, choice: Choice) -> tuple[ModuleType, ...]:
-    if device != "cuda":
-        return _BACKENDS.get(device, ())
-    return backends(choice.attention, choice.exact)
+    return backends(*choice) if device == "cuda" else _BACKENDS.get(device, ())
 
 
 @cache
@@ -65,6 +63,15 @@ def _backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[
     """Who computes an op of x's dtype on x's device, or on that of `by`."""
     choice = getattr(_chosen, "choice", Choice())
     return _find(op, (x if by is None else by).device.type, x.dtype, choice)
+
+
+def computed_by(op: str, device: torch.device, dtype: torch.dtype, choice: Choice) -> str:
+    """`native` and its instructions, `triton`, `FLASH_ATTN`, `FLASHINFER` or `torch`, by dtype."""
+    *_, folder, module = _find(op, device.type, dtype, choice).__module__.split(".")
+    if folder == "gpu":
+        return LIBRARIES.get(module, "triton")
+    instructions = structures.instructions() if folder == "cpu" else None
+    return "torch" if instructions is None else f"native {instructions}"
 
 
 def pack(weight: Tensor, *, paired: bool = False) -> Tensor | Packed:
@@ -115,6 +122,13 @@ def logits(x: Tensor, weight: Tensor | Packed) -> Tensor:
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"logits: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
     return _backend("logits", x)(x, weight)  # type: ignore[no-any-return]
+
+
+def greatest_logit(x: Tensor, weight: Tensor | Packed) -> tuple[Tensor, Tensor]:
+    """`greatest(logits(x, weight))`, without ever writing the logits where a backend can."""
+    if isinstance(weight, Packed):
+        return native.greatest_logit(x, weight)
+    return greatest(logits(x, weight))
 
 
 def gated_linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
@@ -203,9 +217,7 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
 def add(x: Tensor, total: Tensor) -> None:
     """Add x to `total` in place. Both [T, C]; x is left as it was."""
     if x.shape != total.shape:
-        raise ValueError(
-            f"add: x {tuple(x.shape)} is not of the total's shape {tuple(total.shape)}"
-        )
+        raise ValueError(f"add: x {tuple(x.shape)} is not of the total's {tuple(total.shape)}")
     _backend("add", x)(x, total)
 
 
