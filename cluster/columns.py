@@ -9,7 +9,15 @@ from .escapes import clean
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under a head."""
+    for line in table(head, rows):
+        print(line)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of rows under a head."""
     shown = [head, *([clean(cell) for cell in row] for row in rows)]
     wide = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        print("   ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip())
+    return [
+        "   ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip()
+        for row in shown
+    ]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from ..engine.errors import ConfigError
 from .banner import Progress
 from .commands.completion import complete_model
 from .config import ServeConfig
@@ -21,7 +22,10 @@ from .running import registered
 
 DETACH = "--detach"
 PRINT = "--print-config"
+EXPLAIN = "--explain"
+JSON = "--json"
 DEBUG = "--debug"
+_SWITCHES = (DETACH, PRINT, EXPLAIN, JSON)
 
 
 class ServeCommand(typer.core.TyperCommand):
@@ -38,9 +42,9 @@ class ServeCommand(typer.core.TyperCommand):
             wanted = ["--help"]
         if wanted or ctx.resilient_parsing:
             return super().parse_args(ctx, wanted or args)
-        switches = {arg.replace("_", "-") for arg in args} & {DETACH, PRINT}
-        ctx.meta.update(dict.fromkeys((DETACH, PRINT), False) | dict.fromkeys(switches, True))
-        ctx.obj = [arg for arg in args if arg.replace("_", "-") not in (DEBUG, DETACH, PRINT)]
+        switches = {arg.replace("_", "-") for arg in args} & {*_SWITCHES}
+        ctx.meta.update(dict.fromkeys(_SWITCHES, False) | dict.fromkeys(switches, True))
+        ctx.obj = [arg for arg in args if arg.replace("_", "-") not in (DEBUG, *_SWITCHES)]
         return super().parse_args(ctx, [])
 
     def _show_only(self, word: str) -> None:
@@ -68,6 +72,13 @@ def _serve(ctx: typer.Context, **_: object) -> None:
             typer.echo(f"  {remark}", err=True)
         typer.echo(printed(resolved), nl=False)
         return
+    if ctx.meta[EXPLAIN]:
+        from .explained import explained
+
+        typer.echo(explained(config, as_json=ctx.meta[JSON]), nl=False)
+        return
+    if ctx.meta[JSON]:
+        raise ConfigError(f"{JSON} goes with {EXPLAIN}; leave it out", "json")
     if ctx.meta[DETACH]:
         raise typer.Exit(_detach(ctx.obj, config))
     screen = screen_of_launcher()
@@ -113,6 +124,12 @@ def add_to(app: typer.Typer) -> None:
         help="Print the configuration as YAML, with where each value comes from, and end.",
         metavar="",
     )
+    explain = typer.Option(
+        EXPLAIN,
+        help="Print which implementation computes each op of the model here, and why, and end.",
+        metavar="",
+    )
+    as_json = typer.Option(JSON, help=f"With {EXPLAIN}: print JSON.", metavar="")
     detached = typer.Option(DETACH, help="Serve in the background, once it is ready.", metavar="")
     debug = typer.Option(DEBUG, help="Show tracebacks.", metavar="", hidden=True)
     _serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -124,6 +141,8 @@ def add_to(app: typer.Typer) -> None:
             inspect.Parameter(
                 "print_config", kind, default=False, annotation=Annotated[bool, shown]
             ),
+            inspect.Parameter("explain", kind, default=False, annotation=Annotated[bool, explain]),
+            inspect.Parameter("json", kind, default=False, annotation=Annotated[bool, as_json]),
             inspect.Parameter("detach", kind, default=False, annotation=Annotated[bool, detached]),
             inspect.Parameter("debug", kind, default=False, annotation=Annotated[bool, debug]),
             *parameters(),

@@ -39,7 +39,7 @@ MODELS = "models"
 AUTO = "auto"
 HIDDEN = "(not shown)"
 
-SWITCHES = ("config", "detach", "print_config", "debug")
+SWITCHES = ("config", "detach", "print_config", "explain", "json", "debug")
 """Flags of the command line that are no settings."""
 
 

@@ -111,3 +111,6 @@ class DecoderLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.logits(hidden)
+
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lm_head.greatest(hidden)

@@ -202,6 +202,12 @@ class Embedding(nn.Module):
         full[:, : found.shape[1]] = found
         return self.mesh.all_gather(full)[:, : self.vocab_size]
 
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each row the greatest logit [S] and the first id that has it [S]."""
+        if self.mesh.size == 1:
+            return ops.greatest_logit(hidden, self.weight)
+        return ops.greatest(self.logits(hidden))
+
 
 class RMSNorm(nn.Module):
     """Root mean square norm, alone or with the residual added first."""

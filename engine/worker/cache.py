@@ -56,7 +56,7 @@ def allocate(
     `groups` are those of the whole model, of which a stage may have some layers.
     """
     layers = tuple(
-        device.empty(2, num_blocks, block_size, spec.num_kv_heads, spec.head_size, dtype=dtype)
+        device.large(2, num_blocks, block_size, spec.num_kv_heads, spec.head_size, dtype=dtype)
         for spec in specs
     )
     return Cache(

@@ -158,6 +158,9 @@ class Graphed:
     def logits(self, hidden: Tensor) -> Tensor:
         return self._plain.logits(hidden)
 
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self._plain.greatest(hidden)
+
     def _size(self, batch: ModelInput) -> Size:
         """The least size that holds a batch: powers of 2 in rows, of 4 in keys."""
         rows = 1 << (len(batch.tokens) - 1).bit_length()

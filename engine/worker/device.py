@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
+from ...kernels.cpu import memory
+from ...kernels.cpu.backend import gap
 from ...kernels.cpu.structures import Pool, absence
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
@@ -120,6 +122,26 @@ class Device:
         """
         return not self.is_cpu and self.choice.attention in ("triton", "FLASH_ATTN")
 
+    def cannot_record(self, dtype: torch.dtype) -> str | None:
+        """Why it cannot replay steps of this dtype; None where it can, if the model lets it."""
+        if self.is_cpu:
+            return gap(dtype)
+        return None if self.records_graphs else f"{self.choice.attention} plans on the host"
+
+    @property
+    def replays(self) -> str:
+        """How it runs a step that can be recorded, in words."""
+        if self.is_cpu:
+            return "recorded once, then replayed in native code on threads that stay awake"
+        return "decode in CUDA graphs, the rest op by op"
+
+    @property
+    def sums(self) -> str:
+        """What adds up over ranks, in words."""
+        if self.is_cpu:
+            return "shared memory on a node, gloo across nodes"
+        return "NCCL, added in the order of ranks" if self.choice.exact else "NCCL"
+
     def enter(self) -> None:
         """Make it, and its kernels, the calling thread's own."""
         ops.use(self.choice)
@@ -196,6 +218,12 @@ class Device:
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Memory that holds anything at all; on CPUs a page costs nothing until it is touched."""
         return torch.empty(shape, dtype=dtype, device=self.place)
+
+    def large(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """As `empty`, for what steps read much of: on CPUs in pages of 2 MiB where the kernel
+        grants them.
+        """
+        return memory.empty(shape, dtype) if self.is_cpu else self.empty(*shape, dtype=dtype)
 
     def release(self) -> None:
         """Give freed memory back to the driver."""

@@ -8,11 +8,12 @@ than ops and views runs op by op.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...kernels import ops
 from ...kernels.cpu.recorder import NotRecordable, Recorder, Rows
@@ -24,6 +25,7 @@ from ..model.batch import ModelInput
 from ..model.zoo.registry import CausalLM
 from .cache import Cache
 from .cuda_graphs import CudaRecorder, Graphed
+from .device import Device
 from .progress import IDLE, Progress
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,10 @@ class Forward(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[s, vocabulary] float32 of some rows of the last stage's result."""
+        ...
+
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's greatest logit [s] float32 and its id [s], as `CausalLM.greatest`."""
         ...
 
 
@@ -73,6 +79,10 @@ class Plain:
     def logits(self, hidden: Tensor) -> Tensor:
         with using(self._pool):
             return self._model.logits(hidden)
+
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        with using(self._pool):
+            return self._model.greatest(hidden)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +174,33 @@ class Taped:
         with using(self._pool):
             return self._model.logits(hidden)
 
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        with using(self._pool):
+            return self._model.greatest(hidden)
+
+
+class Written(NamedTuple):
+    """A step that was written down, its result, and the memory that it reads."""
+
+    recorder: Recorder
+    hidden: Tensor
+    given: Given
+
+
+def write_down(
+    model: CausalLM, cache: Cache, limits: Limits, where: Callable[[], str], *, last: bool = True
+) -> Written:
+    """The ops of the model's forward; `where` says which part is running. Raises NotRecordable."""
+    # A stage that is not the first has no use for tokens: it begins with what it is handed.
+    given = Given(cache, limits, first=limits.width == 0)
+    recorder = Recorder(_SOME, where)
+    batch, handed = given.stand_in(recorder, cache)
+    with recorder.recording(), torch.inference_mode():
+        hidden = model.forward(batch, handed)
+        if last:
+            hidden = ops.gather(hidden, batch.wanted)
+    return Written(recorder, hidden, given)
+
 
 def record(
     model: CausalLM, cache: Cache, limits: Limits, progress: Progress, *, last: bool = True
@@ -171,22 +208,22 @@ def record(
     """A tape of the model's forward, and what it reads; the rank is idle then. Raises
     NotRecordable.
     """
-    assert isinstance(model, nn.Module)
-    # A stage that is not the first has no use for tokens: it begins with what it is handed.
-    first = limits.width == 0
-    given = Given(cache, limits, first=first)
-    recorder = Recorder(_SOME, lambda: progress.operation)
-    batch, handed = given.stand_in(recorder, cache)
+    progress.at("before the layers")
     try:
-        with recorder.recording(), torch.inference_mode():
-            progress.at("before the layers")
-            hidden = model.forward(batch, handed)
-            if last:
-                hidden = ops.gather(hidden, batch.wanted)
+        made = write_down(model, cache, limits, lambda: progress.operation, last=last)
     finally:
         progress.at(IDLE)
     most = Counts(limits.tokens, limits.tokens, limits.sequences)
-    return Tape(recorder.lines, recorder.view(hidden), most), given
+    return Tape(made.recorder.lines, made.recorder.view(made.hidden), most), made.given
+
+
+def obstacle(model: CausalLM, device: Device, dtype: torch.dtype, *, eager: bool) -> str | None:
+    """Why steps are to run op by op; None where they are recorded, if they can be."""
+    if eager:
+        return "enforce_eager"
+    if not getattr(model, "recordable", True):
+        return "transformers' code computes them"
+    return device.cannot_record(dtype)
 
 
 def forward_of(
@@ -206,12 +243,11 @@ def forward_of(
     `limits.width` is 0 on the first stage, which is handed nothing.
     """
     plain = Plain(model, dtype, last=last, pool=pool)
-    if eager or not getattr(model, "recordable", True):
+    if obstacle(model, cache.device, dtype, eager=eager):
         return plain
     if cache.device.records_graphs:
         return Graphed(plain, model, cache, limits, CudaRecorder(), dtype=dtype, last=last)
-    if pool is None:
-        return plain
+    assert pool is not None, "a device without ops of its own cannot record"
     try:
         tape, given = record(model, cache, limits, progress, last=last)
     except NotRecordable as reason:

@@ -20,7 +20,7 @@ from .device import Device, Mark
 from .graphs import Forward
 from .inputs import Array, Layout, lay_out, model_input
 from .progress import Progress
-from .sampler import Sampled, Sampler, score
+from .sampler import Drawing, Sampled, Sampler, score
 from .slots import Slots
 from .team import Team
 
@@ -165,17 +165,23 @@ class Runner:
         for first in range(0, len(slot), self._piece):
             piece = slice(first, first + self._piece)
             self._progress.at("sampling")
-            logits = self._forward.logits(hidden[piece])
-            drawn = None
-            if self._seat.answers:
-                drawn = self._sampler.sample(logits, slot[piece], position[piece])
+            drawn = self._drawn(hidden[piece], slot[piece], position[piece])
+            if drawn is not None:
                 made.append(_Piece(first, slot[piece], drawn.read))
-            tokens = self._told(drawn.tokens if drawn else None, len(logits))
+            tokens = self._told(drawn.tokens if drawn else None, len(slot[piece]))
             upload = self._device.upload
             self._slots.write_sampled(
                 upload(slot[piece]), upload(position[piece]), tokens, int(position.max())
             )
         return made
+
+    def _drawn(self, hidden: Tensor, slot: Array, position: Array) -> Drawing | None:
+        """A token a row; None on a rank that only computes its share of the logits."""
+        if self._sampler.takes_greatest(slot):
+            found = self._forward.greatest(hidden)
+            return self._sampler.take(*found) if self._seat.answers else None
+        logits = self._forward.logits(hidden)
+        return self._sampler.sample(logits, slot, position) if self._seat.answers else None
 
     def _told(self, tokens: Tensor | None, count: int) -> Tensor:
         """What the rank that samples drew, on all that share its layers."""

@@ -83,8 +83,7 @@ class Sampler:
         failed, broken = self._edit(logits, slot, position)
         top, tokens = ops.greatest(logits)
         tokens = self._draw(logits, top, tokens, slot, position)
-        tokens = torch.where(torch.isfinite(top), tokens, 0)
-        drawn = self._device.download(torch.stack((tokens.double(), top.double())))
+        tokens, drawn = self._settled(top, tokens)
         scores: Callable[[], list[TokenLogprobs]] = list
         candidates: Callable[[], list[tuple[Candidate, ...]]] = list
         if raw is not None:
@@ -101,22 +100,45 @@ class Sampler:
             )
 
         def read() -> Sampled:
-            ids, tops = drawn.read().tolist()
             if broken is not None:
                 for row, is_broken in zip(broken.rows, broken.found.read().tolist(), strict=True):
                     if is_broken:
                         failed.setdefault(row, _unusable(np.nan))
-            for row, value in enumerate(tops):
-                if not -np.inf < value < np.inf:
-                    failed.setdefault(row, _unusable(value))
             return Sampled(
-                ids=[int(token) for token in ids],
+                ids=_usable(drawn, failed),
                 logprobs=dict(zip(asked.tolist(), scores(), strict=True)),
                 candidates=dict(zip(choosers.tolist(), candidates(), strict=True)),
                 failed=failed,
             )
 
         return Drawing(tokens, read)
+
+    def takes_greatest(self, slot: Array) -> bool:
+        """Whether these rows want their greatest raw logit each, and to know of no other."""
+        columns = self._columns
+        return not (
+            (columns.temperature[slot] > 0)
+            | (columns.candidates[slot] != 0)
+            | (columns.logprobs[slot] != NONE)
+            | columns.edited[slot]
+            | columns.penalised(slot)
+        ).any()
+
+    def take(self, top: Tensor, tokens: Tensor) -> Drawing:
+        """As `sample`, for rows that take their greatest logit: `top` [S] float32 of `tokens`."""
+        tokens, drawn = self._settled(top, tokens)
+
+        def read() -> Sampled:
+            failed: dict[int, str] = {}
+            ids = _usable(drawn, failed)
+            return Sampled(ids=ids, logprobs={}, candidates={}, failed=failed)
+
+        return Drawing(tokens, read)
+
+    def _settled(self, top: Tensor, tokens: Tensor) -> tuple[Tensor, Download]:
+        """The tokens, 0 of rows whose greatest logit is none, and both on their way to the host."""
+        tokens = torch.where(torch.isfinite(top), tokens, 0)
+        return tokens, self._device.download(torch.stack((tokens.double(), top.double())))
 
     def _edit(
         self, logits: Tensor, slot: Array, position: Array
@@ -348,6 +370,15 @@ def _top(ids: list[int], values: list[float]) -> list[tuple[int, float]]:
 def _rows(values: Tensor, index: Tensor) -> Tensor:
     """Some rows, without a copy where they are all."""
     return values if len(index) == len(values) else values[index]
+
+
+def _usable(drawn: Download, failed: dict[int, str]) -> list[int]:
+    """The ids of what was drawn; rows whose greatest logit is no number join `failed`."""
+    ids, tops = drawn.read().tolist()
+    for row, value in enumerate(tops):
+        if not -np.inf < value < np.inf:
+            failed.setdefault(row, _unusable(value))
+    return [int(token) for token in ids]
 
 
 def _unusable(top: float) -> str:

@@ -22,7 +22,7 @@ from .binding import bind
 from .panels import DTYPES as NATIVE
 from .panels import Packed
 from .ranks import Ranks
-from .structures import Epilogue, Kind, NormKind, Sizes, Step, has, step
+from .structures import Epilogue, Kind, NormKind, Sizes, Step, absence, has, step
 from .threads import current_pool
 
 DTYPES = tuple(NATIVE)
@@ -63,6 +63,15 @@ def logits(x: Tensor, weight: Tensor | Packed) -> Tensor:
         made = partial(_new, x, len(weight), torch.float32)
         return _fall_back("logits", made, x, weight)
     return _linear(x, weight, None, torch.float32)
+
+
+def greatest_logit(x: Tensor, weight: Packed) -> tuple[Tensor, Tensor]:
+    x = x if _flat(x) else x.contiguous()
+    top = torch.empty(len(x), dtype=torch.float32)
+    tokens = torch.empty(len(x), dtype=torch.int64)
+    chosen = {"out": tokens, "top": top, "epilogue": Epilogue.ARGMAX_ROW}
+    _run(Kind.LINEAR, x, {"x": x, "weight": weight, **chosen})
+    return top, tokens
 
 
 def _linear(x: Tensor, weight: Packed, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -166,9 +175,23 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 def native_pages(dtype: torch.dtype, head_size: int, block_size: int) -> bool:
     """Whether a cache of such pages is laid out as native.h says; else as `ops.store_kv` does."""
-    whole = block_size == 16 or (block_size > 0 and block_size % 32 == 0)
-    fits = whole and head_size % 16 == 0 and head_size <= 256
-    return fits and dtype in NATIVE and has(Kind.STORE_KV) and has(Kind.ATTEND)
+    return gap(dtype) is None and pages_gap(head_size, block_size) is None
+
+
+def gap(dtype: torch.dtype) -> str | None:
+    """Why torch computes ops of this dtype here; None where the library does."""
+    if missing := absence():
+        return f"there are no native ops: {missing}"
+    return None if dtype in NATIVE else "native ops are for float32 and bfloat16"
+
+
+def pages_gap(head_size: int, block_size: int) -> str | None:
+    """Why native.h has no layout for a cache of such pages; None where it has."""
+    if head_size % 16 or head_size > 256:
+        return f"native heads are multiples of 16 up to 256, and these are of {head_size}"
+    if block_size != 16 and block_size % 32:
+        return f"native blocks are 16 or a multiple of 32 tokens, and these are of {block_size}"
+    return None
 
 
 def _native(kv: Tensor) -> bool:

@@ -68,8 +68,8 @@ enum Epilogue : int32_t {
     GELU_ERF = 3,
     GELU_TANH = 4,
     RELU = 5,
-    ARGMAX_ROW = 6,  // out.data int64 [rows]: each row's greatest output, the lowest of equals,
-                     // a NaN above all; y is not kept
+    ARGMAX_ROW = 6,  // out.data int64 [rows]: the place of each row's greatest output, the lowest
+                     // of equals, a NaN above all; `top` is that output; y is not kept
 };
 
 // On AMX and AVX-512 bf16, x is rounded to bfloat16 for BF16_PANELS.
@@ -79,6 +79,7 @@ struct Linear {
     const float* bias;  // [outputs], of a paired weight in the same order as its outputs; or null
     Extent extent;
     Epilogue epilogue;
+    float* top;         // [rows] of ARGMAX_ROW; or null
 };
 
 // y = norm(x) * weight + bias, over `columns`, for `groups` runs of columns in each row:

@@ -103,6 +103,7 @@ class Linear(ctypes.Structure):
         ("bias", c_void_p),
         ("extent", c_int32),
         ("epilogue", c_int32),
+        ("top", c_void_p),
     )
 
 
@@ -324,6 +325,12 @@ def absence() -> str | None:
     if digest() not in (None, found.shoal_sources().decode()):
         return f"they were built of other sources: {command}"
     return None
+
+
+def instructions() -> str | None:
+    """The instruction set of the native ops; None without them."""
+    native = library()
+    return None if native is None else native.shoal_instructions().decode()
 
 
 def opened(path: Path) -> ctypes.CDLL | None:

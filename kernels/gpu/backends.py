@@ -32,6 +32,9 @@ ATTENTION = {
 }
 """A backend's module, and whose takes what it leaves."""
 
+LIBRARIES = {"with_flash_attn": "FLASH_ATTN", "with_flashinfer": "FLASHINFER"}
+"""Modules that call somebody else's kernels; the others are Triton's."""
+
 log = logging.getLogger(__name__)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from ....kernels import ops
 from ...errors import ConfigError
 from ..batch import ModelInput
 from ..config import ModelConfig
@@ -77,6 +78,9 @@ class FallbackLM(nn.Module):
         self.given.hidden = hidden[None]
         found: Tensor = self.head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return found.float()
+
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.greatest(self.logits(hidden))
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and kept buffers under transformers' names; tied ones under each of theirs."""

@@ -196,6 +196,9 @@ class Falcon(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.logits(hidden)
 
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lm_head.greatest(hidden)
+
 
 def falcon(
     config: ModelConfig, mesh: Mesh, *, stage: Stage | None = None, max_len: int | None = None

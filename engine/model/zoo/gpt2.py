@@ -133,6 +133,9 @@ class GPT2(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.logits(hidden)
 
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lm_head.greatest(hidden)
+
 
 def gpt2(
     config: ModelConfig, mesh: Mesh, *, stage: Stage | None = None, max_len: int | None = None

@@ -43,6 +43,11 @@ class CausalLM(Protocol):
         """[S, vocabulary] float32 of hidden states [S, d], whole on each rank of the last stage."""
         ...
 
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each row the greatest logit [S] float32, a NaN above all, and the first id [S] that
+        has it: bit for bit what `logits` gives."""
+        ...
+
 
 ARCHITECTURES: dict[str, Callable[..., CausalLM]] = {
     "FalconForCausalLM": falcon,

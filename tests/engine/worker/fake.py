@@ -60,6 +60,10 @@ class PrefixModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.table[hidden[:, 0].long()].clone()
 
+    def greatest(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        top, tokens = self.logits(hidden).max(-1)
+        return top, tokens
+
 
 def runner(model, num_blocks=64, num_slots=20):
     """A runner over a cache full of what must never be read."""

@@ -6,8 +6,10 @@ import pytest
 import torch
 from shoal.engine.config import EngineConfig
 from shoal.engine.errors import ConfigError
+from shoal.engine.plan import CacheSpec
 from shoal.engine.worker import device as device_module
 from shoal.engine.worker import worker as worker_module
+from shoal.engine.worker.cache import allocate
 from shoal.engine.worker.device import Device
 from shoal.engine.worker.worker import forecast
 from shoal.kernels import ops
@@ -46,6 +48,15 @@ def test_a_gpu_computes_by_the_table(h200):
     assert chosen.adds_in_order, "ranks add in their order too"
     with pytest.raises(ConfigError, match=r"attention_backend=FLASHINFER.*heads"):
         CUDA.choosing("FLASHINFER", False, torch.bfloat16, (80,), 16)
+
+
+def test_a_cache_on_a_cpu_begins_at_a_large_page() -> None:
+    spec = CacheSpec(2, 16)
+    for kind in (torch.float32, torch.bfloat16):
+        cache = allocate([spec, spec], (spec,), 5, 32, kind, Device(torch.device("cpu")))
+        assert [tuple(layer.shape) for layer in cache.layers] == [(2, 5, 32, 2, 16)] * 2
+        assert all(layer.data_ptr() % (2 << 20) == 0 for layer in cache.layers)
+        assert {layer.dtype for layer in cache.layers} == {kind}
 
 
 def test_a_backend_that_cannot_serve_is_refused_before_loading(tiny_model, monkeypatch):

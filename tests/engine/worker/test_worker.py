@@ -250,6 +250,22 @@ def test_one_bad_request_in_sixteen_fails_alone(engine, poisoned, reason, overla
     assert again == well
 
 
+def test_greedy_rows_are_the_same_whatever_computes_them(engine, poisoned):
+    """Alone they are chosen in the product of the head, beside a drawn row from its logits."""
+    greedy = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    texts = prompts(5, seed=9)
+    texts[3] = (*texts[3], POISON)
+    run = engine(poisoned)
+    alone = run.run(requests_for(texts, lambda i: greedy))
+    assert {name for name, entry in alone.items() if entry["error"]} == {"3"}
+    assert "not a number" in alone["3"]["error"]
+    mixed = run.run(requests_for([*texts, texts[0]], lambda i: drawn(i) if i == 5 else greedy))
+    asked = run.run(requests_for(texts, lambda i: replace(greedy, logprobs=0)))
+    for name in alone:
+        assert mixed[name] == alone[name]
+        assert asked[name]["tokens"] == alone[name]["tokens"]
+
+
 def test_layers_that_see_a_window_have_blocks_of_their_own(engine, model):
     groups = engine().capacity.groups
     windows = {"qwen2": [None, 20]}.get(model.config.model_type, [None])

@@ -74,6 +74,21 @@ def test_products_of_packed_weights(
         close(logits, right, DTYPES[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 33])
+def test_the_greatest_logit_is_that_of_the_logits(dtype: torch.dtype, rows: int) -> None:
+    weight, x = draw(331, 64, dtype=dtype), draw(rows, 64, dtype=dtype, seed=1)
+    weight[200] = weight[17]
+    if rows > 2:
+        x[0], x[1], x[2, 5] = weight[17], torch.inf, torch.nan
+    for form in (packed(weight), weight):
+        top, tokens = ops.greatest_logit(x, form)
+        right, ids = ops.logits(x, form).max(-1) if rows else (top, tokens)
+        assert torch.equal(top.view(torch.int32)[3:], right.view(torch.int32)[3:])
+        assert torch.equal(top.nan_to_num(7), right.nan_to_num(7))
+        assert torch.equal(tokens, ids)
+
+
 def test_rows_are_gathered() -> None:
     x, rows = draw(7, 5, dtype=torch.bfloat16), torch.tensor([6, 0, 3])
     assert torch.equal(ops.gather(x, rows), x[rows])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -108,3 +110,19 @@ def test_a_call_cuts_the_step_in_two() -> None:
     found = tape.run(pool, Counts(3, 0, 1))
     assert torch.equal(found, (block.table[torch.tensor([4, 4, 9])] - 1).relu())
     pool.close()
+
+
+def test_to_record_is_not_to_import_torchs_compiler() -> None:
+    """It takes a second of CPU, at every start of a rank."""
+    code = (
+        "import sys, torch\n"
+        "from shoal.kernels import ops\n"
+        "from shoal.kernels.cpu.recorder import Recorder, Rows\n"
+        "recorder = Recorder({Rows.TOKENS: 7}, lambda: '')\n"
+        "tokens = recorder.given(torch.zeros(9, dtype=torch.int64), Rows.TOKENS)\n"
+        "with recorder.recording():\n"
+        "    ops.embed(tokens, torch.zeros(5, 32)).view(-1, 2, 16)\n"
+        "assert recorder.lines\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,163 @@
+"""What is said of where ops run is what a rank does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shoal.engine.config import EngineConfig
+from shoal.engine.worker import explain as module
+from shoal.engine.worker.device import Device
+from shoal.engine.worker.explain import Explanation, Part, explain
+from shoal.engine.worker.graphs import Plain, Taped
+from shoal.engine.worker.worker import Worker
+from shoal.kernels import ops
+from shoal.kernels.cpu import backend, structures
+from transformers import FalconConfig, Qwen3Config
+
+PAGED = {"store_kv", "plan_attention", "paged_attention"}
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Qwen3's shape with heads of 24, which no native page holds."""
+    return saved(tmp_path, head_dim=24)
+
+
+def saved(folder: Path, **values: Any) -> Path:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 331}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    shape = Qwen3Config(**{**sizes, **heads, **values}, architectures=["Qwen3ForCausalLM"])
+    shape.save_pretrained(folder)
+    return folder
+
+
+def config(model: Path, **values: Any) -> EngineConfig:
+    return EngineConfig(model=str(model), device="cpu", **values)
+
+
+def native(found: Explanation) -> set[str]:
+    return {p.op for p in found.parts if p.runs == f"native {structures.instructions()}"}
+
+
+def forward(config: EngineConfig) -> Any:
+    """How a rank that really started computes."""
+    worker = Worker()
+    worker.start(replace(config, threads=1, load_format="dummy", num_gpu_blocks_override=20))
+    assert worker._runner is not None
+    return worker._runner._forward
+
+
+def test_the_bundled_model_is_native_in_every_op(tiny_model: Path) -> None:
+    found = explain(config(tiny_model))
+    assert {p.why for p in found.parts} == {""}
+    assert all(p.runs.startswith("native ") for p in found.parts)
+    assert found.facts["steps"].startswith("recorded once")
+    assert found.facts["ranks"] == "one"
+    layers = {p.layers for p in found.parts if ".layers." in p.part}
+    assert layers == {6}
+    assert (
+        Part(
+            part="model.layers.*.mlp.gate_up",
+            op="linear + silu_mul",
+            runs=f"native {structures.instructions()}",
+            layers=6,
+        )
+        in found.parts
+    )
+
+
+def test_it_names_the_lines_of_the_tape_that_a_rank_replays(odd: Path) -> None:
+    found = [p for p in explain(config(odd)).parts if p.part != "sampling" and p.op != "logits"]
+    taped = forward(config(odd))
+    assert isinstance(taped, Taped)
+    lines = [" + ".join(filter(None, module._op(line))) for line in taped.tape.lines]
+    assert list(dict.fromkeys(lines)) == list(dict.fromkeys(p.op for p in found))
+    torchs = {line.name for line in taped.tape.lines if line.kind is None}
+    assert torchs == {p.op for p in found if p.runs == "torch"} == PAGED
+
+
+def test_an_odd_head_size_falls_back_op_by_op(odd: Path) -> None:
+    found = explain(config(odd, dtype="bfloat16"))
+    why = "native heads are multiples of 16 up to 256, and these are of 24"
+    assert {p.op for p in found.parts if p.why == why} == PAGED
+    assert found.facts["attention"] == f"torch ({why})"
+    assert {"embed", "rope", "rms_norm", "linear + add", "logits"} <= native(found)
+    assert {p.layers for p in found.parts if p.op == "store_kv"} == {3}
+
+
+def test_blocks_that_native_pages_do_not_come_in(tmp_path: Path) -> None:
+    found = explain(config(saved(tmp_path), block_size=8))
+    reasons = {p.why for p in found.parts if p.op == "paged_attention"}
+    assert reasons == {"native blocks are 16 or a multiple of 32 tokens, and these are of 8"}
+
+
+def test_float16_and_eager_steps_run_op_by_op(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    half = explain(config(folder, dtype="float16"))
+    assert half.facts["steps"] == "op by op: native ops are for float32 and bfloat16"
+    model = [p for p in half.parts if p.part != "sampling"]
+    assert {p.runs for p in model} == {"torch"}
+    assert {p.why for p in model} == {"native ops are for float32 and bfloat16"}
+    assert isinstance(forward(config(folder, dtype="float16")), Plain)
+    eager = explain(config(folder, enforce_eager=True))
+    assert eager.facts["steps"] == "op by op: enforce_eager"
+    assert {"linear", "add_rms_norm"} <= native(eager)
+
+
+def test_without_the_library_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "absence", lambda: "they were not built: make them")
+    monkeypatch.setattr(structures, "library", lambda: None)
+    found = explain(config(saved(tmp_path)))
+    why = "there are no native ops: they were not built: make them"
+    assert found.facts["steps"] == f"op by op: {why}"
+    assert {(p.runs, p.why) for p in found.parts} == {("torch", why)}
+
+
+def test_a_model_in_transformers_code_has_native_attention(tmp_path: Path) -> None:
+    found = explain(config(saved(tmp_path), model_impl="transformers"))
+    assert found.facts["steps"] == "op by op: transformers' code computes them"
+    (rest,) = (p for p in found.parts if p.part == "all but attention")
+    assert (rest.runs, rest.why, rest.layers) == ("torch", "model_impl is transformers", 3)
+    assert {"store_kv", "paged_attention"} <= native(found)
+
+
+def test_what_adds_up_over_ranks(tmp_path: Path) -> None:
+    found = explain(config(saved(tmp_path), tensor_parallel_size=2, pipeline_parallel_size=3))
+    sums = [p for p in found.parts if p.op == "all_reduce"]
+    assert {p.runs for p in sums} == {"shared memory on a node, gloo across nodes"}
+    assert [p.layers for p in sums] == [0, 3, 3]
+    assert found.facts["ranks"].startswith("2 share each layer, sums by shared memory")
+    assert found.facts["ranks"].endswith("; 3 stages")
+
+
+def test_another_shape_of_model_is_explained_too(tmp_path: Path) -> None:
+    shape = FalconConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=331, alibi=True
+    )
+    shape.architectures = ["FalconForCausalLM"]
+    shape.save_pretrained(tmp_path)
+    assert {"linear + gelu", "layer_norm", "paged_attention"} <= native(explain(config(tmp_path)))
+
+
+@pytest.mark.parametrize("attention", ["triton", "FLASH_ATTN", "torch"])
+def test_on_a_gpu_it_names_the_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str
+) -> None:
+    pytest.importorskip("triton")
+    device = Device(torch.device("cuda", 0), ops.Choice(attention))
+    monkeypatch.setattr(module, "pick", lambda name: device)
+    monkeypatch.setattr(module, "choose_kernels", lambda *_: (device, "first for Hopper"))
+    found = explain(config(saved(tmp_path), dtype="bfloat16"))
+    runs = {p.op: (p.runs, p.why) for p in found.parts}
+    assert runs["paged_attention"][0] == attention
+    assert runs["linear"] == runs["logits"] == ("torch", "cuBLAS")
+    assert runs["silu_mul"] == runs["add_rms_norm"] == ("triton", "")
+    assert found.facts["attention"] == f"{attention} (first for Hopper)"
+    graphs = "decode in CUDA graphs, the rest op by op"
+    assert found.facts["steps"] == (
+        "op by op: torch plans on the host" if attention == "torch" else graphs
+    )
