@@ -17,7 +17,7 @@ serve: .venv/.serve  ## install on the first run, then serve the bundled model, 
 	@exec $(BIN)/shoal serve $(ARGS)
 
 test: .venv/.test  ## run every test, or those that ARGS names
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@$(if $(ARGS),exec $(BIN)/python -m pytest $(ARGS),exec tests/lanes.sh $(BIN)/python)
 
 check: .venv/.test  ## lint, formatting, types
 	@$(BIN)/ruff check .

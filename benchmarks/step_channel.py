@@ -1,10 +1,12 @@
 """What a step costs between an executor and its ranks, and how stages of a pipeline overlap.
 
-    python benchmarks/step_channel.py [--ranks 1,2,4] [--steps 2000] [--json FILE]
+    python benchmarks/step_channel.py [--ranks 1,2,4] [--steps 2000] [--only sums] [--json FILE]
 
 A plan of about 2 KB goes to every rank and an empty result comes back: over the sockets of
 RayExecutor, by plain actor calls, and through Ray's compiled graph. Then the timeline of a
-pipeline of two stages that share their work evenly.
+pipeline of two stages that share their work evenly. Last, what a sum over ranks costs: a step of
+sums of rows of 1,024 float32 is replayed, in which they are ops, and one in which they are calls
+that go through pipes, in turn; each rank is a process of one thread.
 """
 
 from __future__ import annotations
@@ -12,16 +14,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from shoal.cluster.launch import private_ray
 from shoal.cluster.ray_executor import RayExecutor
 from shoal.engine.config import from_keys
@@ -29,34 +34,49 @@ from shoal.engine.core.scheduler import Scheduler
 from shoal.engine.loop import Loop
 from shoal.engine.plan import Plan
 from shoal.engine.request import Request, SamplingParams
+from shoal.engine.worker.exchange import Exchange
+from shoal.kernels import ops
+from shoal.kernels.cpu.recorder import Recorder, Rows
+from shoal.kernels.cpu.structures import Pool
+from shoal.kernels.cpu.tape import Counts, Tape
+from torch import Tensor
 
 MODEL = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 PLAN = Plan(step=0, stopped=tuple(range(256)) * 4)
 IDLE_S = 5.0
+ROWS, SUMS, TURNS = (1, 8, 32, 512), 56, 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--only", choices=["sums"])
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    found: dict[str, Any] = {"command": sys.argv, "channels": []}
+    ranks = [int(count) for count in chosen.ranks.split(",")]
+    found: dict[str, Any] = {"command": sys.argv}
+    if chosen.only != "sums":
+        found |= channels(ranks, chosen.steps)
+    found["sums"] = [figures for count in ranks if count > 1 for figures in sums(count)]
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def channels(ranks: list[int], steps: int) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
     print("channel          ranks  p50 us  p99 us  CPU of an idle rank")
     with tempfile.TemporaryDirectory() as logs, private_ray(Path(logs)):
-        for ranks in map(int, chosen.ranks.split(",")):
+        for count in ranks:
             for channel in (sockets, actor_calls, compiled_graph):
-                figures = {"channel": channel.__name__, "ranks": ranks}
-                figures |= channel(ranks, chosen.steps)
-                found["channels"].append(figures)
+                figures = {"channel": channel.__name__, "ranks": count, **channel(count, steps)}
+                found.append(figures)
                 print(
-                    f"{channel.__name__:15}  {ranks:5}  {figures['p50_us']:6.0f}  "
+                    f"{channel.__name__:15}  {count:5}  {figures['p50_us']:6.0f}  "
                     f"{figures['p99_us']:6.0f}  {figures['idle_cpu']:.1%}",
                     flush=True,
                 )
-        found["pipeline"] = pipeline()
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+        return {"channels": found, "pipeline": pipeline()}
 
 
 def executor_of(**keys: Any) -> tuple[RayExecutor, Any, Any]:
@@ -185,6 +205,65 @@ def pipeline() -> dict[str, Any]:
         print(f"stage {number}  " + "  |  ".join(spans))
     print("busy: " + ", ".join(f"stage {i} {share:.0%}" for i, share in enumerate(busy)))
     return {"depth": executor.depth, "busy": busy}
+
+
+def sums(ranks: int) -> list[dict[str, float]]:
+    """Microseconds a sum, by number of rows: the median and the best of many turns."""
+    context = multiprocessing.get_context("spawn")
+    barrier, folders, answers = context.Barrier(ranks), context.SimpleQueue(), context.SimpleQueue()
+    given = ranks, barrier, folders, answers
+    processes = [context.Process(target=summing, args=(rank, *given)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    found: list[dict[str, float]] = answers.get()
+    for process in processes:
+        process.join()
+    print(f"\na sum over {ranks} ranks, us: median (best)   inside a step      through pipes")
+    for each in found:
+        print(
+            f"{each['rows']:32} rows   {each['op_us']:9.1f} ({each['op_best_us']:.1f})  "
+            f"{each['call_us']:12.1f} ({each['call_best_us']:.1f})"
+        )
+    return found
+
+
+def summing(rank: int, ranks: int, barrier: Any, folders: Any, answers: Any) -> None:
+    """One of the ranks; the first answers."""
+    torch.set_num_threads(1)
+
+    def share(folder: str) -> str:
+        for _ in range(ranks - 1 if folder else 0):
+            folders.put(folder)
+        return folder or str(folders.get())
+
+    exchange = Exchange(rank, ranks, share, barrier.wait)
+    op = exchange.mesh().all_reduce
+    tapes = {"op": step_of(op), "call": step_of(partial(ops.across, exchange.all_reduce))}
+    pool, found = Pool(1), []
+    for rows in ROWS:
+        spent: dict[str, list[float]] = {name: [] for name in tapes}
+        for name, tape in list(tapes.items()) * TURNS:
+            barrier.wait()
+            begin = time.perf_counter()
+            tape.run(pool, Counts(rows, rows, 1))
+            spent[name].append(1e6 * (time.perf_counter() - begin) / SUMS)
+        figures: dict[str, float] = {"ranks": ranks, "rows": rows}
+        for name, each in spent.items():
+            figures |= {f"{name}_us": statistics.median(each), f"{name}_best_us": min(each)}
+        found.append(figures)
+    if rank == 0:
+        answers.put(found)
+    exchange.close()
+
+
+def step_of(all_reduce: Callable[[Tensor], Tensor]) -> Tape:
+    """A step of nothing but sums."""
+    recorder = Recorder(dict(zip(Rows, (7, 5, 2, 3), strict=True)), lambda: "sums")
+    x = recorder.given(torch.zeros(max(ROWS), 1024), Rows.TOKENS)
+    with recorder.recording():
+        for _ in range(SUMS):
+            x = all_reduce(x)
+    return Tape(recorder.lines, recorder.view(x), Counts(max(ROWS), max(ROWS), 1))
 
 
 if __name__ == "__main__":

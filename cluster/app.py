@@ -33,12 +33,14 @@ from ..engine.seat import num_ranks
 from . import logs, nodes, placement, rollout
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
+from .controller import await_controller
 from .deployments import (
     STOP_S,
     bounded,
     bundles_of,
     gateway_options,
     gateway_settings,
+    health_check_s,
     num_nodes,
     replica_options,
     replica_settings,
@@ -94,7 +96,7 @@ def application(
     shape = serve.deployment(
         max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=1.0,
-        health_check_timeout_s=10.0,
+        health_check_timeout_s=health_check_s(),
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.shutdown_timeout + STOP_S,
         max_constructor_retry_count=3,
@@ -159,6 +161,10 @@ def run(
             if _address(config) is not None:
                 nodes.check_installed()
         _listen(stop)  # Ray has put a handler of its own in place
+        if _address(config) is not None:
+            await_controller(stop, progress.note)
+            if stop.is_set():
+                return
         rolls = rollout.runs(config.name)
         if not rolls:
             Facts(config.name).clear()

@@ -23,6 +23,8 @@ _KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "stop": ["zebra quagga", "the end", "\n\n\n"]},
     {"temperature": 0.9, "presence_penalty": 0.5, "repetition_penalty": 1.1, "top_k": 40},
 )
+AWAY_S = 30.0
+AGAIN_S = 0.1
 _HUNG_UP = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError)
 _WORDS = "one day a little cat saw the big red sun and went to play with her friend Tom in a park"
 
@@ -116,7 +118,7 @@ async def tell_all(
 async def _tell(session: aiohttp.ClientSession, url: str, body: bytes) -> Told:
     told = Told(began=time.perf_counter())
     try:
-        async with session.post(url, data=body) as response:
+        async with await _connected(session, url, body) as response:
             if response.status != 200:
                 told.error = refusal(response.status, await response.read())
             else:
@@ -126,6 +128,20 @@ async def _tell(session: aiohttp.ClientSession, url: str, body: bytes) -> Told:
         told.hung_up = isinstance(error, _HUNG_UP)
     told.ended = time.perf_counter()
     return told
+
+
+async def _connected(session: aiohttp.ClientSession, url: str, body: bytes) -> Any:
+    """The answer as it begins; where nobody listens it is asked again, as clients do: a gateway
+    that was killed is away until there is another one.
+    """
+    until = time.perf_counter() + AWAY_S
+    while True:
+        try:
+            return await session.post(url, data=body)
+        except aiohttp.ClientConnectorError:
+            if time.perf_counter() > until:
+                raise
+            await asyncio.sleep(AGAIN_S)
 
 
 async def _read(response: aiohttp.ClientResponse, told: Told) -> None:

@@ -16,6 +16,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Deployment
 from ray.serve._private.config import DeploymentConfig
+from ray.serve._private.constants import REPLICA_HEALTH_CHECK_UNHEALTHY_THRESHOLD
 from ray.serve.exceptions import RayServeException
 
 from .. import __version__
@@ -28,6 +29,9 @@ from .handover import HAND_OVER_S
 from .shares import Share, is_on_gpu, kept, shares
 
 SURGE_PERCENT = 1  # rounded up to a whole replica
+SILENT_S = 10.0
+LEAST_CHECK_S = 2.0
+"""A machine that is busy may keep a health check waiting for so long."""
 STOP_S = 10.0
 """What a process gets to end beside the time of its streams."""
 
@@ -163,7 +167,15 @@ def replica_options(
     # One that did not scale when it was started would never report to the policy.
     scales = {"scales": model.autoscaling is not None}
     options["version"] = _version(scales | replica_settings(config, model))
+    options["health_check_timeout_s"] = health_check_s(model.engine.stall_timeout)
     return options
+
+
+def health_check_s(stall_s: float = 0) -> float:
+    """How long Serve waits for an answer, so that a process that gives none is replaced after
+    about `stall_s` (0: a time of its own): Serve believes only some that fail in a row.
+    """
+    return max(LEAST_CHECK_S, (stall_s or SILENT_S) / REPLICA_HEALTH_CHECK_UNHEALTHY_THRESHOLD)
 
 
 def replica_settings(config: ServeConfig, model: ModelConfig) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _start_ray(folder: Path) -> None:
 
     for attempts_left in reversed(range(ATTEMPTS)):
         try:
-            with _elsewhere(folder), _constants(_ON_LOOPBACK | _QUIET_SIGNALS):
+            with _elsewhere(folder), _constants(_ON_LOOPBACK | _QUIET_SIGNALS), _bare():
                 ray.init(
                     address="local",
                     namespace="shoal",
@@ -188,6 +188,27 @@ def _constants(values: Mapping[str, bool]) -> Iterator[None]:
         yield
     finally:
         vars(ray_constants).update(before)
+
+
+@contextmanager
+def _bare() -> Iterator[None]:
+    """A head started in here has no autoscaler, which one node has no use for, and no dashboard's
+    server: without its pages it only tells of usage, and every start would wait for it.
+    """
+    from ray._private.node import Node
+
+    def none(node: object, **options: object) -> None:
+        pass
+
+    parts = ("start_monitor", "start_api_server")
+    before = {name: getattr(Node, name) for name in parts}
+    try:
+        for name in parts:
+            setattr(Node, name, none)
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
 
 
 @contextmanager

@@ -60,6 +60,13 @@ class RankLink:
         """Whether it is stuck because another stage sends it nothing."""
         return self.stuck is not None and "waiting" in self.stuck.operation
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether it is stuck in a sum over the ranks of its stage: one that does not come to it
+        holds up all the others.
+        """
+        return self.stuck is not None and self.stuck.operation.endswith(", reduce")
+
     def state(self, now: float) -> str:
         """The last that is known of it."""
         if self.failed is not None:
@@ -167,6 +174,7 @@ def blame(ranks: Sequence[RankLink]) -> Exception:
         ([r for r in ranks if r.ended and r.failed is None], "ended without a word"),
         ([r for r in ranks if r.failed and r.failed.error != WorkerLost.__name__], "failed"),
         ([r for r in ranks if now - r.heard > 3 * rank_wire.BEAT_S and not r.ended], "is silent"),
+        ([r for r in ranks if r.stuck and not (r.waits or r.adds_up)], "is stuck"),
         ([r for r in ranks if r.stuck and not r.waits], "is stuck"),
         (ranks, "is lost"),
     ):

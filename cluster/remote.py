@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from ..engine.request import FinishReason, Request, Update
 from . import wire
 from .backlog import Backlog
 from .choice import Standing
+from .frames import Frames
 from .greeting import GATEWAYS, answer_to
 from .link import LinkLost, Load, ModelCard
 from .prefixes import PrefixIndex
@@ -48,8 +48,8 @@ class RemoteLink:
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        transport: asyncio.Transport,
+        frames: Frames,
         welcome: wire.Welcome,
         on_lost: Callable[[RemoteLink], None],
         prefixes: PrefixIndex,
@@ -64,8 +64,8 @@ class RemoteLink:
         self.lost: str | None = None
         self.stalled = False
         self.num_lost = 0
-        self._reader = reader
-        self._writer = writer
+        self._transport = transport
+        self._frames = frames
         self._on_lost = on_lost
         self._prefixes = prefixes
         self._backlog = Backlog(self.load)
@@ -73,8 +73,8 @@ class RemoteLink:
         self._others = self.load.running + self.load.waiting
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
-        self._reading = self._loop.create_task(self._read())
         self._ticking = self._loop.call_later(wire.BEAT_S, self._tick, self._loop.time())
+        self._loop.call_soon(frames.hand_to, self._read, self._ended)
 
     @property
     def state(self) -> str:
@@ -134,7 +134,7 @@ class RemoteLink:
         for key in keys:
             del self._streams[key]
         if keys and self.lost is None:
-            self._writer.write(wire.frame(wire.Abort(request_id, sibling, reason)))
+            self._transport.write(wire.frame(wire.Abort(request_id, sibling, reason)))
 
     def close(self, reason: str = "the gateway hung up", died: bool = False) -> None:
         """End the connection; live requests get LinkLost. Harmless when repeated."""
@@ -143,8 +143,8 @@ class RemoteLink:
         self.lost = reason
         self.num_lost = len(self._streams)
         self._ticking.cancel()
-        self._reading.cancel()
-        self._writer.close()
+        self._frames.leave()
+        self._transport.close()
         streams = {id(stream): stream for stream in self._streams.values()}
         self._streams.clear()
         self._prefixes.forget(self.replica)
@@ -157,29 +157,23 @@ class RemoteLink:
         """Why the request could not be sent."""
         if self.lost is not None:
             return EngineLost(f"replica {self.replica} is lost: {self.lost}")
-        if self._writer.transport.get_write_buffer_size() > MAX_UNSENT:
+        if self._transport.get_write_buffer_size() > MAX_UNSENT:
             return Overloaded(f"replica {self.replica} does not read its requests fast enough")
         try:
-            self._writer.write(wire.frame(wire.submit_of(request)))
+            self._transport.write(wire.frame(wire.submit_of(request)))
         except ShoalError as error:
             return error
         return None
 
-    async def _read(self) -> None:
-        reason, died = "its process ended", True
-        try:
-            while self.lost is None:
-                head = await self._reader.readexactly(4)
-                body = await self._reader.readexactly(wire.frame_size(head))
-                self._heard = self._loop.time()
-                self._take(wire.from_replica(body))
-        except asyncio.IncompleteReadError:
-            pass
-        except ConnectionResetError:
-            pass
-        except (wire.BadFrame, OSError) as error:
-            reason, died = str(error), False
-        self.close(reason, died)
+    def _read(self, body: bytes) -> None:
+        self._heard = self._loop.time()
+        self._take(wire.from_replica(body))
+
+    def _ended(self, error: Exception | None) -> None:
+        if error is None or isinstance(error, ConnectionResetError):
+            self.close("its process ended", died=True)
+        else:
+            self.close(str(error))
 
     def _take(self, message: wire.ToGateway) -> None:
         if isinstance(message, wire.Step):
@@ -210,7 +204,7 @@ class RemoteLink:
         stream = self._streams.get(key)
         if stream is None:
             if update.finish is None:
-                self._writer.write(wire.frame(wire.Abort(*key)))
+                self._transport.write(wire.frame(wire.Abort(*key)))
             return
         if stream.epoch != update.epoch:
             return
@@ -243,7 +237,7 @@ class RemoteLink:
             self.stalled = True
             self.close(f"no sign of life for {now - self._heard:.1f} s")
             return
-        self._writer.write(wire.frame(wire.Beat()))
+        self._transport.write(wire.frame(wire.Beat()))
         self._ticking = self._loop.call_later(wire.BEAT_S, self._tick, now + wire.BEAT_S)
 
 
@@ -263,14 +257,12 @@ async def connect(
     """
     try:
         async with asyncio.timeout(wire.GREETING_S):
-            reader, writer = await asyncio.open_connection(host, port)
+            loop = asyncio.get_running_loop()
+            transport, frames = await loop.create_connection(Frames, host, port)
             try:
-                writer.get_extra_info("socket").setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-                )
-                welcome = await _greet(reader, writer, secret, gateway)
+                welcome = await _greet(transport, frames, secret, gateway)
             except BaseException:
-                writer.close()
+                transport.close()
                 raise
     except TimeoutError:
         reason = f"no greeting within {wire.GREETING_S:g} s"
@@ -279,26 +271,25 @@ async def connect(
     except (wire.BadFrame, OSError) as error:
         reason = str(error)
     else:
-        return RemoteLink(reader, writer, welcome, on_lost, prefixes or PrefixIndex())
+        return RemoteLink(transport, frames, welcome, on_lost, prefixes or PrefixIndex())
     raise EngineLost(f"replica at {host}:{port} cannot be reached: {reason}")
 
 
 async def _greet(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes, gateway: str
+    transport: asyncio.Transport, frames: Frames, secret: bytes, gateway: str
 ) -> wire.Welcome:
     nonce = wire.new_nonce()
-    writer.write(wire.frame(wire.Hello(wire.PROTOCOL, __version__, gateway, nonce)))
-    challenge = await _next_greeting(reader, wire.MAX_GREETING)
-    writer.write(wire.frame(answer_to(challenge, secret, GATEWAYS, nonce)))
-    welcome = await _next_greeting(reader, wire.MAX_FRAME)
+    transport.write(wire.frame(wire.Hello(wire.PROTOCOL, __version__, gateway, nonce)))
+    challenge = await _next_greeting(frames, wire.MAX_GREETING)
+    transport.write(wire.frame(answer_to(challenge, secret, GATEWAYS, nonce)))
+    welcome = await _next_greeting(frames, wire.MAX_FRAME)
     if not isinstance(welcome, wire.Welcome):
         raise wire.BadFrame(f"a {type(welcome).__name__} instead of a Welcome")
     return welcome
 
 
-async def _next_greeting(reader: asyncio.StreamReader, bound: int) -> wire.ToGateway:
-    head = await reader.readexactly(4)
-    message = wire.from_replica(await reader.readexactly(wire.frame_size(head, bound)))
+async def _next_greeting(frames: Frames, bound: int) -> wire.ToGateway:
+    message = wire.from_replica(await frames.next(bound))
     if isinstance(message, wire.Refusal):
         raise wire.BadFrame(message.reason)
     return message

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from . import reference
 from .cpu import backend as native
-from .cpu import panels, structures
+from .cpu import panels
 from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
+from .cpu.ranks import Ranks
 from .cpu.threads import current_pool
-from .gpu.backends import LIBRARIES, backends
 from .gpu.backends import Choice as Choice
+from .gpu.backends import backends
 
 _chosen = threading.local()
 
@@ -51,8 +52,8 @@ def _backends(device: str, choice: Choice) -> tuple[ModuleType, ...]:
 
 
 @cache
-def _find(op: str, device: str, dtype: torch.dtype, choice: Choice) -> Callable[..., Any]:
-    for backend in _backends(device, choice):
+def find(op: str, device: torch.device, dtype: torch.dtype, choice: Choice) -> Callable[..., Any]:
+    for backend in _backends(device.type, choice):
         if hasattr(backend, op) and dtype in getattr(backend, "DTYPES", (dtype,)):
             return getattr(backend, op)  # type: ignore[no-any-return]
     return getattr(reference, op)  # type: ignore[no-any-return]
@@ -60,17 +61,8 @@ def _find(op: str, device: str, dtype: torch.dtype, choice: Choice) -> Callable[
 
 def _backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[..., Any]:
     """Who computes an op of x's dtype on x's device, or on that of `by`."""
-    choice = getattr(_chosen, "choice", Choice())
-    return _find(op, (x if by is None else by).device.type, x.dtype, choice)
-
-
-def computed_by(op: str, device: torch.device, dtype: torch.dtype, choice: Choice) -> str:
-    """`native` and its instructions, `triton`, `FLASH_ATTN`, `FLASHINFER` or `torch`, by dtype."""
-    *_, folder, module = _find(op, device.type, dtype, choice).__module__.split(".")
-    if folder == "gpu":
-        return LIBRARIES.get(module, "triton")
-    instructions = structures.instructions() if folder == "cpu" else None
-    return "torch" if instructions is None else f"native {instructions}"
+    place = (x if by is None else by).device
+    return find(op, place, x.dtype, getattr(_chosen, "choice", Choice()))
 
 
 def pack(weight: Tensor, *, paired: bool = False) -> Tensor | Packed:
@@ -88,8 +80,7 @@ def packed_bytes(weight: Tensor, *, paired: bool = False) -> int:
     """Bytes that `pack(weight)` takes on CPUs; shape and dtype alone decide."""
     if not panels.packs(weight):
         return weight.nbytes
-    outputs, inputs = weight.shape
-    return panels.num_bytes(outputs, inputs, weight.dtype, paired=paired)
+    return panels.num_bytes(weight.shape[0], weight.shape[1], weight.dtype, paired=paired)
 
 
 def embed(tokens: Tensor, weight: Tensor | Packed, *, start: int = 0) -> Tensor:
@@ -148,6 +139,15 @@ def across(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Where steps are recorded it cuts the record in two.
     """
     return _backend("across", x)(call, x)  # type: ignore[no-any-return]
+
+
+def reduce(ranks: Ranks, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The sum of x [T, C] over the ranks of a node, in their order; it may use x's memory.
+
+    Where steps are recorded it is part of the record, unless that cannot hold it: it is `call(x)`
+    then, as it is elsewhere. All ranks do the same.
+    """
+    return _backend("reduce", x)(ranks, call, x)  # type: ignore[no-any-return]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpu.ranks import Ranks
 from .reference_attention import paged_attention, plan_attention
 from .sampling import (
     draw_any,
@@ -44,6 +45,7 @@ __all__ = [
     "paged_attention",
     "penalize",
     "plan_attention",
+    "reduce",
     "relu",
     "rms_norm",
     "rope",
@@ -76,6 +78,10 @@ def gather(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def across(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return call(x)
+
+
+def reduce(ranks: Ranks, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return call(x)
 
 

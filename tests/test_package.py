@@ -155,6 +155,7 @@ def pip(*args: str, cwd: Path, interpreter: str = sys.executable) -> None:
     done = subprocess.run(
         [interpreter, "-m", "pip", "--disable-pip-version-check", "--no-input", *args],
         cwd=cwd,
+        env=os.environ | {"CXX": str(ROOT / "tests" / "hasty_cxx.sh")},
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,9 +1,14 @@
 """Collectives of ranks on one node, through memory that they share.
 
+    slab   rank 0: half, half | rank 1: half, half | ... | what kernels/cpu/reduce.inc uses
+
 Each rank owns two halves of a slab. It writes its piece into one, rings every other rank through a
 pipe, waits for their rings, and reads all pieces; the next round takes the other half. A rank that
 has been rung for round k + 1 by all knows that they are done reading round k, so two halves are
 enough. A rank that dies closes its pipes, and the others learn it at once.
+
+A sum that is part of a recorded step goes the same way in native code, in memory of its own behind
+the halves, without pipes but for that end.
 """
 
 from __future__ import annotations
@@ -23,11 +28,15 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
+from ...kernels.cpu.ranks import Ranks
 from ..errors import ConfigError, WorkerLost
 from ..model.mesh import Mesh
 
 HALF_BYTES = 2 << 20
 """Bytes that a rank hands over at once; longer tensors take several rounds."""
+
+REDUCE_BYTES = 1 << 20
+"""A rank's part of the memory for recorded sums: its halves stay in a core's cache."""
 
 STALE_S = 3600.0
 """Ranks meet within minutes: an older folder belongs to ranks that were killed meanwhile."""
@@ -51,7 +60,7 @@ class Exchange:
         folder = Path(share(_make_folder(size) if rank == 0 else ""))
         others = [other for other in range(size) if other != rank]
         try:
-            self._slab = _map(folder / "slab", size)
+            slab = _map(folder / "slab")
             self._heard = [
                 _open(folder / f"{o}-{rank}", os.O_RDONLY | os.O_NONBLOCK) for o in others
             ]
@@ -63,13 +72,17 @@ class Exchange:
                 shutil.rmtree(folder, ignore_errors=True)
         for pipe in self._heard:
             os.set_blocking(pipe, True)
+        halves = size * 2 * HALF_BYTES
+        self._slab = slab[:halves].view(size, 2, HALF_BYTES)
+        pipes = [*self._heard[:rank], -1, *self._heard[rank:]]
+        self._ranks = Ranks(rank, slab[halves:], torch.tensor(pipes, dtype=torch.int32))
 
     def mesh(self) -> Mesh:
         """These ranks as a model sees them."""
         return Mesh(
             rank=self.rank,
             size=self.size,
-            all_reduce=partial(ops.across, self.all_reduce),
+            all_reduce=partial(ops.reduce, self._ranks, self.all_reduce),
             all_gather=self.all_gather,
             broadcast=self.broadcast,
         )
@@ -135,12 +148,13 @@ class Exchange:
 
 def _make_folder(size: int) -> str:
     """A folder with an empty slab and a pipe for each ordered pair of ranks."""
+    num_bytes = size * (2 * HALF_BYTES + REDUCE_BYTES)
     base = _SHARED if os.access(_SHARED, os.W_OK) else None
     _sweep(base or Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
     try:
         with (folder / "slab").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size * 2 * HALF_BYTES)
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
         for one in range(size):
             for other in range(size):
                 if one != other:
@@ -150,7 +164,7 @@ def _make_folder(size: int) -> str:
         if error.errno != errno.ENOSPC:
             raise
         raise ConfigError(
-            f"{size} ranks need {size * 2 * HALF_BYTES >> 20} MiB of shared memory in "
+            f"{size} ranks need {num_bytes >> 20} MiB of shared memory in "
             f"{base or folder.parent}, and it is full; make it larger (docker run --shm-size=1g)",
             "tensor_parallel_size",
         ) from error
@@ -166,11 +180,11 @@ def _sweep(base: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _map(path: Path, size: int) -> Tensor:
-    """The slab as [ranks, 2, HALF_BYTES] of bytes; its file may be removed then."""
+def _map(path: Path) -> Tensor:
+    """The slab's bytes; its file may be removed then."""
     with path.open("r+b") as file:
         memory = mmap.mmap(file.fileno(), 0)
-    return torch.frombuffer(memory, dtype=torch.uint8).view(size, 2, HALF_BYTES)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _open(path: Path, flags: int) -> int:

@@ -18,8 +18,10 @@ from torch import nn
 from ...kernels import ops
 from ...kernels.cpu import backend
 from ...kernels.cpu.passes import simplify
+from ...kernels.cpu.ranks import Ranks
 from ...kernels.cpu.recorder import Line, NotRecordable
 from ...kernels.cpu.structures import Epilogue, Kind, NormKind
+from ...kernels.origin import computed_by
 from ..config import EngineConfig
 from ..model.config import ModelConfig, read_config
 from ..model.hub import find_model
@@ -82,7 +84,7 @@ class _Ground(NamedTuple):
     def computed(self, op: str, dtype: torch.dtype | None = None) -> tuple[str, str]:
         """Whose code computes an op, and why not the device's own."""
         dtype = dtype or self.dtype
-        runs = ops.computed_by(op, self.device.place, dtype, self.device.choice)
+        runs = computed_by(op, self.device.place, dtype, self.device.choice)
         if not self.device.packs_weights:
             torchs = "cuBLAS" if op in ("linear", "logits") else "one kernel of torch's own"
             return runs, torchs if runs == "torch" else ""
@@ -130,8 +132,10 @@ def explain(config: EngineConfig) -> Explanation:
 
 def _mesh(size: int) -> Mesh:
     """The first of ranks that are not there."""
-    same = partial(ops.across, lambda x: x)
-    return Mesh(size=size, all_reduce=same) if size > 1 else Mesh()
+    if size == 1:
+        return Mesh()
+    ranks = Ranks(0, torch.zeros(0, dtype=torch.uint8), torch.full((size,), -1))
+    return Mesh(size=size, all_reduce=partial(ops.reduce, ranks, lambda x: x))
 
 
 def _own(built: CausalLM, dtype: torch.dtype, ground: _Ground, *, fused: bool) -> list[Part]:

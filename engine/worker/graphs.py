@@ -26,7 +26,7 @@ from ..model.zoo.registry import CausalLM
 from .cache import Cache
 from .cuda_graphs import CudaRecorder, Graphed
 from .device import Device
-from .progress import Progress
+from .progress import IDLE, Progress
 
 log = logging.getLogger(__name__)
 
@@ -205,9 +205,14 @@ def write_down(
 def record(
     model: CausalLM, cache: Cache, limits: Limits, progress: Progress, *, last: bool = True
 ) -> tuple[Tape, Given]:
-    """A tape of the model's forward, and what it reads. Raises NotRecordable."""
+    """A tape of the model's forward, and what it reads; the rank is idle then. Raises
+    NotRecordable.
+    """
     progress.at("before the layers")
-    made = write_down(model, cache, limits, lambda: progress.operation, last=last)
+    try:
+        made = write_down(model, cache, limits, lambda: progress.operation, last=last)
+    finally:
+        progress.at(IDLE)
     most = Counts(limits.tokens, limits.tokens, limits.sequences)
     return Tape(made.recorder.lines, made.recorder.view(made.hidden), most), made.given
 

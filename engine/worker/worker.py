@@ -146,9 +146,13 @@ def footprint(
 
 
 def _shared(config: EngineConfig, device: Device, seat: Seat) -> EngineConfig:
-    """The configuration of a rank that shares its node's memory and cores with others."""
-    sharers = config.sharers * (seat.sharers if device.divides_node else 1)
-    return dataclasses.replace(config, memory_sharers=sharers)
+    """The configuration of a rank that shares its node's memory and cores with others.
+
+    `threads` are an engine's: its ranks on a node divide them.
+    """
+    ranks = seat.sharers if device.divides_node else 1
+    threads = config.threads and max(1, config.threads // ranks)
+    return dataclasses.replace(config, memory_sharers=config.sharers * ranks, threads=threads)
 
 
 class Worker:

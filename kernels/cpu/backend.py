@@ -21,6 +21,7 @@ from . import recorder
 from .binding import bind
 from .panels import DTYPES as NATIVE
 from .panels import Packed
+from .ranks import Ranks
 from .structures import Epilogue, Kind, NormKind, Sizes, Step, absence, has, step
 from .threads import current_pool
 
@@ -283,6 +284,22 @@ def gather(x: Tensor, rows: Tensor) -> Tensor:
 def across(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     found: Tensor = _call("across ranks", call, partial(_like, x), x)
     return found
+
+
+def reduce(ranks: Ranks, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if recorder.current(x) is None or not has(Kind.REDUCE) or not _flat(x):
+        return across(call, x)
+    fields = {
+        "x": x,
+        "slab": ranks.slab,
+        "pipes": ranks.pipes,
+        "slab_bytes": ranks.slab.nbytes,
+        "columns": x.shape[1],
+        "rank": ranks.rank,
+        "ranks": len(ranks.pipes),
+    }
+    _run(Kind.REDUCE, x, fields)
+    return x
 
 
 def _flat(x: Tensor | Packed) -> bool:

@@ -184,11 +184,13 @@ struct Argmax {
     int64_t columns;
 };
 
-// The sum over the ranks of a node, in their order, in float32; x is replaced by it.
-// `slab` is memory that all ranks map: see reduce.cpp.
+// The sum over the ranks of a node, in their order, in float32; x is replaced by it. All of them run
+// it with as many rows, and x of one dtype. `slab`: memory that all map, zero at first; see
+// reduce.inc.
 struct Reduce {
     Matrix x;
     void* slab;
+    const int32_t* pipes;  // [ranks], a file of each other rank that is hung up when it is gone
     int64_t slab_bytes;
     int64_t columns;
     int32_t rank, ranks;

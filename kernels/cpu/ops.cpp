@@ -8,6 +8,7 @@
 #include "functions.h"
 #include "lane.h"
 #include "panels.h"
+#include "ranks.h"
 #include "vector.h"
 
 #if defined(__AMX_BF16__) || defined(EMULATE_TILES)
@@ -38,6 +39,8 @@ namespace INSTRUCTIONS {
 #include "dot.inc"
 
 #include "attend.inc"
+
+#include "reduce.inc"
 
 #include "select.inc"
 
@@ -70,6 +73,7 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
         made.ops[ACTIVATE] = activate;
         made.ops[GATHER] = gather;
         made.ops[ARGMAX] = argmax;
+        made.ops[REDUCE] = reduce;
         made.ops[KEYED_UNIFORM] = keyed_uniform;
         made.ops[TEMPER] = temper;
         made.ops[DRAW] = draw;

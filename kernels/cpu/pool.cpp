@@ -1,12 +1,9 @@
 // Threads that run a list of steps together: awake through a run, asleep soon after it.
 #include <immintrin.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <new>
@@ -14,34 +11,20 @@
 #include "instructions.h"
 #include "lane.h"
 #include "panels.h"
+#include "sleep.h"
 
 namespace {
 
 // How long a thread stays awake for the next run. The loop's own work between two steps is shorter.
 constexpr int64_t AWAKE_NS = 200'000;
 
-// How long a thread stays awake for those that are late at a barrier: longer than running ones
-// differ by. One that is later than that is not running, and a core that sleeps meanwhile serves
-// whoever took its place.
-constexpr int64_t PATIENCE_NS = 50'000;
-
 constexpr uint32_t ROUND_TO_NEAREST_FLUSH_DENORMALS = 0x9fc0;  // MXCSR, no exception raised
-
-int64_t now_ns() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1'000'000'000LL + t.tv_nsec;
-}
-
-void futex(std::atomic<uint32_t>* word, int operation, uint32_t value) {
-    syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, nullptr, nullptr, 0);
-}
 
 // Threads come and wait for the last one.
 struct Barrier {
     alignas(64) std::atomic<int32_t> came{0};
     alignas(64) std::atomic<uint32_t> round{0};
-    std::atomic<int32_t> asleep{0};
+    std::atomic<uint32_t> asleep{0};
 
     void meet(int32_t count) {
         if (count == 1) return;
@@ -49,19 +32,12 @@ struct Barrier {
         if (came.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
             came.store(0, std::memory_order_relaxed);
             round.store(mine + 1);
-            if (asleep.load()) futex(&round, FUTEX_WAKE_PRIVATE, INT32_MAX);
+            wake(&round, &asleep, OF_PROCESS);
             return;
         }
-        int64_t since = 0;
-        for (int64_t spins = 1; round.load(std::memory_order_acquire) == mine; spins++) {
-            __builtin_ia32_pause();
-            if (spins % 64) continue;
-            if (!since) since = now_ns();
-            if (now_ns() - since < PATIENCE_NS) continue;
-            asleep.fetch_add(1);
-            futex(&round, FUTEX_WAIT_PRIVATE, mine);
-            asleep.fetch_sub(1);
-        }
+        auto passed = [&] { return round.load(std::memory_order_acquire) != mine; };
+        if (soon(passed, PATIENCE_NS)) return;
+        while (!passed()) sleep_on(&round, mine, &asleep, OF_PROCESS, 0);
     }
 };
 
@@ -78,7 +54,7 @@ struct Pool {
     Barrier barrier;
     alignas(64) std::atomic<uint32_t> run{0};  // changes when there is work, or the pool closes
     uint32_t run_at_start;
-    alignas(64) std::atomic<int32_t> asleep{0};
+    alignas(64) std::atomic<uint32_t> asleep{0};
     bool closing = false;
     // The run's.
     void (*work)(Pool*, Lane*);
@@ -143,9 +119,7 @@ void keep_apart(Pool* pool, int32_t index) {
 void sleep(Pool* pool, uint32_t seen) {
     cpu_set_t allowed;
     bool bound = !sched_getaffinity(0, sizeof allowed, &allowed) && bind(sched_getcpu());
-    pool->asleep.fetch_add(1);
-    futex(&pool->run, FUTEX_WAIT_PRIVATE, seen);
-    pool->asleep.fetch_sub(1);
+    sleep_on(&pool->run, seen, &pool->asleep, OF_PROCESS, 0);
     if (bound) sched_setaffinity(0, sizeof allowed, &allowed);
 }
 
@@ -187,13 +161,8 @@ void* live(void* given) {
     Pool* pool = static_cast<Pool*>(lane->pool);
     uint32_t seen = pool->run_at_start;
     for (;;) {
-        int64_t since = now_ns();
-        for (int64_t spins = 1; pool->run.load(std::memory_order_acquire) == seen; spins++) {
-            __builtin_ia32_pause();
-            if (spins % 256 || now_ns() - since < AWAKE_NS) continue;
-            sleep(pool, seen);
-            since = now_ns();
-        }
+        auto called = [&] { return pool->run.load(std::memory_order_acquire) != seen; };
+        while (!soon(called, AWAKE_NS)) sleep(pool, seen);
         seen++;
         if (pool->closing) return nullptr;
         keep_apart(pool, lane->index);
@@ -201,9 +170,9 @@ void* live(void* given) {
     }
 }
 
-void wake(Pool* pool) {
+void begin_run(Pool* pool) {
     pool->run.fetch_add(1);
-    if (pool->asleep.load()) futex(&pool->run, FUTEX_WAKE_PRIVATE, INT32_MAX);
+    wake(&pool->run, &pool->asleep, OF_PROCESS);
 }
 
 // Signals are for the threads that the process had before. False where a thread was refused.
@@ -226,7 +195,7 @@ bool start(Pool* pool) {
 void stop(Pool* pool) {
     if (pool->process != getpid()) return;
     pool->closing = true;
-    wake(pool);
+    begin_run(pool);
     for (int32_t i = 1; i < pool->started; i++) pthread_join(pool->others[i], nullptr);
 }
 
@@ -240,7 +209,7 @@ bool run_all(Pool* pool, void (*work)(Pool*, Lane*)) {
     pool->work = work;
     pool->instructions = chosen_instructions();
     pool->core_of[0].store(sched_getcpu(), std::memory_order_relaxed);
-    wake(pool);
+    begin_run(pool);
     work(pool, &pool->lanes[0]);
     return true;
 }

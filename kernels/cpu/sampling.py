@@ -14,12 +14,13 @@ from torch import Tensor
 from .. import sampling
 from .binding import bind
 from .structures import Kind, Sizes, Step, has, step
-from .threads import current_pool
+from .threads import pool_for
 
 
 def _run(kind: Kind, num_rows: int, /, **fields: Any) -> None:
     args = bind(kind, fields)
-    assert current_pool().run((Step * 1)(step(kind, args)), Sizes(0, num_rows, 0)) == 0
+    pool = pool_for(num_rows * fields.get("columns", 1))
+    assert pool.run((Step * 1)(step(kind, args)), Sizes(0, num_rows, 0)) == 0
 
 
 def _takes(*matrices: Tensor) -> bool:

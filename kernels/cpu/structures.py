@@ -205,6 +205,7 @@ class Reduce(ctypes.Structure):
     _fields_ = (
         ("x", Matrix),
         ("slab", c_void_p),
+        ("pipes", c_void_p),
         ("slab_bytes", c_int64),
         ("columns", c_int64),
         ("rank", c_int32),

@@ -10,12 +10,16 @@ import torch
 
 from .structures import Pool
 
+_WORTH_WAKING = 1 << 18
+"""Elements from which on an op takes longer than to wake the other threads of a pool."""
+
 
 class _Own(threading.local):
-    """A thread's pools: the one that it was told to use, and one it opened for itself."""
+    """A thread's pools: the one that it was told to use, and those it opened for itself."""
 
     chosen: Pool | None = None
     opened: Pool | None = None
+    alone: Pool | None = None
 
 
 _own = _Own()
@@ -39,3 +43,12 @@ def current_pool() -> Pool:
     if _own.opened is None or _own.opened.threads != threads:
         _own.opened = Pool(threads)
     return _own.opened
+
+
+def pool_for(elements: int) -> Pool:
+    """The calling thread's pool, or no more than the thread itself for so few elements."""
+    if elements >= _WORTH_WAKING:
+        return current_pool()
+    if _own.alone is None:
+        _own.alone = Pool(1)
+    return _own.alone

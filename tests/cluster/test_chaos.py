@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 
 import pytest
 from shoal.cluster.chaos import Fault, summary, table
 from shoal.cluster.chaos_faults import FAULTS, Processes, named
-from shoal.cluster.chaos_streams import Told, bodies
+from shoal.cluster.chaos_streams import AGAIN_S, Told, bodies, tell_all
+from shoal.cluster.ports import free_port
 from shoal.engine.errors import ConfigError
 
 
@@ -56,3 +58,28 @@ def test_a_fault_that_is_none_or_could_befall_nobody_is_refused() -> None:
     assert named("kill,term") == ("kill", "term")
     with pytest.raises(ConfigError, match=f"process {os.getpid()} has not got a rank's worker"):
         Processes(os.getpid(), ("worker",), 1.0)
+
+
+def test_a_stream_whose_door_is_away_is_asked_for_again_until_it_is_back() -> None:
+    event = {"choices": [{"index": 0, "text": "a"}]}
+    page = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"
+    page += b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(event).encode()
+    port = free_port()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(page)
+        writer.close()
+
+    async def test() -> None:
+        options = {"headers": {}, "concurrency": 2, "timeout_s": 60.0}
+        asked = tell_all(f"http://127.0.0.1:{port}/", [b"{}"] * 2, **options)
+        telling = asyncio.create_task(asked)
+        await asyncio.sleep(2 * AGAIN_S)
+        assert not telling.done()
+        async with await asyncio.start_server(answer, "127.0.0.1", port):
+            one, other = await telling
+        assert one.error is None and one.choices == {0: [{"text": "a"}]}
+        assert one.difference(other) is None
+
+    asyncio.run(test())

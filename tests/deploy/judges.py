@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -88,6 +89,7 @@ def builds_from(names: frozenset[str]) -> bool:
         flags = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-q")
         done = subprocess.run(
             [sys.executable, "-m", "pip", "wheel", *flags, "-w", made, str(source)],
+            env=os.environ | {"CXX": str(ROOT / "tests" / "hasty_cxx.sh")},
             capture_output=True,
             text=True,
             timeout=600,

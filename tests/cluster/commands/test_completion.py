@@ -27,18 +27,19 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "PATH": path}
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("shell", "line", "words"),
     [
-        ("shoal ser", ["serve"]),
-        ("shoal serve --max-m", ["--max-model-len"]),
-        ("shoal serve --deta", ["--detach"]),
-        ("shoal serve Qw", ["Qwen/Qwen3-0.6B"]),
-        ("shoal serve --port 9000 gp", ["gpt2"]),
-        ("shoal serve shoal", ["shoal-tiny"]),
-        ("shoal logs --fol", ["--follow"]),
-        ("shoal bench serve --num-p", ["--num-prompts"]),
+        ("bash", "shoal ser", ["serve"]),
+        ("zsh", "shoal ser", ["serve"]),
+        ("fish", "shoal ser", ["serve"]),
+        ("bash", "shoal serve --max-m", ["--max-model-len"]),
+        ("zsh", "shoal serve --deta", ["--detach"]),
+        ("fish", "shoal serve Qw", ["Qwen/Qwen3-0.6B"]),
+        ("bash", "shoal serve --port 9000 gp", ["gpt2"]),
+        ("zsh", "shoal serve shoal", ["shoal-tiny"]),
+        ("fish", "shoal logs --fol", ["--follow"]),
+        ("bash", "shoal bench serve --num-p", ["--num-prompts"]),
     ],
 )
 def test_the_answer_to_a_shell(

@@ -365,29 +365,42 @@ class Served:
         return not load.running and not load.waiting
 
 
+@pytest.fixture(scope="session")
+def serve_model(serve_app):
+    """The context manager that puts a real engine of these settings behind a door."""
+
+    @contextlib.contextmanager
+    def serving(**settings):
+        config = serve_config(
+            {
+                "served_model_name": ("m",),
+                "max_num_seqs": 48,
+                "dtype": "float32",
+                "threads": 1,
+                "num_gpu_blocks_override": 1024,
+                "max_num_batched_tokens": 64,
+                **settings,
+            },
+            environ={},
+        )
+        (model,) = config.models
+        engine = AsyncEngine(model.engine)
+        router = LocalRouter(config.models)
+        with serve_app(build_gateway(config, router)) as (port, loop):
+            assert httpx.get(f"http://127.0.0.1:{port}/health").json()["status"] == "loading"
+            capacity = engine.start()
+
+            async def open_():
+                router.add(MemoryLink(0, engine, model_card(model, capacity)))
+
+            asyncio.run_coroutine_threadsafe(open_(), loop).result(10)
+            yield Served(engine, router, port)
+        engine.close()
+
+    return serving
+
+
 @pytest.fixture(scope="module")
-def served(model_folder, serve_app):
-    settings = {
-        "model": model_folder,
-        "served_model_name": ("m",),
-        "max_waiting": 4,
-        "max_num_seqs": 48,
-        "dtype": "float32",
-        "threads": 1,
-        "num_gpu_blocks_override": 1024,
-        "max_num_batched_tokens": 64,
-    }
-    config = serve_config(settings, environ={})
-    (model,) = config.models
-    engine = AsyncEngine(model.engine)
-    router = LocalRouter(config.models)
-    with serve_app(build_gateway(config, router)) as (port, loop):
-        assert httpx.get(f"http://127.0.0.1:{port}/health").json()["status"] == "loading"
-        capacity = engine.start()
-
-        async def open_():
-            router.add(MemoryLink(0, engine, model_card(model, capacity)))
-
-        asyncio.run_coroutine_threadsafe(open_(), loop).result(10)
-        yield Served(engine, router, port)
-    engine.close()
+def served(model_folder, serve_model):
+    with serve_model(model=model_folder, max_waiting=4) as served:
+        yield served

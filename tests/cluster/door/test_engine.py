@@ -1,6 +1,8 @@
 """The door before a real engine: a small random model, its tokens, its aborts, its full queue."""
 
 import asyncio
+import json
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -173,3 +175,20 @@ def test_an_engine_that_is_gone_is_down(served, model_folder):
 
     asyncio.run(run())
     assert [type(word) for word in heard[-2:]] == [LinkLost, EngineLost]
+
+
+@pytest.mark.parametrize(("setting", "greedy"), [("auto", True), ("shoal", False)])
+def test_whose_defaults_a_request_gets(serve_model, model_folder, tmp_path, setting, greedy):
+    """Those of generation_config.json, unless it is `vllm` or `shoal`."""
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    defaults = {"max_new_tokens": 3, "temperature": 0.0}
+    (model / "generation_config.json").write_text(json.dumps(defaults))
+    body = {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True}
+    with serve_model(model=str(model), generation_config=setting) as served:
+        address = f"{served.url}/v1/chat/completions"
+        answers = [httpx.post(address, json=body, timeout=60).json() for _ in range(2)]
+    lengths = [answer["usage"]["completion_tokens"] for answer in answers]
+    assert (lengths == [3, 3]) is greedy, "else all that fits"
+    texts = {answer["choices"][0]["message"]["content"] for answer in answers}
+    assert (len(texts) == 1) is greedy

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -143,22 +142,3 @@ def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path, tokenizer_fold
     said = server.process.communicate(timeout=120)[0]
     assert server.process.returncode != 0
     assert "config.json" in said
-
-
-def test_whose_defaults_a_request_gets(start, model_folder, tmp_path):
-    """Those of generation_config.json, unless it is `vllm` or `shoal`."""
-    model = tmp_path / "model"
-    shutil.copytree(model_folder, model)
-    defaults = {"max_new_tokens": 3, "temperature": 0.0}
-    (model / "generation_config.json").write_text(json.dumps(defaults))
-    body = {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True}
-    for setting, greedy in (("auto", True), ("shoal", False)):
-        server = start(model=str(model), generation_config=setting)
-        server.until("ready")
-        address = f"{server.url}/v1/chat/completions"
-        answers = [httpx.post(address, json=body, timeout=60).json() for _ in range(2)]
-        lengths = [answer["usage"]["completion_tokens"] for answer in answers]
-        assert (lengths == [3, 3]) is greedy, "else all that fits"
-        texts = {answer["choices"][0]["message"]["content"] for answer in answers}
-        assert (len(texts) == 1) is greedy
-        server.end()

@@ -12,7 +12,7 @@ from served import wait
 class Streams:
     """Streams of a model one after another, in a thread each, until `end`; none may differ."""
 
-    def __init__(self, port: int, model: str, num: int = 3, tokens: int = 300) -> None:
+    def __init__(self, port: int, model: str, num: int = 2, tokens: int = 300) -> None:
         self.url = f"http://127.0.0.1:{port}/v1/completions"
         self.body = {"model": model, "prompt": "x", "max_tokens": tokens, "stream": True}
         self.texts: list[str] = []

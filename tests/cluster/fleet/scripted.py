@@ -159,6 +159,10 @@ class ScriptedIngress(Ingress):
         return Counter(router, census)
 
 
+class Left(ShoalError):
+    """The client hung up."""
+
+
 class Counter:
     def __init__(self, router: Router, census: Census) -> None:
         self.router = router
@@ -191,9 +195,10 @@ class Counter:
             await answer(send, status, json.dumps(body).encode())
             return
         asked = dict(parse_qsl(scope["query_string"].decode()))
-        await self.count(asked.get("model", next(iter(self.router.statuses()))), asked["n"], send)
+        model = asked.get("model", next(iter(self.router.statuses())))
+        await self.count(model, asked["n"], receive, send)
 
-    async def count(self, model: str, n: str, send: Any) -> None:
+    async def count(self, model: str, n: str, receive: Any, send: Any) -> None:
         request = Request(
             id=f"{os.getpid()}-{next(self.ids)}",
             prompt=(1,),
@@ -207,6 +212,7 @@ class Counter:
             await answer(send, 503, error.message.encode())
             return
         link.submit(request, updates.put_nowait)
+        listening = asyncio.create_task(self.listen(receive, updates))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         line = f"replica {link.replica}\n".encode()
         try:
@@ -222,7 +228,17 @@ class Counter:
         except asyncio.CancelledError:
             link.abort(request.id)
             raise
+        finally:
+            listening.cancel()
+        if isinstance(update, Left):
+            link.abort(request.id)
         await send({"type": "http.response.body", "body": line})
+
+    async def listen(self, receive: Any, updates: asyncio.Queue[Update | ShoalError]) -> None:
+        """Ends a stream whose client hangs up."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        updates.put_nowait(Left("the client has left"))
 
 
 async def answer(send: Any, status: int, body: bytes) -> None:

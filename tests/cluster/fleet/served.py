@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -24,12 +25,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
-def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> object:
+def wait(condition: Callable[[], object], timeout_s: float = 60.0, every_s: float = 0.05) -> object:
     """The condition's value once it is true."""
     until = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < until, "the condition never came true"
-        time.sleep(0.02)
+        time.sleep(every_s)
     return value
 
 
@@ -107,7 +108,7 @@ class Served:
         while "is ready" not in self.said():
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < until, f"it is not ready: {self.said()}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def wait_ready(self) -> Served:
         self.wait_started()
@@ -143,12 +144,16 @@ class Served:
         wait(lambda: gone(pids))
 
 
+ENDLESS = 100_000
+
+
 class Stream(threading.Thread):
     """Reads `?n=` numbers; `lines` grows as they come."""
 
     def __init__(self, port: int, n: int) -> None:
         super().__init__(daemon=True)
         self.lines: list[str] = []
+        self.leaving = threading.Event()
         self.failure: Exception | None = None
         self.answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/?n={n}", timeout=60)
         self.replica = self.answer.readline().decode().split()[1]
@@ -158,6 +163,9 @@ class Stream(threading.Thread):
         try:
             for line in self.answer:
                 self.lines.append(line.decode().strip())
+                if self.leaving.is_set():
+                    self.answer.close()
+                    return
         except Exception as error:
             self.failure = error
 
@@ -165,6 +173,13 @@ class Stream(threading.Thread):
         self.join(timeout_s)
         assert not self.is_alive() and self.failure is None, self.failure
         return self.lines
+
+    def leave(self) -> None:
+        """Hang up on a stream that is whole so far and still goes on."""
+        so_far = len(self.lines)
+        wait(lambda: len(self.lines) > so_far)
+        self.leaving.set()
+        assert self.numbers() == [str(i) for i in range(len(self.lines))]
 
 
 def descendants(pid: int) -> set[int]:
@@ -199,6 +214,17 @@ def title(pid: int) -> str:
 
 def gone(pids: set[int]) -> bool:
     return not any(map(state, pids))
+
+
+@contextmanager
+def no_controller(pid: int) -> Iterator[None]:
+    """Inside, Serve decides and starts nothing: its controller, below `pid`, stands still."""
+    (controller,) = (p for p in descendants(pid) if "ServeController" in title(p))
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(controller, signal.SIGCONT)
 
 
 def replica_of(served: Served, pid: int) -> str:

@@ -52,7 +52,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 120.0) -> No
         except OSError:
             pass  # the door is being replaced
         assert time.monotonic() < end, "the condition never came true"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
 
 
 async def tell(url: str, bodies: list[bytes]) -> list[Told]:

@@ -183,7 +183,7 @@ def test_a_gateway_that_dies_takes_its_generations_along_and_no_others(
         dying.submit(request("b"), print)
         staying.submit(request("c"), print)
         await until(lambda: len(engine.live) == 4)
-        dying._writer.transport.abort()
+        dying._transport.abort()
         await until(lambda: set(engine.live) == {("c", 0)})
         assert channel.num_live == 1
         staying.close()
@@ -341,7 +341,7 @@ def test_an_open_link_that_sends_garbage_loses_its_own_generations_only(
         bad.submit(request("a"), lambda update: None)
         good.submit(request("b"), lambda update: None)
         await until(lambda: len(engine.live) == 2)
-        bad._writer.write(struct.pack(">I", wire.MAX_FRAME + 1))
+        bad._transport.write(struct.pack(">I", wire.MAX_FRAME + 1))
         await until(lambda: bad.lost is not None and set(engine.live) == {("b", 0)})
         good.close()
 
@@ -378,7 +378,7 @@ def test_a_gateway_that_does_not_read_is_dropped_and_stalls_nobody(
 
     async def main() -> None:
         lazy, busy = await connect(channel), await connect(channel)
-        lazy._writer.transport.pause_reading()
+        lazy._transport.pause_reading()
         got: list = []
         lazy.submit(request("a", max_tokens=1000), lambda update: None)
         busy.submit(request("b", max_tokens=1000), got.append)
@@ -401,11 +401,11 @@ def test_a_backlog_arrives_whole_and_in_order(channel, engine, until) -> None:
         got: list = []
         link.submit(request("a", max_tokens=1000), got.append)
         await until(lambda: engine.live)
-        link._writer.transport.pause_reading()
+        link._transport.pause_reading()
         peer = next(iter(channel._peers))
         for i in range(60):
             peer.sink([Update("a", 0, tokens=(i,) * 100_000)])
-        link._writer.transport.resume_reading()
+        link._transport.resume_reading()
         await until(lambda: len(got) == 60)
         assert [set(u.tokens) for u in got] == [{i} for i in range(60)]
         link.close()

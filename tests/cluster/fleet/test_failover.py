@@ -13,7 +13,7 @@ from shoal.cluster import chaos_faults, chaos_streams
 from shoal.cluster.chaos_streams import Told
 from streams import Serve, metric, num_streams, ready, tell, until
 
-LONG = 600
+LONG = 300
 TOLD_TO_END = signal.SIGTERM
 
 

@@ -1,4 +1,5 @@
-"""Two models behind two gateways on Ray: each with replicas, health and figures of its own."""
+"""Two models behind two gateways on Ray: each with replicas, health and figures of its own, and
+its own to lose to a request that kills engines; the engines are scripted."""
 
 from __future__ import annotations
 
@@ -14,8 +15,11 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
-from served import Served, descendants, gone, open_files, title, wait
+from scripted import POISON
+from served import Served, descendants, gone, no_controller, open_files, title, wait
+from streams import metric
 
+COMPANY = 900
 MODELS = [
     {"served_model_name": "a", "replicas": 2, "max_model_len": 1024},
     {"served_model_name": ["b", "other/b"], "max_model_len": 1024},
@@ -134,7 +138,7 @@ def test_the_death_of_one_model_leaves_the_other_alone(fleet: Served) -> None:
     begun = threading.Event()
 
     def read() -> None:
-        options = {"model": "a", "prompt": "x", "max_tokens": 900, "stream": True}
+        options = {"model": "a", "prompt": "x", "max_tokens": 400, "stream": True}
         for chunk in client(fleet.port, timeout=60).completions.create(**options):
             pieces.append(chunk.choices[0].text)
             begun.set()
@@ -143,15 +147,16 @@ def test_the_death_of_one_model_leaves_the_other_alone(fleet: Served) -> None:
     reader.start()
     assert begun.wait(30)
     (victim,) = pids(fleet, "b")
-    os.kill(victim, signal.SIGKILL)
-    wait(lambda: health(fleet)["models"] == {"a": "ready", "b": "down"})
-    assert health(fleet)["status"] == "degraded"
-    with pytest.raises(openai.InternalServerError) as caught:
-        count(fleet.port, "b")
-    assert caught.value.status_code == 503
-    assert count(fleet.port, "a")
+    with no_controller(fleet.process.pid):
+        os.kill(victim, signal.SIGKILL)
+        wait(lambda: health(fleet)["models"] == {"a": "ready", "b": "down"})
+        assert health(fleet)["status"] == "degraded"
+        with pytest.raises(openai.InternalServerError) as caught:
+            count(fleet.port, "b")
+        assert caught.value.status_code == 503
+        assert count(fleet.port, "a")
     reader.join(60)
-    assert "".join(pieces) == count(fleet.port, "a", 900)
+    assert "".join(pieces) == count(fleet.port, "a", 400)
     wait_healthy(fleet)
     assert count(fleet.port, "b") and pids(fleet, "b") != [victim]
 
@@ -198,6 +203,43 @@ def test_no_sum_goes_back_when_a_replica_dies(fleet: Served) -> None:
         after = figures(gateway)
         counts = [name for name in before if re.search("_(total|bucket|count|sum){", name)]
         assert [name for name in counts if after.get(name, 0) < before[name]] == []
+
+
+class Asked(threading.Thread):
+    """A completion of so many tokens."""
+
+    def __init__(self, port: int, max_tokens: int) -> None:
+        super().__init__(daemon=True)
+        self.url = f"http://127.0.0.1:{port}/v1/completions"
+        self.body = {"model": "a", "prompt": "a", "max_tokens": max_tokens}
+        self.start()
+
+    def run(self) -> None:
+        self.answer = httpx.post(self.url, json=self.body, timeout=240)
+
+    def told(self) -> httpx.Response:
+        self.join(240)
+        return self.answer
+
+
+def test_a_request_that_kills_engines_is_found_out_and_its_company_is_whole(fleet: Served) -> None:
+    wait_healthy(fleet)
+    port, _ = both_doors(fleet).values()
+    url = f"http://127.0.0.1:{port}"
+    (unharmed,) = pids(fleet, "b")
+    lost, moved = metric(url, "failovers_total"), metric(url, "streams_moved_total")
+    company = [Asked(port, COMPANY) for _ in range(6)]
+    wait(lambda: metric(url, "num_requests_running") == 6)
+    poison = Asked(port, POISON)
+    refused: dict[str, Any] = poison.told().json()["error"]
+    assert poison.told().status_code == 500 and refused["code"] == "request_kills_engine"
+    assert "3 engines died" in refused["message"]
+    answers = [asked.told().json() for asked in company]
+    assert [answer["usage"]["completion_tokens"] for answer in answers] == [COMPANY] * 6
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+    assert metric(url, "failovers_total") - lost == 3
+    assert metric(url, "streams_moved_total") - moved >= 3
+    assert pids(fleet, "b") == [unharmed]
 
 
 def test_gateways_are_told_figures_by_those_alone_that_hold_the_secret(fleet: Served) -> None:

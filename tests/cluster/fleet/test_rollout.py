@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from callers import Streams
-from served import Served, ray_cluster, wait
+from served import ENDLESS, Served, no_controller, ray_cluster, wait
 from shoal.cluster.ports import free_port
 
 RESOURCES = {"shelf": 2, "accelerator_type:Abacus": 1}
@@ -29,29 +30,32 @@ def free(address: str) -> dict[str, float]:
     return json.loads(subprocess.run(line, capture_output=True, check=True, timeout=60).stdout)
 
 
-@pytest.fixture
-def ray_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with ray_cluster(num_cpus=2, resources=RESOURCES) as addresses:
-        yield addresses["gcs_address"]
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        with ray_cluster(num_cpus=2, resources=RESOURCES) as addresses:
+            yield addresses["gcs_address"]
 
 
 def test_a_changed_configuration_rolls_and_its_driver_takes_over(
     ray_address: str, tmp_path: Path
 ) -> None:
     keys = {"port": free_port(), "ray_address": ray_address, "served_model_name": "counter"}
-    started = []
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    started = [first := Served(folders[0], **keys, max_num_seqs=8)]
     try:
-        for name, seqs in (("first", 8), ("second", 16)):
-            folder = tmp_path / name
-            folder.mkdir()
-            started.append(Served(folder, **keys, max_num_seqs=seqs))
-            started[-1].wait_started()
-            if name == "first":
-                stream = started[0].stream(4000)
-        first, second = started
+        first.wait_started()
+        stream = first.stream(ENDLESS)
+        with no_controller(os.getpid()):
+            started.append(second := Served(folders[1], **keys, max_num_seqs=16))
+            wait(lambda: "controller does not answer" in second.said())
+        wait(lambda: first.stream(1).replica != stream.replica)
+        stream.leave()
+        second.wait_started()
         assert "roll to this configuration" in second.said()
-        assert stream.numbers() == [str(i) for i in range(4000)]
         new = second.stream(3)
         assert new.replica != stream.replica and new.numbers() == ["0", "1", "2"]
         assert first.process.wait(60) == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from scripted import HANGING
-from served import Served, wait
+from served import ENDLESS, Served, descendants, gone, wait
 
 ROWS = {"id", "model", "node", "pid", "state", "running", "waiting", "kv_usage", "ranks"}
 
@@ -38,7 +38,7 @@ def states(served: Served) -> list[str]:
 
 
 def test_every_gateway_tells_of_all_gateways_and_replicas(served: Served) -> None:
-    streams = [served.stream(3000) for _ in range(6)]
+    streams = [served.stream(ENDLESS) for _ in range(6)]
     seen: dict[int, list[dict[str, Any]]] = {}
 
     def told_by_both() -> bool:
@@ -54,27 +54,33 @@ def test_every_gateway_tells_of_all_gateways_and_replicas(served: Served) -> Non
     assert [set(row) for row in told["replicas"]] == [ROWS, ROWS]
     assert [row["state"] for row in told["replicas"]] == ["ready", "ready"]
     wait(lambda: sum(row["running"] for row in cluster(served)["replicas"]) == 6)
-    assert all(len(stream.numbers()) == 3000 for stream in streams)
+    for stream in streams:
+        stream.leave()
     wait(lambda: not sum(row["running"] for row in cluster(served)["replicas"]))
 
 
 def test_a_killed_gateway_takes_its_own_connections_along_and_nothing_else(served: Served) -> None:
     wait(lambda: states(served).count("ready") == 2)
     replicas = {row["pid"] for row in cluster(served)["replicas"]}
-    streams = [served.stream(1500) for _ in range(10)]
+    streams = []
 
-    def both_have_some() -> list[dict[str, Any]] | None:
+    def both_have_some() -> list[dict[str, Any]]:
+        """The kernel chooses who gets a connection."""
+        streams.append(served.stream(ENDLESS))
+        told = wait(lambda: sum_is(len(streams)))
+        return told if all(gateway["streams"] for gateway in told) else []
+
+    def sum_is(num: int) -> list[dict[str, Any]]:
         told = cluster(served)["gateways"]
-        counts = [gateway["streams"] for gateway in told]
-        return told if sum(counts) == 10 and all(counts) else None
+        return told if sum(gateway["streams"] for gateway in told) == num else []
 
     one, other = wait(both_have_some)
     os.kill(one["pid"], signal.SIGKILL)
-    for stream in streams:
-        stream.join(60)
-    whole = [stream for stream in streams if len(stream.lines) == 1500]
+    wait(lambda: sum(stream.is_alive() for stream in streams) <= other["streams"])
+    whole = [stream for stream in streams if stream.is_alive()]
     assert len(whole) == other["streams"]
-    assert all(stream.lines == [str(i) for i in range(1500)] for stream in whole)
+    for stream in whole:
+        stream.leave()
     wait(lambda: not sum(row["running"] for row in cluster(served)["replicas"]))
     wait(lambda: len(cluster(served)["gateways"]) == 2)
     assert {row["pid"] for row in cluster(served)["replicas"]} == replicas
@@ -122,3 +128,20 @@ def test_a_head_is_not_drained(served: Served) -> None:
             url = f"http://127.0.0.1:{served.port}/cluster/drain?node={node}"
             urllib.request.urlopen(url, timeout=5)
         assert why in json.load(refused.value)["error"]
+
+
+def test_a_second_signal_ends_everything_at_once(served: Served) -> None:
+    """The last test of this module: it ends the server."""
+    wait(lambda: states(served).count("ready") == 2)
+    served.stream(ENDLESS)
+    served.pids = descendants(served.process.pid)
+    served.process.send_signal(signal.SIGTERM)
+    wait(lambda: "stopping" in served.said())
+
+    def ended() -> bool:
+        served.process.send_signal(signal.SIGTERM)
+        return served.process.poll() is not None
+
+    wait(ended)
+    assert served.process.returncode == 130
+    wait(lambda: gone(served.pids))

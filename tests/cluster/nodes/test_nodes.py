@@ -97,7 +97,8 @@ def serve(two: Hosts, tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
     yield serve
     for served in started:
-        served.stop()
+        if served.process.poll() is None:
+            served.stop()
 
 
 OTHER = """
@@ -203,7 +204,8 @@ def test_a_cut_link_is_blamed_on_the_rank_and_node_behind_it(
     two: Hosts, serve: Callable[..., Served], text: str
 ) -> None:
     """The last test of this module: it takes a host away."""
-    served = serve("--tensor-parallel-size", "2", "--placement-strategy", "STRICT_SPREAD")
+    flags = ("--placement-strategy", "STRICT_SPREAD", "--stall-timeout", "2")
+    served = serve("--tensor-parallel-size", "2", *flags)
     assert served.text() == text
     (replica,) = served.replicas()
     ranks = {rank["node"]: rank for rank in replica["ranks"]}
@@ -212,6 +214,8 @@ def test_a_cut_link_is_blamed_on_the_rank_and_node_behind_it(
     two.cut(1)
     blame = f"rank {far['rank']} (node {far['node']}, pid {far['pid']}) is silent"
     wait(lambda: any(blame in log.read_text() for log in served.log_dir.glob("replica-*.log")))
+    served.process.kill()  # told to end, it would wait for a replica that finds no place
+    served.process.wait()
 
 
 class Answer(threading.Thread):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,32 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tp 2 x pp 2": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
 }
 
+POISON = 3
+"""A token that is embedded as NaN."""
+FAULTS: dict[str, dict[str, Any]] = {
+    "not a number": {},
+    "logit_bias holds token id 500": {"logit_bias": {500: 1.0}},
+    "allowed_token_ids holds token id 600": {"allowed_token_ids": [600]},
+}
+
 Found = dict[tuple[str, int], list[Update]]
 
 
 def requests() -> list[Request]:
     draw = random.Random(5)
-    shared = [draw.randrange(3, 131) for _ in range(30)]
+    shared = [draw.randrange(POISON + 1, 131) for _ in range(30)]
 
     def prompt(tail: int) -> tuple[int, ...]:
-        return (*shared, *(draw.randrange(3, 131) for _ in range(tail)))
+        return (*shared, *(draw.randrange(POISON + 1, 131) for _ in range(tail)))
 
-    greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=2)
-    seeded = SamplingParams(seed=11, max_tokens=30, top_p=0.9, top_k=40, ignore_eos=True)
-    penalised = SamplingParams(
-        temperature=0, max_tokens=30, presence_penalty=0.7, repetition_penalty=1.2
-    )
-    scored = SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=1)
-    family = SamplingParams(n=3, seed=2, max_tokens=20, ignore_eos=True)
+    def params(**fields: Any) -> SamplingParams:
+        return SamplingParams(bad_words_ids=[[POISON]], **fields)
+
+    greedy = params(temperature=0, max_tokens=40, ignore_eos=True, logprobs=2)
+    seeded = params(seed=11, max_tokens=30, top_p=0.9, top_k=40, ignore_eos=True)
+    penalised = params(temperature=0, max_tokens=30, presence_penalty=0.7, repetition_penalty=1.2)
+    scored = params(temperature=0, max_tokens=8, prompt_logprobs=1)
+    family = params(n=3, seed=2, max_tokens=20, ignore_eos=True)
     kinds = [greedy, seeded, penalised, scored, family]
     return [
         Request(id=str(i), prompt=prompt(draw.randrange(0, 30)), params=kinds[i % 5])
@@ -58,33 +67,63 @@ def scores(found: Found) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def expected(uneven_model: Path, engine_of: Callable[..., Any]) -> Found:
-    engine = engine_of(uneven_model)
+def model(uneven_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uneven one, with its poison."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("poisoned")
+    shutil.copytree(uneven_model, folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][POISON] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def engine(
+    request: pytest.FixtureRequest, ray_here: None, model: Path, engine_of: Callable[..., Any]
+) -> Iterator[Any]:
+    """One of several ranks."""
+    made = engine_of(model, **SHAPES[request.param])
+    yield made
+    made.executor.close()
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path, engine_of: Callable[..., Any]) -> Found:
+    engine = engine_of(model)
     found: Found = engine.run(requests())
     assert engine.scheduler.counters.preemptions and engine.scheduler.counters.prefix_hits
     engine.executor.close()
     return found
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_ranks_say_what_one_says(
-    shape: str,
-    ray_here: None,
-    uneven_model: Path,
-    engine_of: Callable[..., Any],
-    expected: Found,
-) -> None:
-    engine = engine_of(uneven_model, **SHAPES[shape])
-    try:
-        found = engine.run(requests())
-        assert texts(found) == texts(expected)
-        assert scores(found) == pytest.approx(scores(expected), rel=1e-4, abs=1e-5)
-        assert engine.scheduler.counters.preemptions
-        health = engine.executor.call("health")
-        assert [answer["rank"] for answer in health] == list(range(len(health)))
-        assert len({answer["pid"] for answer in health}) == len(health)
-    finally:
-        engine.executor.close()
+def test_ranks_say_what_one_says(engine: Any, expected: Found) -> None:
+    found = engine.run(requests())
+    assert texts(found) == texts(expected)
+    assert scores(found) == pytest.approx(scores(expected), rel=1e-4, abs=1e-5)
+    assert engine.scheduler.counters.preemptions
+    health = engine.executor.call("health")
+    assert [answer["rank"] for answer in health] == list(range(len(health)))
+    assert len({answer["pid"] for answer in health}) == len(health)
+
+
+def test_one_bad_request_in_sixteen_fails_alone(engine: Any) -> None:
+    def request(name: str, prompt: tuple[int, ...], seed: int, **fields: Any) -> Request:
+        params = SamplingParams(seed=seed, bad_words_ids=[[POISON]], **fields)
+        return Request(id=name, prompt=prompt, params=params)
+
+    good = [request(f"good {i}", tuple(range(4, 10 + i)), i) for i in range(15)]
+    alone = texts(engine.run(good))
+    for reason, fields in FAULTS.items():
+        prompt = (4, 5) if fields else (4, 5, POISON)
+        bad = request("bad", prompt, 1, **fields)
+        found = engine.run([*good[:7], bad, *good[7:]])
+        end = found.pop(("bad", 0))[-1]
+        assert end.finish is FinishReason.ERROR and reason in (end.error or "")
+        assert texts(found) == alone
+    assert texts(engine.run(good)) == alone  # in blocks that may hold NaN now
 
 
 @pytest.fixture(scope="module")
@@ -133,49 +172,3 @@ def test_so_do_ranks_of_other_families(
     alone, together = said
     assert texts(together) == texts(alone)
     assert scores(together) == pytest.approx(scores(alone), rel=1e-4, abs=1e-5)
-
-
-POISON = 77
-FAULTS: dict[str, dict[str, Any]] = {
-    "not a number": {},
-    "logit_bias holds token id 500": {"logit_bias": {500: 1.0}},
-    "allowed_token_ids holds token id 600": {"allowed_token_ids": [600]},
-}
-
-
-@pytest.fixture(scope="module")
-def poisoned_model(uneven_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, but one token is embedded as NaN."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path_factory.mktemp("poisoned")
-    shutil.copytree(uneven_model, folder, dirs_exist_ok=True)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.embed_tokens.weight"][POISON] = torch.nan
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-@pytest.mark.parametrize("shape", ["tp 2", "pp 2"])
-def test_one_bad_request_in_sixteen_fails_alone(
-    shape: str, ray_here: None, poisoned_model: Path, engine_of: Callable[..., Any]
-) -> None:
-    def request(name: str, prompt: tuple[int, ...], seed: int, **fields: Any) -> Request:
-        params = SamplingParams(seed=seed, bad_words_ids=[[POISON]], **fields)
-        return Request(id=name, prompt=prompt, params=params)
-
-    good = [request(f"good {i}", tuple(range(3, 9 + i)), i) for i in range(15)]
-    engine = engine_of(poisoned_model, **SHAPES[shape])
-    try:
-        alone = texts(engine.run(good))
-        for reason, fields in FAULTS.items():
-            prompt = (3, 4) if fields else (3, 4, POISON)
-            bad = request("bad", prompt, 1, **fields)
-            found = engine.run([*good[:7], bad, *good[7:]])
-            end = found.pop(("bad", 0))[-1]
-            assert end.finish is FinishReason.ERROR and reason in (end.error or "")
-            assert texts(found) == alone
-        assert texts(engine.run(good)) == alone  # in blocks that may hold NaN now
-    finally:
-        engine.executor.close()

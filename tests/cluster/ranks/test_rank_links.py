@@ -89,10 +89,22 @@ def test_a_refusal_keeps_its_kind_and_key(pair: Pair) -> None:
     assert refusal.value.key == "max_model_len"
 
 
-def test_of_two_that_are_stuck_the_one_that_does_not_wait_is_to_blame(pair: Pair) -> None:
-    pair.say(0, rank_wire.Stuck(7, "waiting for the stage before", 2.0, "stacks"))
+@pytest.mark.parametrize("waiting", ["waiting for the stage before", "layer 3, reduce"])
+def test_of_two_that_are_stuck_the_one_that_does_not_wait_is_to_blame(
+    waiting: str, pair: Pair
+) -> None:
+    pair.say(0, rank_wire.Stuck(7, waiting, 2.0, "stacks"))
     pair.say(1, rank_wire.Stuck(7, "layer 3", 2.0, "stacks"))
     with pytest.raises(WorkerLost, match=r"rank 1 .* is stuck: .*without progress for 2.0 s"):
+        pair.hear()
+
+
+def test_a_sum_that_all_are_stuck_in_is_told_as_it_is(pair: Pair) -> None:
+    adding = "layer 3, reduce"
+    for rank in (0, 1):
+        stuck = rank_wire.Stuck(7, adding, 2.0, "stacks")
+        pair.say(rank, rank_wire.Alive(7, adding, 6), stuck)
+    with pytest.raises(WorkerLost, match=r"rank 0 .* is stuck: .* layer 3, reduce"):
         pair.hear()
 
 

@@ -13,6 +13,11 @@ import torch
 from shoal.engine.model.batch import ModelInput
 from shoal.engine.model.load import load
 from shoal.engine.model.mesh import Mesh, Stage
+from shoal.engine.worker.cache import Cache
+from shoal.engine.worker.device import pick
+from shoal.engine.worker.graphs import Limits, Taped, forward_of
+from shoal.engine.worker.progress import Progress
+from shoal.kernels.cpu.structures import Pool
 from torch import Tensor
 from transformers import (
     FalconConfig,
@@ -77,6 +82,14 @@ class Chain:
         return found
 
 
+def loaded_stages(folder: Path, cut: str) -> list[Any]:
+    layers = CUTS[cut]
+    return [
+        load(folder, stage=Stage(part, i == 0, i == len(layers) - 1), packed=True).model
+        for i, part in enumerate(layers)
+    ]
+
+
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stages_are_the_model(
@@ -87,17 +100,79 @@ def test_stages_are_the_model(
     paged: Callable[..., Any],
 ) -> None:
     random_model(CONFIGS[name], tmp_path)
-    layers = CUTS[cut]
-    stages = [
-        load(tmp_path, stage=Stage(part, i == 0, i == len(layers) - 1), packed=True).model
-        for i, part in enumerate(layers)
-    ]
+    stages = loaded_stages(tmp_path, cut)
     draw = random.Random(1)
     prompts = {name: [draw.randrange(160) for _ in range(n)] for name, n in (("a", 40), ("b", 3))}
     whole = paged(Chain([load(tmp_path, packed=True).model]))
     chain = paged(Chain(stages))
     for rows in (prompts, {"a": [5], "b": [7, 8]}):
         want, got = whole.step(rows), chain.step(rows)
+        assert all(torch.equal(want[row], got[row]) for row in rows)
+
+
+class Relay:
+    """Stages one behind the other, each of which replays a step of its own."""
+
+    def __init__(self, whole: Any, stages: list[Any]) -> None:
+        self.forwards = []
+        first = 0
+        for stage in stages:
+            own = slice(first, first := first + len(stage.cache_specs))
+            cache = Cache(
+                layers=tuple(whole.kv[own]),
+                groups=tuple(whole.groups),
+                group_of=tuple(whole.group_of[own]),
+                block_size=whole.block_size,
+                device=pick("cpu"),
+            )
+            limits = Limits(
+                tokens=64,
+                sequences=4,
+                model_len=128,
+                width=0 if own.start == 0 else SIZES["hidden_size"],
+            )
+            forward = forward_of(
+                stage,
+                cache,
+                limits,
+                Progress(),
+                dtype=torch.float32,
+                pool=Pool(1),
+                last=stage is stages[-1],
+            )
+            assert isinstance(forward, Taped)
+            self.forwards.append(forward)
+
+    def hidden(self, batch: ModelInput) -> Tensor:
+        hidden = None
+        for forward in self.forwards:
+            hidden = forward.hidden(batch, hidden).clone()
+        assert hidden is not None
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.forwards[-1].logits(hidden)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_stages_that_replay_a_step_are_the_model(
+    name: str,
+    cut: str,
+    tmp_path: Path,
+    random_model: Callable[..., Any],
+    paged: Callable[..., Any],
+) -> None:
+    random_model(CONFIGS[name], tmp_path)
+    whole = paged(load(tmp_path, packed=True).model)
+    assert isinstance(whole.forward, Taped)
+    stages = loaded_stages(tmp_path, cut)
+    relay = paged(Chain(stages))
+    relay.forward = Relay(relay, stages)
+    draw = random.Random(1)
+    prompts = {name: [draw.randrange(160) for _ in range(n)] for name, n in (("a", 40), ("b", 3))}
+    for rows in (prompts, {"a": [5], "b": [7, 8]}):
+        want, got = whole.step(rows), relay.step(rows)
         assert all(torch.equal(want[row], got[row]) for row in rows)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
 import torch
+from shoal.engine.config import EngineConfig
 from shoal.engine.errors import ConfigError
+from shoal.engine.seat import Seat
 from shoal.engine.worker import device as devices
+from shoal.engine.worker import worker
 from shoal.engine.worker.machine import free_memory, num_cores
 
 GIB = 1 << 30
@@ -104,6 +108,23 @@ def test_threads_are_set_by_number_or_by_share():
         assert device.prepare(None, 1000) == 1 == torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+def test_ranks_of_a_node_divide_its_cores_and_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(devices, "num_cores", lambda: 12)
+    device, cuda = devices.pick("cpu"), devices.Device(torch.device("cuda", 0))
+    near = Seat(tensor_size=2, num_stages=2, nodes=("a", "a", "a", "b"))
+    before = torch.get_num_threads()
+    try:
+        for threads, sharers, expected in ((None, None, 4), (None, 2, 2), (8, 2, 2), (2, None, 1)):
+            config = EngineConfig(threads=threads, memory_sharers=sharers)
+            own = worker._shared(config, device, near)
+            assert device.prepare(own.threads, own.sharers) == expected
+    finally:
+        torch.set_num_threads(before)
+    far = dataclasses.replace(near, rank=3)
+    assert worker._shared(EngineConfig(threads=8), device, far).threads == 8
+    assert worker._shared(EngineConfig(threads=8), cuda, near).threads == 8
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -318,3 +318,11 @@ def test_whoever_starts_a_rank_may_watch_it_load(folder):
     worker.close()
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_a_rank_that_has_just_started_is_idle(folder):
+    """Else whoever watches takes what was recorded last for where it is stuck."""
+    worker = Worker()
+    worker.start(EngineConfig(model=str(folder), num_gpu_blocks_override=8, max_model_len=64))
+    worker.close()
+    assert worker.state().operation == "idle"

@@ -6,6 +6,8 @@ import pytest
 import torch
 from shoal.kernels import sampling
 from shoal.kernels.cpu import sampling as native
+from shoal.kernels.cpu.structures import Pool
+from shoal.kernels.cpu.threads import current_pool, pool_for, using
 from torch import Tensor
 
 from .steps import draw
@@ -118,3 +120,23 @@ def test_penalties() -> None:
         native.penalize(found, *args)
         sampling.penalize(right, *args)
         assert torch.equal(found, right)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_draws_are_the_same_on_one_thread_and_on_three(rows: int) -> None:
+    x, u = scaled(rows, 300_000, 3.0), uniforms(rows)
+    assert pool_for(x.numel()) is current_pool() is not pool_for(1)
+    found = [_some(x, u)]
+    for threads in (2, 3):
+        pool = Pool(threads)
+        with using(pool):
+            found.append(_some(x, u))
+        pool.close()
+    assert all(torch.equal(one, other) for one, other in zip(found[0], found[1], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(found[0], found[2], strict=True))
+
+
+def _some(x: Tensor, u: Tensor) -> list[Tensor]:
+    top_p = torch.full((len(x),), 0.9)
+    drawn = [native.draw_any(x, u), native.draw_nucleus(x, u, top_p)]
+    return [*drawn, *native.greatest(x), native.log_softmax(x)]

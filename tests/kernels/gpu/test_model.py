@@ -35,11 +35,11 @@ def on_triton(
     def begin() -> bool:
         chosen = backends("triton", request.param)
         monkeypatch.setitem(ops._BACKENDS, "cpu", chosen)
-        ops._find.cache_clear()
+        ops.find.cache_clear()
         return bool(request.param)
 
     yield begin
-    ops._find.cache_clear()
+    ops.find.cache_clear()
 
 
 def test_an_engine_says_what_the_reference_says(
