@@ -12,57 +12,23 @@ in its last dimension.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
+from .choice import backend as _backend
+from .choice import computed_by as computed_by
+from .choice import is_slow as is_slow
+from .choice import serving_dtype as serving_dtype
+from .choice import use as use
 from .cpu import backend as native
 from .cpu import panels
-from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
 from .cpu.ranks import Ranks
 from .cpu.threads import current_pool
 from .gpu.backends import Choice as Choice
-from .gpu.backends import backends
-
-_chosen = threading.local()
-
-
-def use(choice: Choice) -> None:
-    """Have the calling thread compute by this choice from now on; `Choice()` until it says so."""
-    _chosen.choice = choice
-
-
-_BACKENDS: dict[str, tuple[ModuleType, ...]] = {
-    "cpu": (native, native_sampling, reference),
-    "meta": (native, reference),
-}
-"""A device's backends, the preferred one first. One with `DTYPES` takes only those. On the meta
-device a step is recorded; only ops on CPUs are."""
-
-
-def _backends(device: str, choice: Choice) -> tuple[ModuleType, ...]:
-    return backends(*choice) if device == "cuda" else _BACKENDS.get(device, ())
-
-
-@cache
-def find(op: str, device: torch.device, dtype: torch.dtype, choice: Choice) -> Callable[..., Any]:
-    for backend in _backends(device.type, choice):
-        if hasattr(backend, op) and dtype in getattr(backend, "DTYPES", (dtype,)):
-            return getattr(backend, op)  # type: ignore[no-any-return]
-    return getattr(reference, op)  # type: ignore[no-any-return]
-
-
-def _backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[..., Any]:
-    """Who computes an op of x's dtype on x's device, or on that of `by`."""
-    place = (x if by is None else by).device
-    return find(op, place, x.dtype, getattr(_chosen, "choice", Choice()))
 
 
 def pack(weight: Tensor, *, paired: bool = False) -> Tensor | Packed:
@@ -80,7 +46,8 @@ def packed_bytes(weight: Tensor, *, paired: bool = False) -> int:
     """Bytes that `pack(weight)` takes on CPUs; shape and dtype alone decide."""
     if not panels.packs(weight):
         return weight.nbytes
-    return panels.num_bytes(weight.shape[0], weight.shape[1], weight.dtype, paired=paired)
+    outputs, inputs = weight.shape
+    return panels.num_bytes(outputs, inputs, weight.dtype, paired=paired)
 
 
 def embed(tokens: Tensor, weight: Tensor | Packed, *, start: int = 0) -> Tensor:
@@ -431,20 +398,3 @@ def top_tokens(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
     values [R, V] float32. By descending value and then ascending id; at -inf an id means nothing.
     """
     return _backend("top_tokens", values)(values, most)  # type: ignore[no-any-return]
-
-
-def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products in `dtype` are an order slower on a device than in others of its size."""
-    return device.type == "cpu" and dtype is torch.float16
-
-
-def serving_dtype(own: torch.dtype, device: torch.device, *, small: bool) -> torch.dtype:
-    """The dtype that a device computes a checkpoint of dtype `own` well in.
-
-    On CUDA `own`, but float16 for bfloat16 on a GPU that lacks it. On CPUs float32 for a `small`
-    model, whose text is then exact, and bfloat16 for others: float16 is slow there.
-    """
-    if device.type == "cuda":
-        lacking = torch.cuda.get_device_capability(device) < (8, 0)
-        return torch.float16 if lacking and own is torch.bfloat16 else own
-    return torch.float32 if small else torch.bfloat16

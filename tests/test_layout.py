@@ -25,7 +25,7 @@ HALLWAY = (
 LONGEST_FILE = 450
 # The files that may ask what device they are on.
 DEVICE_ROOMS = (
-    "kernels/ops.py",
+    "kernels/choice.py",
     "engine/worker/device.py",
     "engine/worker/graphs.py",
     "engine/worker/cuda_graphs.py",

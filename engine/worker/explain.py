@@ -21,7 +21,6 @@ from ...kernels.cpu.passes import simplify
 from ...kernels.cpu.ranks import Ranks
 from ...kernels.cpu.recorder import Line, NotRecordable
 from ...kernels.cpu.structures import Epilogue, Kind, NormKind
-from ...kernels.origin import computed_by
 from ..config import EngineConfig
 from ..model.config import ModelConfig, read_config
 from ..model.hub import find_model
@@ -84,7 +83,7 @@ class _Ground(NamedTuple):
     def computed(self, op: str, dtype: torch.dtype | None = None) -> tuple[str, str]:
         """Whose code computes an op, and why not the device's own."""
         dtype = dtype or self.dtype
-        runs = computed_by(op, self.device.place, dtype, self.device.choice)
+        runs = ops.computed_by(op, self.device.place, dtype, self.device.choice)
         if not self.device.packs_weights:
             torchs = "cuBLAS" if op in ("linear", "logits") else "one kernel of torch's own"
             return runs, torchs if runs == "torch" else ""

@@ -10,7 +10,7 @@ import torch
 from shoal import SamplingParams
 from shoal.engine.llm import LLM
 from shoal.engine.worker.device import Device
-from shoal.kernels import ops
+from shoal.kernels import choice
 
 PROMPTS = [[5, 6, 7, 8], [12]]
 PARAMS = [
@@ -34,12 +34,12 @@ def on_triton(
 
     def begin() -> bool:
         chosen = backends("triton", request.param)
-        monkeypatch.setitem(ops._BACKENDS, "cpu", chosen)
-        ops.find.cache_clear()
+        monkeypatch.setitem(choice._BACKENDS, "cpu", chosen)
+        choice._find.cache_clear()
         return bool(request.param)
 
     yield begin
-    ops.find.cache_clear()
+    choice._find.cache_clear()
 
 
 def test_an_engine_says_what_the_reference_says(
