@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
-from ..engine.checkpoint import check_tokenizer, checkpoint_facts
+from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
 from ..engine.engine import AsyncEngine
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
@@ -303,6 +303,8 @@ class _Local:
         try:
             with self._progress.phase(f"load {model.name}" if several else "load the model"):
                 checkpoint_facts(model.engine, self._progress.advance)
+                # While torch is imported.
+                threading.Thread(target=read_ahead, args=(model.engine,), daemon=True).start()
                 check_tokenizer(model.engine)
                 capacities = [engine.start() for engine in engines]
         except (ConfigError, LoadError) as error:

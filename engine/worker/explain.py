@@ -18,6 +18,7 @@ from torch import nn
 from ...kernels import ops
 from ...kernels.cpu import backend
 from ...kernels.cpu.passes import simplify
+from ...kernels.cpu.ranks import Ranks
 from ...kernels.cpu.recorder import Line, NotRecordable
 from ...kernels.cpu.structures import Epilogue, Kind, NormKind
 from ..config import EngineConfig
@@ -130,8 +131,10 @@ def explain(config: EngineConfig) -> Explanation:
 
 def _mesh(size: int) -> Mesh:
     """The first of ranks that are not there."""
-    same = partial(ops.across, lambda x: x)
-    return Mesh(size=size, all_reduce=same) if size > 1 else Mesh()
+    if size == 1:
+        return Mesh()
+    ranks = Ranks(0, torch.zeros(0, dtype=torch.uint8), torch.full((size,), -1))
+    return Mesh(size=size, all_reduce=partial(ops.reduce, ranks, lambda x: x))
 
 
 def _own(built: CausalLM, dtype: torch.dtype, ground: _Ground, *, fused: bool) -> list[Part]:
