@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from contract import HTTP, Launch, Peer, Refused, environ
+from shoal.cluster.bench.talks import once
 from shoal.cluster.bench.traffic import Level, drive
 
 START_S = 900.0
@@ -98,11 +99,11 @@ class Server:
         """See Side."""
         common = {"model": self.model, "max_tokens": output_len, "ignore_eos": True}
         common |= {"temperature": 0.0, "stream": True, "stream_options": {"include_usage": True}}
-        bodies = [json.dumps({**common, "prompt": prompt}).encode() for prompt in prompts]
+        talks = [once(json.dumps({**common, "prompt": prompt}).encode()) for prompt in prompts]
         headers = {"Content-Type": "application/json"}
-        level = Level(concurrency=len(bodies))
+        level = Level(concurrency=len(talks))
         url = f"{self.url}/v1/completions"
-        run = asyncio.run(drive(url, level, bodies, headers=headers, timeout_s=ANSWER_S))
+        run = asyncio.run(drive(url, level, talks, headers=headers, timeout_s=ANSWER_S))
         errors = [record.error for record in run.records if record.error]
         if errors:
             raise Refused(f"{self.name}: {errors[0]}")
