@@ -100,11 +100,20 @@ class Failover:
         try:
             link = self._router.choose(state.model, state.request, self._lives.is_free)
         except EngineLost:
-            if not self._lives.serves_apart(state.model):
+            now = time.monotonic()
+            if self._lives.serves_apart(state.model):
+                self._wait(generation, generation.choices, now, "replicas are set apart")
+            elif self._are_replaced(generation):
+                reason = "the replicas there are leaving"
+                self._wait(generation, generation.choices, now, reason, due=now + TICK_S)
+            else:
                 raise
-            self._wait(generation, generation.choices, time.monotonic(), "replicas are set apart")
             return
         self._start(generation, generation.choices, link, state.request, time.monotonic())
+
+    def _are_replaced(self, generation: Generation) -> bool:
+        """Whether replicas are there but leave, so that others come in their stead."""
+        return not self._stopping and any(link.leaving for link in self._there(generation))
 
     def drop(self, generation: Generation) -> None:
         """Free what a generation holds; nothing is heard of it any more."""

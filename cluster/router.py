@@ -151,7 +151,9 @@ class FleetRouter:
         link = self._links.get(replica)
         if link is None or replica in self._members:
             return
-        if link.num_live:
+        # The last one is kept until its successor is within reach: requests may wait for that.
+        name = link.card.names[0]
+        if link.num_live or any(self._members[r].model == name for r in self._connecting):
             asyncio.get_running_loop().call_later(RETRY_S, self._release, replica)
         else:
             link.close(GONE)

@@ -6,10 +6,12 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shoal.cluster.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = ROOT / "benchmarks/shapes/qwen3-0.6b"
@@ -196,6 +198,26 @@ def test_shoal_in_its_process_and_the_report(tiny: Path, tmp_path: Path, capsys:
     )
     told = capsys.readouterr().out
     assert "| 2 x 16 (8) " in told and "not measured: no GPU" in told
+
+
+def test_a_server_is_asked_for_all_prompts_at_once(tiny: Path, tmp_path: Path) -> None:
+    sides, shoal, contract = module("sides"), module("peer_shoal"), module("contract")
+    launch = contract.Launch(
+        environment=contract.Environment(tmp_path),
+        model=tiny,
+        device="cpu",
+        threads=1,
+        port=free_port(),
+        max_len=256,
+        max_streams=4,
+    )
+    peer = shoal.SIDES[contract.HTTP]
+    without_ray = replace(peer, command=lambda launch: [*peer.command(launch), "--local"])
+    with sides.started(without_ray, launch, tmp_path / "log") as (side, _):
+        arrivals = side.run([[7, 8, 9], [10, 11]], 4)
+        assert [len(times) for times in arrivals] == [4, 4]
+        with pytest.raises(contract.Refused, match="context"):
+            side.run([list(range(16, 516))], 4)
 
 
 def test_a_side_that_ends_is_told_of(tmp_path: Path) -> None:

@@ -294,6 +294,34 @@ def test_a_drain_moves_what_others_can_take_and_leaves_the_rest(scene):
     assert not scene(test, num=1).errors
 
 
+def test_a_request_that_comes_while_the_only_replica_leaves_finds_a_place(scene):
+    async def test(scene):
+        old = scene.fleet.replicas[0]
+        old.leaving = True
+        scene.begin("before the successor is there")
+        assert not old.seen
+        await asyncio.sleep(0.03)
+        assert old.live
+        scene.step(2)
+        new = scene.add()
+        scene.begin("after it")
+        await asyncio.sleep(0.03)
+        assert not old.live and len(new.live) == 2
+        await scene.finish()
+
+    assert not scene(test, num=1).errors
+
+
+def test_a_request_that_comes_while_the_server_ends_is_refused(scene):
+    async def test(scene):
+        scene.fleet.replicas[0].leaving = True
+        scene.failover.stop()
+        with pytest.raises(EngineLost):
+            scene.begin()
+
+    scene(test, num=1)
+
+
 def test_a_stream_stays_for_the_grace_time(scene):
     async def test(scene):
         scene.begin()
