@@ -34,9 +34,9 @@ def main() -> None:
             print(f"round {number + 1}, {road}", file=sys.stderr)
             found[road].append(measure(chosen, flags))
     medians = {road: median(runs) for road, runs in found.items()}
-    report(medians)
     if chosen.json is not None:
         chosen.json.write_text(json.dumps({"command": sys.argv, **medians}, indent=1) + "\n")
+    report(medians)
 
 
 def arguments() -> argparse.Namespace:
@@ -117,17 +117,23 @@ def report(medians: dict[str, dict[str, Any]]) -> None:
     print("streams  road   tokens/s  TTFT p50/p99 ms    a token p50/p99 ms  between p99 ms  failed")
     for levels in zip(*(found["levels"] for found in medians.values()), strict=True):
         for road, level in zip(medians, levels, strict=True):
-            ttft = f"{level['ttft_ms_p50']:.1f} / {level['ttft_ms_p99']:.1f}"
-            tpot = f"{level['tpot_ms_p50']:.2f} / {level['tpot_ms_p99']:.2f}"
+            ttft = f"{shown(level['ttft_ms_p50'], 1)} / {shown(level['ttft_ms_p99'], 1)}"
+            tpot = f"{shown(level['tpot_ms_p50'], 2)} / {shown(level['tpot_ms_p99'], 2)}"
             print(
-                f"{level['streams']:7}  {road:5}  {level['tokens_per_s']:8.1f}  {ttft:17}  "
-                f"{tpot:18}  {level['itl_ms_p99']:14.1f}  {level['failed']:6}"
+                f"{level['streams']:7}  {road:5}  {shown(level['tokens_per_s'], 1):>8}  {ttft:17}  "
+                f"{tpot:18}  {shown(level['itl_ms_p99'], 1):>14}  {level['failed']:6}"
             )
         local, ray = levels
-        print(
-            f"         Ray adds {ray['ttft_ms_p50'] - local['ttft_ms_p50']:.1f} ms to the first "
-            f"token, {ray['tpot_ms_p50'] - local['tpot_ms_p50']:.2f} ms a token (medians)"
+        first, each = (
+            shown(None if None in (ray[name], local[name]) else ray[name] - local[name], 2)
+            for name in ("ttft_ms_p50", "tpot_ms_p50")
         )
+        print(f"         Ray adds {first} ms to the first token, {each} ms a token (medians)")
+
+
+def shown(value: float | None, digits: int) -> str:
+    """A figure, or a dash where tokens had no text, so that no client saw them come."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":
