@@ -60,6 +60,7 @@ NAMES = {
 
 def main() -> None:
     chosen = arguments()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     found: dict[str, list[Spent]] = {name: [] for name in NAMES}
     for number in range(chosen.rounds):
         print(f"round {number + 1}", file=sys.stderr)
