@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from ...kernels import ops
 from ..model.batch import ModelInput
 from ..model.zoo.registry import CausalLM
 from .cache import Cache
-
-if TYPE_CHECKING:
-    from .graphs import Forward, Limits
+from .forward import Forward, Limits
 
 LEAST_LENGTH = 1024
 

@@ -30,7 +30,8 @@ from ..model.packing import pack
 from ..model.zoo.registry import ARCHITECTURES, CausalLM, build, is_native
 from .cache import allocate
 from .device import Device, pick
-from .graphs import Limits, obstacle, write_down
+from .forward import Limits
+from .graphs import obstacle, write_down
 from .worker import choose_kernels
 
 PAGED = ("store_kv", "plan_attention", "paged_attention")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,31 +25,13 @@ from ..model.zoo.registry import CausalLM
 from .cache import Cache
 from .cuda_graphs import CudaRecorder, Graphed
 from .device import Device
+from .forward import Forward, Limits
 from .progress import IDLE, Progress
 
 log = logging.getLogger(__name__)
 
 _SOME = {Rows.TOKENS: 7, Rows.WANTED: 5, Rows.SEQUENCES: 2, Rows.STARTS: 3}
 """Counts of the batch that a model is recorded with; any others give the same record."""
-
-
-class Forward(Protocol):
-    """A rank's part of a step."""
-
-    def hidden(self, batch: ModelInput, handed: Tensor | None = None) -> Tensor:
-        """Hidden states: on the last stage [S, d] of the wanted rows, on others [T, d] to hand on.
-
-        `handed` is what the stage before gave. The result is good until the next call.
-        """
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[s, vocabulary] float32 of some rows of the last stage's result."""
-        ...
-
-    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's greatest logit [s] float32 and its id [s], as `CausalLM.greatest`."""
-        ...
 
 
 class Plain:
@@ -83,16 +64,6 @@ class Plain:
     def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         with using(self._pool):
             return self._model.greatest(hidden)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The most that a step computes; `width` of what a stage hands on."""
-
-    tokens: int
-    sequences: int
-    model_len: int
-    width: int
 
 
 class Given:

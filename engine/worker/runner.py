@@ -17,7 +17,7 @@ from ..sizing import PIECE_BYTES
 from .cache import Cache
 from .columns import SamplingColumns
 from .device import Device, Mark
-from .graphs import Forward
+from .forward import Forward
 from .inputs import Array, Layout, lay_out, model_input
 from .progress import Progress
 from .sampler import Drawing, Sampled, Sampler, score

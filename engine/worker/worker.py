@@ -35,7 +35,8 @@ from ..sizing import Footprint, Sizing
 from .cache import Cache, allocate
 from .columns import SamplingColumns
 from .device import Device, pick
-from .graphs import Limits, forward_of
+from .forward import Limits
+from .graphs import forward_of
 from .progress import Progress
 from .runner import Launched, Runner
 from .team import alone, join

@@ -13,7 +13,8 @@ from shoal.engine.model.batch import ModelInput
 from shoal.engine.model.packing import pack
 from shoal.engine.worker.cache import Cache
 from shoal.engine.worker.device import pick
-from shoal.engine.worker.graphs import Limits, forward_of
+from shoal.engine.worker.forward import Limits
+from shoal.engine.worker.graphs import forward_of
 from shoal.engine.worker.progress import Progress
 from shoal.kernels.cpu.structures import Pool
 from torch import Tensor

@@ -15,7 +15,8 @@ from shoal.engine.model.load import load
 from shoal.engine.model.mesh import Mesh, Stage
 from shoal.engine.worker.cache import Cache
 from shoal.engine.worker.device import pick
-from shoal.engine.worker.graphs import Limits, Taped, forward_of
+from shoal.engine.worker.forward import Limits
+from shoal.engine.worker.graphs import Taped, forward_of
 from shoal.engine.worker.progress import Progress
 from shoal.kernels.cpu.structures import Pool
 from torch import Tensor

@@ -14,7 +14,8 @@ from shoal.engine.plan import Plan, Row, Start
 from shoal.engine.request import SamplingParams
 from shoal.engine.worker.cuda_graphs import Graphed, Recorded, Size
 from shoal.engine.worker.device import Device
-from shoal.engine.worker.graphs import Limits, Plain
+from shoal.engine.worker.forward import Limits
+from shoal.engine.worker.graphs import Plain
 from shoal.kernels import ops
 
 from .fake import PrefixModel, blocks_for, play, runner
