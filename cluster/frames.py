@@ -21,7 +21,7 @@ class Frames(asyncio.Protocol):
 
     async def next(self, bound: int) -> bytes:
         """The next frame's message. Raises BadFrame above `bound`; IncompleteReadError, OSError."""
-        while (body := self._whole(bound)) is None:
+        while (body := wire.take_frame(self._unread, bound)) is None:
             if self._ended:
                 raise self._error or asyncio.IncompleteReadError(bytes(self._unread), None)
             self._changed.clear()
@@ -55,7 +55,7 @@ class Frames(asyncio.Protocol):
 
     def _hand_over(self) -> None:
         try:
-            while self._on_frame and (body := self._whole(wire.MAX_FRAME)) is not None:
+            while self._on_frame and (body := wire.take_frame(self._unread)) is not None:
                 self._on_frame(body)
         except wire.BadFrame as error:
             self._end(error)
@@ -65,15 +65,3 @@ class Frames(asyncio.Protocol):
         self.leave()
         if on_end is not None:
             on_end(error)
-
-    def _whole(self, bound: int) -> bytes | None:
-        """The first frame, once all of it is there. Raises BadFrame."""
-        unread = self._unread
-        if len(unread) < 4:
-            return None
-        end = 4 + wire.frame_size(bytes(unread[:4]), bound)
-        if len(unread) < end:
-            return None
-        body = bytes(memoryview(unread)[4:end])
-        del unread[:end]
-        return body

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -102,7 +103,8 @@ class RankLink:
         self.ended = not data
         self.heard = time.monotonic()
         self.unread += data
-        messages = [rank_wire.from_rank(body) for body in _frames(self.unread)]
+        bodies = iter(partial(wire.take_frame, self.unread), None)
+        messages = [rank_wire.from_rank(body) for body in bodies]
         for message in messages:
             if isinstance(message, rank_wire.Alive):
                 self.last, self.told = message, self.heard
@@ -204,14 +206,3 @@ def _gather(ranks: Sequence[RankLink]) -> Iterator[tuple[RankLink, rank_wire.ToE
                 if rank.ended:
                     rank.heard = heard
                     selector.unregister(key.fileobj)
-
-
-def _frames(unread: bytearray) -> Iterator[bytes]:
-    """The whole frames at the beginning of `unread`, which they are taken from."""
-    while len(unread) >= 4:
-        size = wire.frame_size(bytes(unread[:4]))
-        if len(unread) < 4 + size:
-            return
-        body = bytes(unread[4 : 4 + size])
-        del unread[: 4 + size]
-        yield body

@@ -201,6 +201,21 @@ def frame_size(head: bytes, bound: int = MAX_FRAME) -> int:
     return size
 
 
+def take_frame(unread: bytearray, bound: int = MAX_FRAME) -> bytes | None:
+    """The message of the first frame of `unread`, which it is taken from, once all of it is there.
+
+    Raises BadFrame above `bound`.
+    """
+    if len(unread) < 4:
+        return None
+    end = 4 + frame_size(bytes(unread[:4]), bound)
+    if len(unread) < end:
+        return None
+    body = bytes(memoryview(unread)[4:end])
+    del unread[:end]
+    return body
+
+
 def decoded(decoder: msgspec.msgpack.Decoder[Any], body: Body, sender: str) -> Any:
     """The message that `sender` sent. Raises BadFrame."""
     try:

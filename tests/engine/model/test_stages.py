@@ -91,6 +91,15 @@ def loaded_stages(folder: Path, cut: str) -> list[Any]:
     ]
 
 
+def assert_same_steps(whole: Any, other: Any) -> None:
+    """Prompts and what follows them have the same logits, to the bit."""
+    draw = random.Random(1)
+    prompts = {name: [draw.randrange(160) for _ in range(n)] for name, n in (("a", 40), ("b", 3))}
+    for rows in (prompts, {"a": [5], "b": [7, 8]}):
+        want, got = whole.step(rows), other.step(rows)
+        assert all(torch.equal(want[row], got[row]) for row in rows)
+
+
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stages_are_the_model(
@@ -102,13 +111,9 @@ def test_stages_are_the_model(
 ) -> None:
     random_model(CONFIGS[name], tmp_path)
     stages = loaded_stages(tmp_path, cut)
-    draw = random.Random(1)
-    prompts = {name: [draw.randrange(160) for _ in range(n)] for name, n in (("a", 40), ("b", 3))}
     whole = paged(Chain([load(tmp_path, packed=True).model]))
     chain = paged(Chain(stages))
-    for rows in (prompts, {"a": [5], "b": [7, 8]}):
-        want, got = whole.step(rows), chain.step(rows)
-        assert all(torch.equal(want[row], got[row]) for row in rows)
+    assert_same_steps(whole, chain)
 
 
 class Relay:
@@ -170,11 +175,7 @@ def test_stages_that_replay_a_step_are_the_model(
     stages = loaded_stages(tmp_path, cut)
     relay = paged(Chain(stages))
     relay.forward = Relay(relay, stages)
-    draw = random.Random(1)
-    prompts = {name: [draw.randrange(160) for _ in range(n)] for name, n in (("a", 40), ("b", 3))}
-    for rows in (prompts, {"a": [5], "b": [7, 8]}):
-        want, got = whole.step(rows), relay.step(rows)
-        assert all(torch.equal(want[row], got[row]) for row in rows)
+    assert_same_steps(whole, relay)
 
 
 def test_a_stage_holds_its_part_of_the_weights(
