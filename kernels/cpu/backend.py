@@ -189,7 +189,7 @@ def pages_gap(head_size: int, block_size: int) -> str | None:
     """Why native.h has no layout for a cache of such pages; None where it has."""
     if head_size % 16 or head_size > 256:
         return f"native heads are multiples of 16 up to 256, and these are of {head_size}"
-    if block_size != 16 and block_size % 32:
+    if block_size != 16 and (block_size < 1 or block_size % 32):
         return f"native blocks are 16 or a multiple of 32 tokens, and these are of {block_size}"
     return None
 
