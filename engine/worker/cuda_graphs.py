@@ -49,8 +49,12 @@ class CudaRecorder:
 
     def record(self, compute: Callable[[], Tensor]) -> Recorded:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = compute()
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = compute()
+        finally:  # where a recording fails, torch leaves its own stream in place
+            torch.cuda.set_stream(stream)
         return Recorded(result, graph.replay)
 
 
