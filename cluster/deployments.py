@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,19 @@ class _Versioned(DeploymentConfig):
 
 LABEL_S = 0.001
 """What Ray takes of a node's `accelerator_type:...` resource for asking for it."""
+
+
+def deployment_names(models: Sequence[ModelConfig]) -> list[str]:
+    """What Serve calls each model: its name in letters that Serve takes, no two alike."""
+    taken = {"Gateway"}
+    names = []
+    for model in models:
+        last = model.name.rstrip("/").rpartition("/")[2]
+        plain = re.sub(r"[^\w.-]", "-", last, flags=re.ASCII) or "model"
+        name = next(n for n in (plain, *(f"{plain}-{i}" for i in range(2, 999))) if n not in taken)
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def bounded(config: ServeConfig) -> ServeConfig:
