@@ -138,13 +138,16 @@ def shares_of(config: ServeConfig, names: Sequence[str]) -> list[Share]:
 
 def state_shares(config: ServeConfig, names: Sequence[str], found: Sequence[Share]) -> None:
     """State the share of each model, for the next configuration of the application, and forget what
-    was decided for those that scale no more.
+    was said of those that are gone, or was decided for those that scale no more.
     """
     if not ray.is_initialized():
         return
     facts = Facts(config.name)
     for model, name, share in zip(config.models, names, found, strict=True):
-        facts.put("share", name, {"of": _own(config, model), "share": share})
+        told = {"of": _own(config, model), "share": share, "names": model.served_model_name}
+        facts.put("share", name, told)
+    for gone in facts.all("share").keys() - set(names):
+        facts.remove("share", gone)
     scaling = {model.name for model in config.models if model.autoscaling}
     for gone in facts.all(scaling_policy.KIND).keys() - scaling:
         facts.remove(scaling_policy.KIND, gone)
