@@ -209,6 +209,9 @@ def _op(line: Line) -> tuple[str, str]:
     if line.kind is Kind.NORM:
         norm = "rms_norm" if fields["kind"] is NormKind.RMS else "layer_norm"
         return f"add_{norm}" if "add" in fields else norm, ""
+    if line.kind is Kind.ROPE_STORE:
+        parts = [_op(part)[0] for part in line.parts]
+        return parts[0], " + ".join(dict.fromkeys(parts[1:]))
     if line.kind is Kind.ACTIVATE:
         return _ACTIVATIONS[fields["kind"]], ""
     if line.kind is Kind.LINEAR and line.name != "logits":
