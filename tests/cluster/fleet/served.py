@@ -216,6 +216,14 @@ def gone(pids: set[int]) -> bool:
     return not any(map(state, pids))
 
 
+def kill(pids: set[int]) -> None:
+    """Kill processes, some of which may have ended meanwhile; returns when all have."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait(lambda: gone(pids))
+
+
 @contextmanager
 def no_controller(pid: int) -> Iterator[None]:
     """Inside, Serve decides and starts nothing: its controller, below `pid`, stands still."""

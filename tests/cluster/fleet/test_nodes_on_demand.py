@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ray._private.services import get_node_ip_address
-from served import HERE, Served, descendants, gone, title, wait
+from served import HERE, Served, descendants, kill, title, wait
 from shoal.cluster.launch import import_path
 from shoal.cluster.ports import free_port
 
@@ -94,11 +93,8 @@ class Head:
         return sum("raylet/raylet" in title(pid) for pid in descendants(self.process.pid))
 
     def end(self) -> None:
-        pids = descendants(self.process.pid) | {self.process.pid}
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        kill(descendants(self.process.pid) | {self.process.pid})
         self.process.wait()
-        wait(lambda: gone(pids))
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
