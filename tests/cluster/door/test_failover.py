@@ -125,6 +125,25 @@ def test_the_wait_has_an_end(scene):
     assert isinstance(error, EngineLost)
 
 
+def test_a_model_that_is_served_no_more_is_not_waited_for(scene):
+    async def test(scene):
+        scene.begin("kept", max_tokens=3)
+        scene.begin("cut")
+        scene.fleet.replicas[0].leaving = True
+        scene.failover.serve_only(["another"])
+        await asyncio.sleep(0.03)
+        scene.step(3)
+        assert not scene.errors and len(scene.fleet.replicas[0].live) == 1
+        scene.fleet.replicas[0].lose()
+        await settled()
+        assert "`scripted` is served no more" in str(scene.errors[0])
+        with pytest.raises(EngineLost):
+            scene.begin("late")
+
+    done = scene(test, num=1)
+    assert len(done.errors) == 1 and done.generations[0].choices[0].num_tokens == 3
+
+
 def test_a_stopping_server_waits_for_no_replacement(scene):
     async def test(scene):
         scene.begin()
