@@ -135,12 +135,14 @@ class Device:
             return "recorded once, then replayed in native code on threads that stay awake"
         return "decode in CUDA graphs, the rest op by op"
 
-    @property
-    def sums(self) -> str:
-        """What adds up over ranks, in words."""
-        if self.is_cpu:
-            return "shared memory on a node, gloo across nodes"
-        return "NCCL, added in the order of ranks" if self.choice.exact else "NCCL"
+    def sums(self, *, recorded: bool) -> dict[str, str]:
+        """What adds up over ranks, in words, by where these are; `recorded`: steps are."""
+        if not self.is_cpu:
+            return {"": "NCCL, added in the order of ranks" if self.choice.exact else "NCCL"}
+        inside, cut = (
+            (", inside the step", ", which cuts the step in two") if recorded else ("", "")
+        )
+        return {"on a node": f"shared memory{inside}", "across nodes": f"gloo{cut}"}
 
     def enter(self) -> None:
         """Make it, and its kernels, the calling thread's own."""
