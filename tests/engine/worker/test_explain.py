@@ -16,7 +16,7 @@ from shoal.engine.worker.graphs import Plain, Taped
 from shoal.engine.worker.worker import Worker
 from shoal.kernels import ops
 from shoal.kernels.cpu import backend, structures
-from transformers import FalconConfig, Qwen3Config
+from transformers import FalconConfig, GPT2Config, Qwen3Config
 
 PAGED = {"store_kv", "plan_attention", "paged_attention"}
 
@@ -140,6 +140,18 @@ def test_what_adds_up_over_ranks(tmp_path: Path) -> None:
         "shared memory",
         "gloo",
     }
+
+
+def test_gpt2_adds_up_over_ranks_once_before_its_layers(tmp_path: Path) -> None:
+    shape = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=331)
+    shape.architectures = ["GPT2LMHeadModel"]
+    shape.save_pretrained(tmp_path)
+    found = explain(config(tmp_path, tensor_parallel_size=2))
+    assert [(p.part, p.layers) for p in found.parts if p.op == "all_reduce on a node"] == [
+        ("transformer.wte", 0),
+        ("transformer.h.*.attn.c_proj", 2),
+        ("transformer.h.*.mlp.c_proj", 2),
+    ]
 
 
 def test_the_head_of_a_greedy_step(tmp_path: Path) -> None:
