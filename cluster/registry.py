@@ -53,8 +53,8 @@ class FactRegistry:
 
     def _now(self, replica: Absent) -> Absent:
         """With the state that the last link to it had, while Ray holds it for alive."""
-        stalled = replica.state == "starting" and self._ended(replica.replica) == "stalled"
-        return replace(replica, state="stalled") if stalled else replica
+        last = self._ended(replica.replica) if replica.state == "starting" else None
+        return replace(replica, state=last) if last in ("stalled", "draining") else replica
 
     async def _look(self) -> None:
         try:
