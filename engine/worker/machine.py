@@ -59,10 +59,11 @@ def own_cores(
 ) -> set[int]:
     """The CPUs of the `threads` cores that sharer `place` of `sharers` has for itself.
 
-    None where there are too few cores, or a quota lets them be busy only by turns.
+    None where a quota lets cores be busy only by turns, or where the sharers were not given all
+    there are: others may have been given the rest, and settle on the same.
     """
     cores = _cores(cpus)
-    if num_cores(proc, cgroup, cpus) < len(cores) or len(cores) < threads * sharers:
+    if num_cores(proc, cgroup, cpus) < len(cores) or threads != len(cores) // sharers:
         return set()
     return set().union(*cores[place * threads : (place + 1) * threads])
 
