@@ -88,19 +88,17 @@ class Given:
     def fill(self, batch: ModelInput, handed: Tensor | None, rows: int) -> None:
         """Take a batch in, and make the rows behind it sequences of one token in block 0."""
         count = len(batch.tokens)
-        pairs = [
-            (self.tokens, batch.tokens),
-            (self.positions, batch.positions),
-            *zip(self.slots, batch.slots, strict=True),
-        ]
-        for into, values in pairs:
-            into[:count] = values
-            into[count:rows] = 0
+        vectors = [self.tokens, self.positions, *self.slots]
+        given = [batch.tokens, batch.positions, *batch.slots]
+        torch._foreach_copy_([into[:count] for into in vectors], given)
         self.kv_len[:count] = batch.kv_len
-        self.kv_len[count:rows] = 1
         for into, table in zip(self.block_tables, batch.block_tables, strict=True):
             into[:count, : table.shape[1]] = table
-            into[count:rows, 0] = 0
+        if count < rows:
+            torch._foreach_zero_([into[count:rows] for into in vectors])
+            self.kv_len[count:rows] = 1
+            for into in self.block_tables:
+                into[count:rows, 0] = 0
         if self.handed is not None and handed is not None:
             self.handed[:count] = handed
 

@@ -205,6 +205,15 @@ class Device:
         tensor = torch.from_numpy(array)
         return tensor if self.is_cpu else tensor.pin_memory().to(self.place, non_blocking=True)
 
+    def upload_all(self, *arrays: np.ndarray[Any, Any]) -> tuple[Tensor, ...]:
+        """Host vectors of one dtype on the device, in one copy.
+
+        They lie behind each other and so begin anywhere, for which Triton would compile anew: for
+        torch's ops alone.
+        """
+        whole = self.upload(np.concatenate(arrays))
+        return torch.split(whole, [len(array) for array in arrays])
+
     def download(self, tensor: Tensor) -> Download:
         """A tensor on its way to the host, behind what the device was told so far."""
         if self.is_cpu:
