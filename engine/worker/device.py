@@ -122,6 +122,11 @@ class Device:
         return not self.is_cpu
 
     @property
+    def rehearses(self) -> bool:
+        """Whether what it computes first takes seconds: its kernels are compiled then."""
+        return not self.is_cpu
+
+    @property
     def records_graphs(self) -> bool:
         """Whether steps of decode are recorded as CUDA graphs: their attention must not ask the
         device for anything on the way.

@@ -38,6 +38,7 @@ from .device import Device, pick
 from .forward import Limits
 from .graphs import forward_of
 from .progress import Progress
+from .rehearsal import rehearsal
 from .runner import Launched, Runner
 from .team import alone, join
 
@@ -217,6 +218,11 @@ class Worker:
         )
         self._runner = self._make_runner(config, plan, loaded.model, cache, pool)
         clock.lap("cache")
+        if device.rehearses:
+            for rehearsed in rehearsal(config.max_num_seqs, len(cache.groups)):
+                self.run(rehearsed)
+            self.progress.forget()
+            clock.lap("rehearse")
         return Capacity(
             groups=cache.groups,
             num_blocks=(num_blocks,) * len(cache.groups),
