@@ -136,6 +136,7 @@ def small_ops(dtype: torch.dtype) -> None:
     elementwise.store_kv(heads[:, :8], heads[:, 8:16], kv, slots)
     own = torch.empty(128, dtype=dtype)
     turned.turn_and_store(heads, kv, slots, angles, angles, (own, own, 1e-6))
+    elementwise.embed(slots, x)
     elementwise.silu_mul(torch.empty(32, 28672, dtype=dtype))
 
 

@@ -78,6 +78,7 @@ class Given:
             return device.empty(*shape, dtype=dtype).zero_()
 
         self.tokens, self.positions = memory(rows), memory(rows)
+        self.wanted = torch.arange(rows, device=device.place)
         self.query_start = torch.arange(rows + 1, dtype=torch.int32, device=device.place)
         self.kv_len = memory(rows, dtype=torch.int32)
         self.block_tables = [memory(rows, width, dtype=torch.int32) for _ in groups]
@@ -114,7 +115,7 @@ class Given:
             slots=[slots[:rows] for slots in self.slots],
             kv=self._cache.layers,
             group_of=self._cache.group_of,
-            wanted=self.query_start[:rows].long(),
+            wanted=self.wanted[:rows],
             max_query=1,
             max_kv=keys,
         )

@@ -70,6 +70,18 @@ def test_rope(dtype: torch.dtype, turns: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("rows", "width", "start"), [(7, 1030, 0), (7, 24, 5), (0, 24, 5)])
+def test_embed(dtype: torch.dtype, rows: int, width: int, start: int, device: torch.device) -> None:
+    from shoal.kernels.gpu import elementwise
+
+    table = draw(9, width, dtype=dtype, device=device)[:rows]
+    tokens = torch.tensor([0, 6, 5, 11, 12, 2**40, 4], device=device)
+    right = reference.embed(tokens, table, start=start)
+    assert torch.equal(elementwise.embed(tokens, table, start=start), right)
+    assert elementwise.embed(tokens[:0], table, start=start).shape == (0, width)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
 def test_silu_mul(dtype: torch.dtype, device: torch.device) -> None:
     from shoal.kernels.gpu import elementwise
 
