@@ -195,8 +195,6 @@ class Worker:
         device, self._device = plan.device, plan.device
         own = _shared(config, device, seat)
         threads = device.prepare(own.threads, own.sharers)
-        if config.sharers == 1:  # else other engines of the node would settle on the same cores
-            device.settle(threads, seat.place, seat.sharers)
         if plan.attention:
             log.info("attention: %s", plan.attention)
         clock.lap("size")
