@@ -189,13 +189,17 @@ def told(
 async def watch(
     client: aiohttp.ClientSession, began: float, found: list[tuple[float, int, int]]
 ) -> None:
-    """Note ready replicas, and those that were asked for, whenever they change."""
+    """Note ready replicas, and those that were asked for: as shoal's policy says, and where it is
+    not asked, those whose processes have begun.
+    """
     while True:
         with contextlib.suppress(aiohttp.ClientError, KeyError):
             async with client.get("/cluster") as answer:
-                states = [row["state"] for row in (await answer.json())["replicas"]]
+                overview = await answer.json()
+            states = [row["state"] for row in overview["replicas"]]
             ready, starting = states.count("ready"), states.count("starting")
-            found.append((round(time.time() - began, 2), ready, ready + starting))
+            said = [row["replicas"] for row in overview.get("scaling", [])]
+            found.append((round(time.time() - began, 2), ready, max(ready + starting, *said, 0)))
         await asyncio.sleep(SAMPLE_S)
 
 

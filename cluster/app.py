@@ -34,6 +34,7 @@ from .deployments import (
     gateway_options,
     gateway_settings,
     health_check_s,
+    let_surge,
     num_nodes,
     replica_options,
     replica_settings,
@@ -97,18 +98,21 @@ def application(
     replicas = shape(replica).options(
         request_router_config={"request_router_class": "shoal.cluster.serve_router:MemberRouter"},
     )
-    models = []
     names = deployment_names(config.models)
     found = shares_of(config, names)
-    state_shares(config, names, found)
-    for model, name, share in zip(config.models, names, found, strict=True):
-        model = shared(model, share.sharers)
-        options = replica_options(config, model, name, share, surge=surge)
-        deployment = versioned(replicas.options(**options, _internal=True))
-        models.append(deployment.bind(replica_settings(config, model)))
+    models = [shared(m, share.sharers) for m, share in zip(config.models, found, strict=True)]
+    told = zip(models, names, found, strict=True)
+    every = [replica_options(config, model, name, share) for model, name, share in told]
+    if surge:
+        let_surge(config.name, every)
+    state_shares(config, every, found)
+    deployments = [
+        versioned(replicas.options(**options, _internal=True)).bind(replica_settings(config, model))
+        for model, options in zip(models, every, strict=True)
+    ]
     options = gateway_options(config, num_nodes(), door)
     gateways = versioned(shape(ingress).options(**options, _internal=True))
-    app: Application = gateways.bind(gateway_settings(config), *models)
+    app: Application = gateways.bind(gateway_settings(config), *deployments)
     return app
 
 

@@ -27,6 +27,7 @@ from . import placement, scaling, scaling_policy
 from .config import Autoscaling, ModelConfig, ServeConfig
 from .facts import Facts
 from .handover import HAND_OVER_S
+from .room import Room
 from .shares import Share, is_on_gpu, kept, shares
 
 SURGE_PERCENT = 1  # rounded up to a whole replica
@@ -136,17 +137,20 @@ def shares_of(config: ServeConfig, names: Sequence[str]) -> list[Share]:
     return kept(fresh, before, [model.most for model in config.models], there)
 
 
-def state_shares(config: ServeConfig, names: Sequence[str], found: Sequence[Share]) -> None:
-    """State the share of each model, for the next configuration of the application, and forget what
-    was said of those that are gone, or was decided for those that scale no more.
+def state_shares(
+    config: ServeConfig, every: Sequence[Mapping[str, Any]], found: Sequence[Share]
+) -> None:
+    """State the share of each model, whose options `every` are, for the next configuration of the
+    application; forget what was said of those that are gone, or decided for those that scale no
+    more.
     """
     if not ray.is_initialized():
         return
     facts = Facts(config.name)
-    for model, name, share in zip(config.models, names, found, strict=True):
-        told = {"of": _own(config, model), "share": share, "names": model.served_model_name}
-        facts.put("share", name, told)
-    for gone in facts.all("share").keys() - set(names):
+    for model, options, share in zip(config.models, every, found, strict=True):
+        told = {"of": _own(config, model), "share": share, "version": options["version"]}
+        facts.put("share", options["name"], told | {"names": model.served_model_name})
+    for gone in facts.all("share").keys() - {options["name"] for options in every}:
         facts.remove("share", gone)
     scaling = {model.name for model in config.models if model.autoscaling}
     for gone in facts.all(scaling_policy.KIND).keys() - scaling:
@@ -165,9 +169,7 @@ def versioned(deployment: Deployment) -> Deployment:
     return deployment
 
 
-def replica_options(
-    config: ServeConfig, model: ModelConfig, name: str, share: Share, *, surge: bool
-) -> Any:
+def replica_options(config: ServeConfig, model: ModelConfig, name: str, share: Share) -> Any:
     """Serve's options of a model's deployment, for one whose `max_replicas` is known."""
     places = _places(model, share)
     options: dict[str, Any] = {"name": name, **places}
@@ -178,14 +180,31 @@ def replica_options(
         options["autoscaling_config"] = scaling_policy.autoscaling_config(
             config.name, model.name, targets(model), _initial(config, model, name)
         )
-    options["max_surge_percent"] = (
-        SURGE_PERCENT if surge and _has_room(bundles_of(model, share)) else 0
-    )
+    options["max_surge_percent"] = 0
     # One that did not scale when it was started would never report to the policy.
     scales = {"scales": model.autoscaling is not None}
     options["version"] = _version(scales | replica_settings(config, model))
     options["health_check_timeout_s"] = health_check_s(model.engine.stall_timeout)
     return options
+
+
+def let_surge(app: str, every: Sequence[dict[str, Any]]) -> None:
+    """Let models that are replaced have a replica more meanwhile, as far as there is room for it
+    beside the replicas that come to those there are. `every`: the options of all models.
+    """
+    if not ray.is_initialized():
+        return
+    room, there, told = Room.now(), running(app), Facts(app).all("share")
+    for options in every:
+        scaling = options.get("autoscaling_config") or {}
+        wanted = options.get("num_replicas") or scaling.get("initial_replicas", 0)
+        for _ in range(wanted - there.get(options["name"], 0)):
+            room.take(_bundles(options))
+    for options in sorted(
+        every, key=lambda o: told.get(o["name"], {}).get("version") == o["version"]
+    ):
+        if options["name"] in there and room.take(_bundles(options)):
+            options["max_surge_percent"] = SURGE_PERCENT
 
 
 def health_check_s(stall_s: float = 0) -> float:
@@ -313,18 +332,12 @@ def _places(model: ModelConfig, share: Share) -> dict[str, Any]:
 
 def bundles_of(model: ModelConfig, share: Share) -> list[Mapping[str, float]]:
     """What a replica asks of the cluster: a bundle, or several, each of one node."""
-    places = _places(model, share)
-    return places.get("placement_group_bundles") or [_asked(places["ray_actor_options"])]
+    return _bundles(_places(model, share))
 
 
-def _has_room(asked: Sequence[Mapping[str, float]]) -> bool:
-    """Whether one replica more would find its places now, on nodes that are there."""
-    if not ray.is_initialized():
-        return False
-    from ray._private.state import available_resources_per_node
-
-    free = [dict(node) for node in available_resources_per_node().values()]
-    return all(_take(bundle, free) for bundle in asked)
+def _bundles(places: Mapping[str, Any]) -> list[Mapping[str, float]]:
+    asked: list[Mapping[str, float]] | None = places.get("placement_group_bundles")
+    return asked or [_asked(places["ray_actor_options"])]
 
 
 _BY_NAME = {"GPU": "num_gpus", "memory": "memory"}
@@ -336,12 +349,3 @@ def _asked(options: Mapping[str, Any]) -> dict[str, float]:
     if kind := options.get("accelerator_type"):
         found[f"accelerator_type:{kind}"] = LABEL_S
     return found | dict(options.get("resources", {}))
-
-
-def _take(bundle: Mapping[str, float], free: Sequence[dict[str, float]]) -> bool:
-    for node in free:
-        if all(node.get(kind, 0) >= amount for kind, amount in bundle.items()):
-            for kind, amount in bundle.items():
-                node[kind] = node.get(kind, 0) - amount
-            return True
-    return False

@@ -65,6 +65,7 @@ class ByteDecoder:
         return tail
 
     def step(self, token: int) -> str:
+        """Bytes wait until they are whole characters; what can never be one is U+FFFD."""
         if not self._strip and not self._utf8.buffer and token not in self._skipped:
             text = self._text_of(token)
             if text is not None:
@@ -97,6 +98,7 @@ class WindowDecoder:
         self._read = len(self._ids)
 
     def step(self, token: int) -> str:
+        """Text that ends in U+FFFD waits, `_PATIENCE` tokens at most, for what makes it whole."""
         if token in self._skipped:
             return ""
         last, self._last = self._last, token

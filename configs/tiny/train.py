@@ -183,6 +183,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def main() -> None:
+    """Train as the command line says; --new-vocabulary overwrites the bundled tokenizer first."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="folder for checkpoints")
     parser.add_argument("--minutes", type=float, default=65.0)

@@ -20,7 +20,7 @@ from ...kernels.cpu.structures import Pool, absence
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
-from .machine import free_memory, num_cores, own_cores
+from .machine import free_memory, num_cores
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +79,6 @@ class Device:
         return 32 if self.is_cpu else 16
 
     @property
-    def saturates_early(self) -> bool:
-        """Whether it computes no faster by more than some hundred tokens at once."""
-        return self.is_cpu
-
-    @property
     def divides_node(self) -> bool:
         """Whether ranks of a node divide its memory and cores, and can share what they write."""
         return self.is_cpu
@@ -114,12 +109,6 @@ class Device:
         if not self.is_cpu:
             torch.cuda.set_device(self.place)
         return threads
-
-    def settle(self, threads: int, place: int, sharers: int) -> None:
-        """Keep the calling thread, and those that it starts, to cores that no other sharer has."""
-        cpus = own_cores(threads, place, sharers) if self.divides_node else set()
-        if cpus and sharers > 1 and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cpus)
 
     @property
     def overlaps(self) -> bool:

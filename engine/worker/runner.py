@@ -120,6 +120,7 @@ class Runner:
         ended = self._last
 
         def finish() -> Result:
+            """Wait for what was drawn; once, for it is read from the device only then."""
             drawn = _gathered(pieces)
             if before is not None:
                 self._progress.gaps.append(began.since_s(before))

@@ -196,8 +196,6 @@ class Worker:
         device, self._device = plan.device, plan.device
         own = _shared(config, device, seat)
         threads = device.prepare(own.threads, own.sharers)
-        if config.sharers == 1:  # else other engines of the node would settle on the same cores
-            device.settle(threads, seat.place, seat.sharers)
         if plan.attention:
             log.info("attention: %s", plan.attention)
         clock.lap("size")
@@ -272,7 +270,7 @@ class Worker:
             model,
             cache,
             Limits(
-                tokens=config.step_tokens(plan.device.saturates_early),
+                tokens=config.step_tokens(on_cpu=not plan.device.overlaps),
                 sequences=config.max_num_seqs,
                 model_len=plan.sizing.max_model_len,
                 width=0 if seat.first else plan.width,

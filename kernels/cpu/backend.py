@@ -138,6 +138,7 @@ def add(x: Tensor, total: Tensor) -> None:
 def rope_angles(
     positions: Tensor, inv_freq: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    """In float32 whatever `dtype` is, for the native `rope` reads nothing else."""
     if not (has(Kind.ANGLES) and has(Kind.ROPE)):
         made = partial(_new, positions, len(inv_freq), dtype)
         given = (positions, inv_freq, scale, dtype)
@@ -158,6 +159,7 @@ def rope_angles(
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Angles must be float32 and in one piece each: others fall back."""
     narrow = cos.dtype is not torch.float32 or not (cos.is_contiguous() and sin.is_contiguous())
     if not has(Kind.ROPE) or narrow or not _grouped(x):
         _fall_back("rope", None, x, cos, sin)
@@ -225,6 +227,7 @@ def paged_attention(
     alibi: Tensor | None = None,
     plan: Any = None,
 ) -> Tensor:
+    """Over pages as `store_kv` fills them; only those of the reference need a `plan`."""
     options = {"scale": scale, "window": window, "softcap": softcap, "alibi": alibi}
     if not _native(kv):
         given = (q, kv, block_table, query_start, kv_len)

@@ -85,9 +85,12 @@ def scan(
     """Take the keys `first` to `last`, tile by tile, into a softmax sum.
 
     q [M, BLOCK_D]; position [M], -1 in idle rows; head [M]. `first` is a multiple of N; keys below
-    `lowest` are seen by no row and not read.
+    `lowest` are seen by no row and not read. Alibi counts from a row's own key: softmax sees
+    differences alone, and far from zero a sum with the whole would leave the scores few bits.
     """
     d = tl.arange(0, BLOCK_D)
+    if ALIBI:
+        own = tl.load(alibi + head * alibi_head + position, mask=position >= 0, other=0.0)
     for start in range(first, last, N):
         key = start + tl.arange(0, N)
         known = (key < last) & (key >= lowest)
@@ -104,7 +107,7 @@ def scan(
         seen = known[None, :] & (key[None, :] <= position[:, None])
         if ALIBI:
             lifted = alibi + head[:, None] * alibi_head + key[None, :]
-            scores += LOG2E * tl.load(lifted, mask=seen, other=0.0)
+            scores += LOG2E * (tl.load(lifted, mask=seen, other=0.0) - own[:, None])
         if WINDOW:
             seen = seen & (key[None, :] > position[:, None] - window)
         scores = tl.where(seen, scores, float("-inf"))
