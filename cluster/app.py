@@ -9,15 +9,15 @@ import logging
 import math
 import os
 import re
-import signal
 import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from ray import serve
@@ -28,9 +28,9 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
 from ..engine.config import GENERATION
-from ..engine.errors import ConfigError, EngineLost, LoadError
+from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
 from ..engine.seat import num_ranks
-from . import controller, logs, nodes, placement, rollout
+from . import controller, head, logs, nodes, placement, rollout
 from .banner import Loaded, Progress
 from .config import ModelConfig, ServeConfig
 from .deployments import (
@@ -47,22 +47,23 @@ from .deployments import (
     state_shares,
     versioned,
 )
-from .exits import INTERRUPTED
+from .exits import DONE, exit_code
 from .facts import Facts, node_address, weights_read
 from .ingress import Ingress
+from .interrupts import interrupts, listen
 from .launch import joined_ray, private_ray
 from .link import ModelCard
 from .ports import check_port
 from .replica import Replica
 from .settings import remarks, serve_config
 from .shares import shared
-from .sigterm import SAME_SIGNAL_S
 from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
 POLL_S = 0.1
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-
+WATCH_S = 1.0
+END_S = 60.0
+"""What Ray gets to end, beside the time of the streams."""
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +154,15 @@ def run(
                 _find(model, progress, named=len(config.models) > 1)
         reading = threading.Thread(target=_read_ahead, args=(config,), daemon=True)
         reading.start()  # while Ray starts
-    with _signals() as stop, contextlib.ExitStack() as stack:
-        _listen(stop)
+    bound_s = config.shutdown_timeout + STOP_S + END_S
+    with interrupts(bound_s) as stop, contextlib.ExitStack() as stack:
+        listen()
         with progress.phase("start Ray"):
             stack.enter_context(_ray(config))
             if _address(config) is not None:
+                stack.push(_end_without_head)
                 nodes.check_installed()
-        _listen(stop)  # Ray has put a handler of its own in place
+        listen()  # Ray has put a handler of its own in place
         if _address(config) is not None:
             controller.wait_for(stop, progress.note)
             if stop.is_set():
@@ -195,15 +198,8 @@ def run(
         if rolls:
             stack.callback(leave)
         progress.ready(config, _loaded(config))
-        while not stop.wait(1.0):
-            if not owner.owns:
-                progress.note(f"another `shoal serve` has taken {config.name} over")
-                return
-        progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
-        if _address(config) is None or controller.answers():
-            _drain(config)
-        else:
-            progress.note("Ray Serve's controller does not answer: nothing is taken off its Ray")
+        if _stay(config, owner, stop, progress):
+            _take_off(config, progress)
 
 
 def _find(model: ModelConfig, progress: Progress, *, named: bool) -> None:
@@ -337,6 +333,47 @@ def _loaded(config: ServeConfig) -> list[Loaded]:
     return [Loaded(ModelCard(**f["card"]), f["table"], f["phases"]) for f in found]
 
 
+def _end_without_head(
+    kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """End the process where the head does not answer: to leave Ray in good order is to wait for
+    it.
+    """
+    if head.answers():
+        return
+    if error is not None:
+        log.critical("%s", error, exc_info=not isinstance(error, ShoalError))
+    logging.shutdown()
+    os._exit(DONE if error is None else exit_code(error))
+
+
+def _stay(
+    config: ServeConfig, owner: rollout.Owner, stop: threading.Event, progress: Progress
+) -> bool:
+    """Wait for `stop`; False where another process takes the application over before."""
+    absence = head.Absence(progress.warn, progress.note)
+    while not stop.wait(WATCH_S):
+        owns = owner.owns
+        absence.look(owns is not None)
+        if owns is False:
+            progress.note(f"another `shoal serve` has taken {config.name} over")
+            return False
+    return True
+
+
+def _take_off(config: ServeConfig, progress: Progress) -> None:
+    """Drain the application, if somebody is there to do it."""
+    own = _address(config) is None
+    if not head.answers():
+        rest = "running answers are cut off" if own else "nothing is taken off it"
+        progress.note(f"the head of Ray does not answer: {rest}")
+    elif own or controller.answers():
+        progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
+        _drain(config)
+    else:
+        progress.note("Ray Serve's controller does not answer: nothing is taken off its Ray")
+
+
 def _drain(config: ServeConfig) -> None:
     """Remove the application; its gateways and replicas finish what runs."""
     until = time.monotonic() + config.shutdown_timeout + STOP_S
@@ -355,32 +392,3 @@ def _leave(config: ServeConfig, owner: rollout.Owner, serve_too: bool) -> None:
         Facts(config.name).clear()
         if serve_too:
             serve.shutdown()
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, once `_listen` was called."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    try:
-        yield threading.Event()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _listen(stop: threading.Event) -> None:
-    """Set `stop` at the first signal and end at the second; a guard then ends what is left.
-
-    Wrappers such as timeout(1) deliver one signal twice: what follows at once is the same one.
-    """
-    first = math.inf
-
-    def on_signal(number: int, frame: object) -> None:
-        nonlocal first
-        if time.monotonic() - first > SAME_SIGNAL_S:
-            os._exit(INTERRUPTED)
-        first = min(first, time.monotonic())
-        stop.set()
-
-    for number in STOPPING:
-        signal.signal(number, on_signal)
