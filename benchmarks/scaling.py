@@ -1,6 +1,7 @@
 """A load trace against a fleet that scales: replicas over time with the reasons, losses, TTFT.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
+    python benchmarks/scaling.py --only shoal serve --pace 5 --out ...
     python benchmarks/scaling.py --virtual --out benchmarks/results/scaling-virtual.json
 
 Starts `shoal serve` of the bundled model with 1 to 4 replicas, once for each of POLICIES, and
@@ -48,6 +49,8 @@ POLICIES: dict[str, dict[str, Any]] = {
         "look_back_period_s": 2.5,
     },
 }
+SHORT = {"shoal": "shoal", "serve": "Ray Serve, its defaults"}
+SHORT["serve-told"] = "Ray Serve, told what a replica carries"
 READY_S = 180.0
 SAMPLE_S = 0.5
 
@@ -61,7 +64,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8377)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--pace", type=float, default=1.0, help="factor on all rates")
-    parser.add_argument("--only", help="one of the policies")
+    parser.add_argument("--only", nargs="+", choices=SHORT, default=[*SHORT], metavar="POLICY")
     parser.add_argument("--virtual", action="store_true", help="compute it, on a fleet of models")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
@@ -69,7 +72,7 @@ def main() -> None:
     command = "python benchmarks/scaling.py " + " ".join(sys.argv[1:])
     found = {"command": command, "cores": os.cpu_count(), "trace": TRACE, "runs": runs}
     for name in POLICIES:
-        if chosen.only in (None, name):
+        if name in map(SHORT.get, chosen.only):
             runs[name] = (computed if chosen.virtual else measured)(name, chosen)
             print(json.dumps({name: runs[name]["phases"]}, indent=1), flush=True)
             if chosen.out:

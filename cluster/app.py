@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
-import math
 import os
-import re
-import ssl
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
@@ -24,19 +17,18 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, LoggingConfig
+from ray.serve.schema import LoggingConfig
 
 from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
 from ..engine.config import GENERATION
-from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
-from ..engine.seat import num_ranks
-from . import controller, head, logs, nodes, placement, rollout
-from .banner import Loaded, Progress
+from ..engine.errors import ConfigError, LoadError, ShoalError
+from . import controller, head, logs, nodes, rollout
+from .banner import Progress
 from .config import ModelConfig, ServeConfig
 from .deployments import (
     STOP_S,
     bounded,
-    bundles_of,
+    deployment_names,
     gateway_options,
     gateway_settings,
     health_check_s,
@@ -48,22 +40,23 @@ from .deployments import (
     versioned,
 )
 from .exits import DONE, exit_code
-from .facts import Facts, node_address, weights_read
+from .facts import Facts, node_address
 from .ingress import Ingress
 from .interrupts import interrupts, listen
 from .launch import joined_ray, private_ray
-from .link import ModelCard
 from .ports import check_port
+from .readiness import await_ready, loaded
+from .removal import remove
 from .replica import Replica
 from .settings import remarks, serve_config
 from .shares import shared
 from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
-POLL_S = 0.1
 WATCH_S = 1.0
 END_S = 60.0
 """What Ray gets to end, beside the time of the streams."""
+
 
 log = logging.getLogger(__name__)
 
@@ -119,19 +112,6 @@ def application(
     return app
 
 
-def deployment_names(models: Sequence[ModelConfig]) -> list[str]:
-    """What Serve calls each model: its name in letters that Serve takes, no two alike."""
-    taken = {"Gateway"}
-    names = []
-    for model in models:
-        last = model.name.rstrip("/").rpartition("/")[2]
-        plain = re.sub(r"[^\w.-]", "-", last, flags=re.ASCII) or "model"
-        name = next(n for n in (plain, *(f"{plain}-{i}" for i in range(2, 999))) if n not in taken)
-        taken.add(name)
-        names.append(name)
-    return names
-
-
 def run(
     config: ServeConfig,
     progress: Progress | None = None,
@@ -146,37 +126,30 @@ def run(
     """
     progress = progress or Progress()
     logs.start(config, "serve", terminal=True)
-    if _address(config) is None:
-        check_port(config.host, config.port)
-        check_tls(config)
-        with progress.phase("find the model"):
-            for model in config.models:
-                _find(model, progress, named=len(config.models) > 1)
-        reading = threading.Thread(target=_read_ahead, args=(config,), daemon=True)
-        reading.start()  # while Ray starts
+    joins = _address(config) is not None
+    if not joins:
+        _check_here(config, progress)
     bound_s = config.shutdown_timeout + STOP_S + END_S
     with interrupts(bound_s) as stop, contextlib.ExitStack() as stack:
         listen()
         with progress.phase("start Ray"):
             stack.enter_context(_ray(config))
-            if _address(config) is not None:
+            if joins:
                 stack.push(_end_without_head)
                 nodes.check_installed()
         listen()  # Ray has put a handler of its own in place
-        if _address(config) is not None:
+        if joins:
             controller.wait_for(stop, progress.note)
             if stop.is_set():
                 return
+        owner = rollout.Owner(Facts(config.name))
         rolls = rollout.runs(config.name)
+        leave = partial(_leave, config, owner, progress, serve_too=not _serve_runs())
         if not rolls:
             Facts(config.name).clear()
             check_port(config.host, config.port)
-        owner = rollout.Owner(Facts(config.name))
-        leave = partial(_leave, config, owner, serve_too=not _serve_runs())
-        if not rolls:  # what ran before outlives a configuration that does not start
-            stack.callback(leave)
-        if stop.is_set():
-            return
+            if joins:  # what ran before outlives a configuration that does not start
+                stack.callback(leave)
 
         def deploy(surge: bool) -> None:
             app = application(
@@ -184,22 +157,48 @@ def run(
             )
             _deploy(app, config, owner)
 
-        def give_way() -> None:
-            progress.note("no room for one replica more: an old one drains first")
-            deploy(surge=False)
-
-        with progress.phase("roll to this configuration" if rolls else "start Serve"):
-            watch = rollout.Surge(Facts(config.name), config.placement_timeout, give_way)
-            deploy(surge=True)
-        with progress.phase("load the model" if len(config.models) == 1 else "load the models"):
-            _await_ready(config, stop, progress, watch.look if rolls else None)
-        if stop.is_set():
+        if stop.is_set() or not _bring_up(config, deploy, stop, progress, rolls=rolls):
             return
-        if rolls:
+        if rolls or not joins:
             stack.callback(leave)
-        progress.ready(config, _loaded(config))
+        progress.ready(config, loaded(config))
         if _stay(config, owner, stop, progress):
-            _take_off(config, progress)
+            progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
+
+
+def _check_here(config: ServeConfig, progress: Progress) -> None:
+    """What this machine alone tells, before Ray is started on it. Raises ConfigError, LoadError."""
+    check_port(config.host, config.port)
+    check_tls(config)
+    with progress.phase("find the model"):
+        for model in config.models:
+            _find(model, progress, named=len(config.models) > 1)
+    reading = threading.Thread(target=_read_ahead, args=(config,), daemon=True)
+    reading.start()  # while Ray starts
+
+
+def _bring_up(
+    config: ServeConfig,
+    deploy: Callable[[bool], None],
+    stop: threading.Event,
+    progress: Progress,
+    *,
+    rolls: bool,
+) -> bool:
+    """`deploy` it, which is told whether one replica more may start before an old one drains, and
+    wait until it is ready; whether it is, before `stop`.
+    """
+
+    def give_way() -> None:
+        progress.note("no room for one replica more: an old one drains first")
+        deploy(False)
+
+    with progress.phase("roll to this configuration" if rolls else "start Serve"):
+        watch = rollout.Surge(Facts(config.name), config.placement_timeout, give_way)
+        deploy(True)
+    with progress.phase("load the model" if len(config.models) == 1 else "load the models"):
+        await_ready(config, stop, progress, watch.look if rolls else None)
+    return not stop.is_set()
 
 
 def _find(model: ModelConfig, progress: Progress, *, named: bool) -> None:
@@ -258,95 +257,6 @@ def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner) -> None
     serve._run(app, _blocking=False, name=config.name, route_prefix=None, logging_config=quiet)
 
 
-def _await_ready(
-    config: ServeConfig,
-    stop: threading.Event,
-    progress: Progress,
-    look: Callable[[], None] | None = None,
-) -> None:
-    """Wait until the gateway says that it is ready. Raises what kept a replica from starting."""
-    facts = Facts(config.name)
-    until = time.monotonic() + config.placement_timeout
-    while not stop.wait(POLL_S):
-        if time.monotonic() > until:
-            _check_placed(config, facts)
-            until = math.inf
-        if error := facts.failure(named=len(config.models) > 1):
-            raise error
-        if look is not None:
-            look()
-        progress.advance(*weights_read(facts))
-        overview = serve.status().applications.get(config.name)
-        status = overview.status if overview else None
-        if overview and rollout.is_through(overview) and _health(config) == "ready":
-            return
-        if overview and status is ApplicationStatus.DEPLOY_FAILED:
-            raise EngineLost(f"Ray Serve could not start it: {_last_line(overview.message)}")
-
-
-def _check_placed(config: ServeConfig, facts: Facts) -> None:
-    """Raise ConfigError for a model none of whose replicas has found a place."""
-    placed = {fact["model"] for fact in facts.all("replica").values()}
-    names = deployment_names(config.models)
-    for model, share in zip(config.models, shares_of(config, names), strict=True):
-        if model.name not in placed:
-            ranks = num_ranks(model.engine)
-            asked = bundles_of(shared(model, share.sharers), share)
-            raise ConfigError(
-                f"{model.name}: no place for a replica of {ranks} rank{'s'[: ranks > 1]} within "
-                f"{config.placement_timeout:g} s: {placement.shortage(asked)}. Free some, add "
-                f"nodes, lower tensor_parallel_size or pipeline_parallel_size, or raise "
-                f"placement_timeout where nodes are started on demand",
-                "tensor_parallel_size",
-            )
-
-
-def _last_line(message: str) -> str:
-    lines = [line for line in message.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it gives no reason"
-
-
-def _health(config: ServeConfig) -> str | None:
-    """What a gateway, here or elsewhere, says of the cluster; None while none answers."""
-    trusting = ssl._create_unverified_context() if config.ssl_certfile else None
-    ways = {f"{config.url}/health": trusting}
-    for fact in Facts(config.name).all("gateway").values():
-        if "port" in fact:
-            host = f"[{fact['host']}]" if ":" in fact["host"] else fact["host"]
-            ways[f"http://{host}:{fact['port']}/health"] = None
-    for url, context in ways.items():
-        try:
-            with urllib.request.urlopen(url, timeout=2, context=context) as answer:
-                return str(json.load(answer)["status"])
-        except (OSError, ValueError):
-            continue
-    return None
-
-
-def _loaded(config: ServeConfig) -> list[Loaded]:
-    """What the first ready replica of each model states."""
-    facts: dict[object, Any] = {}
-    for fact in Facts(config.name).all("replica").values():
-        if fact["phase"] == "ready":
-            facts.setdefault(fact["model"], fact)
-    found = [facts[model.name] for model in config.models]
-    return [Loaded(ModelCard(**f["card"]), f["table"], f["phases"]) for f in found]
-
-
-def _end_without_head(
-    kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-) -> None:
-    """End the process where the head does not answer: to leave Ray in good order is to wait for
-    it.
-    """
-    if head.answers():
-        return
-    if error is not None:
-        log.critical("%s", error, exc_info=not isinstance(error, ShoalError))
-    logging.shutdown()
-    os._exit(DONE if error is None else exit_code(error))
-
-
 def _stay(
     config: ServeConfig, owner: rollout.Owner, stop: threading.Event, progress: Progress
 ) -> bool:
@@ -361,34 +271,40 @@ def _stay(
     return True
 
 
-def _take_off(config: ServeConfig, progress: Progress) -> None:
-    """Drain the application, if somebody is there to do it."""
-    own = _address(config) is None
+def _leave(
+    config: ServeConfig, owner: rollout.Owner, progress: Progress, *, serve_too: bool
+) -> None:
+    """Take the application off its Ray, and Serve where it was started for it.
+
+    A Ray of our own ends with all that is left on it.
+    """
+    joined = _address(config) is not None
     if not head.answers():
-        rest = "running answers are cut off" if own else "nothing is taken off it"
+        rest = "nothing is taken off it" if joined else "running answers are cut off"
         progress.note(f"the head of Ray does not answer: {rest}")
-    elif own or controller.answers():
-        progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
-        _drain(config)
-    else:
-        progress.note("Ray Serve's controller does not answer: nothing is taken off its Ray")
-
-
-def _drain(config: ServeConfig) -> None:
-    """Remove the application; its gateways and replicas finish what runs."""
-    until = time.monotonic() + config.shutdown_timeout + STOP_S
-    with contextlib.suppress(RayError, RayServeException):
-        serve.delete(config.name, _blocking=False)
-        while config.name in serve.status().applications and time.monotonic() < until:
-            time.sleep(POLL_S)
-
-
-def _leave(config: ServeConfig, owner: rollout.Owner, serve_too: bool) -> None:
-    """Take the application off a Ray that is not ours, and Serve where it was started for it."""
-    if _address(config) is None or not owner.owns or not controller.answers():
         return
-    with contextlib.suppress(RayError, RayServeException):
-        serve.delete(config.name, _blocking=False)
+    if not owner.owns:
+        return
+    if joined and not controller.answers():
+        progress.note("Ray Serve's controller does not answer: nothing is taken off its Ray")
+        return
+    remove(config.name, config.shutdown_timeout + STOP_S)
+    if joined:
         Facts(config.name).clear()
         if serve_too:
-            serve.shutdown()
+            with contextlib.suppress(RayError, RayServeException):
+                serve.shutdown()
+
+
+def _end_without_head(
+    kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """End the process where the head does not answer: to leave Ray in good order is to wait for
+    it.
+    """
+    if head.answers():
+        return
+    if error is not None:
+        log.critical("%s", error, exc_info=not isinstance(error, ShoalError))
+    logging.shutdown()
+    os._exit(DONE if error is None else exit_code(error))

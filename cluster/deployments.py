@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,19 @@ class _Versioned(DeploymentConfig):
 
 LABEL_S = 0.001
 """What Ray takes of a node's `accelerator_type:...` resource for asking for it."""
+
+
+def deployment_names(models: Sequence[ModelConfig]) -> list[str]:
+    """What Serve calls each model: its name in letters that Serve takes, no two alike."""
+    taken = {"Gateway"}
+    names = []
+    for model in models:
+        last = model.name.rstrip("/").rpartition("/")[2]
+        plain = re.sub(r"[^\w.-]", "-", last, flags=re.ASCII) or "model"
+        name = next(n for n in (plain, *(f"{plain}-{i}" for i in range(2, 999))) if n not in taken)
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def bounded(config: ServeConfig) -> ServeConfig:
@@ -124,13 +138,16 @@ def shares_of(config: ServeConfig, names: Sequence[str]) -> list[Share]:
 
 def state_shares(config: ServeConfig, names: Sequence[str], found: Sequence[Share]) -> None:
     """State the share of each model, for the next configuration of the application, and forget what
-    was decided for those that scale no more.
+    was said of those that are gone, or was decided for those that scale no more.
     """
     if not ray.is_initialized():
         return
     facts = Facts(config.name)
     for model, name, share in zip(config.models, names, found, strict=True):
-        facts.put("share", name, {"of": _own(config, model), "share": share})
+        told = {"of": _own(config, model), "share": share, "names": model.served_model_name}
+        facts.put("share", name, told)
+    for gone in facts.all("share").keys() - set(names):
+        facts.remove("share", gone)
     scaling = {model.name for model in config.models if model.autoscaling}
     for gone in facts.all(scaling_policy.KIND).keys() - scaling:
         facts.remove(scaling_policy.KIND, gone)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -84,6 +84,7 @@ class Failover:
         self._leaving: dict[Link, float] = {}
         self._last_lost: Link | None = None
         self._stopping = False
+        self._served: frozenset[str] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -113,7 +114,12 @@ class Failover:
 
     def _are_replaced(self, generation: Generation) -> bool:
         """Whether replicas are there but leave, so that others come in their stead."""
-        return not self._stopping and any(link.leaving for link in self._there(generation))
+        ends = self._stopping or self._is_removed(generation)
+        return not ends and any(link.leaving for link in self._there(generation))
+
+    def _is_removed(self, generation: Generation) -> bool:
+        """Whether its model is served no more, so that no replica of it will come."""
+        return self._served is not None and generation.state.model not in self._served
 
     def drop(self, generation: Generation) -> None:
         """Free what a generation holds; nothing is heard of it any more."""
@@ -125,6 +131,13 @@ class Failover:
     def stop(self) -> None:
         """The server ends: streams stay where they are, and wait for no replacement."""
         self._stopping = True
+        self._wake()
+
+    def serve_only(self, models: Iterable[str]) -> None:
+        """From now on models of other names are served no more: their streams end with the replicas
+        that there are.
+        """
+        self._served = frozenset(models)
         self._wake()
 
     # What comes from replicas.
@@ -309,11 +322,16 @@ class Failover:
         if self._there(generation) and not waiting.due:
             waiting.since = now
             return False
-        if now - waiting.since < self._timeout_s and not self._stopping:
+        if self._is_removed(generation):
+            end = f"the model `{generation.state.model}` is served no more"
+        elif self._stopping:
+            end = "the server is shutting down"
+        elif now - waiting.since < self._timeout_s:
             return False
-        end = "the server is shutting down" if self._stopping else "no other replica took it over"
-        waited = f" within {now - waiting.since:.0f} s" if self._timeout_s else ""
-        self._fail(generation, EngineLost(f"{waiting.reason}; {end}{waited}"))
+        else:
+            end = "no other replica took it over"
+            end += f" within {now - waiting.since:.0f} s" if self._timeout_s else ""
+        self._fail(generation, EngineLost(f"{waiting.reason}; {end}"))
         return True
 
     def _try(self, waiting: _Waiting) -> bool:

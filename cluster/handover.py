@@ -82,8 +82,17 @@ def await_another(facts: Facts, host: str, own: str, timeout_s: float) -> None:
         time.sleep(LOOK_S)
 
 
-async def hand_over(facts: Facts, host: str, door: Server, turnstile: Turnstile) -> bool:
-    """Do so where there is another gateway on `host`, and wait for those inside; whether it was."""
+async def hand_over(
+    facts: Facts,
+    host: str,
+    door: Server,
+    turnstile: Turnstile,
+    serve_only: Callable[[list[str]], None],
+) -> bool:
+    """Do so where there is another gateway on `host`, and wait for those inside; whether it was.
+
+    Meanwhile `serve_only` is told the names of the models that the application has now.
+    """
     if not await asyncio.to_thread(_may_hand_over, facts, host):
         return False
     await door.take_no_more()
@@ -92,6 +101,8 @@ async def hand_over(facts: Facts, host: str, door: Server, turnstile: Turnstile)
         await asyncio.sleep(LOOK_S)
         if await asyncio.to_thread(_is_removed, facts):
             break
+        if served := await asyncio.to_thread(_served, facts):
+            serve_only(served)
     return True
 
 
@@ -107,6 +118,14 @@ def _beside(facts: Facts, host: str) -> list[str]:
     """The gateways that listen on `host`, this node."""
     forget_the_dead(facts, host)
     return [key for key, at in facts.all("gateway").items() if at.get("host") == host]
+
+
+def _served(facts: Facts) -> list[str]:
+    """All names of the application's models; none while nobody can tell."""
+    try:
+        return [name for fact in facts.all("share").values() for name in fact["names"]]
+    except _UNKNOWN:
+        return []
 
 
 def _is_removed(facts: Facts) -> bool:

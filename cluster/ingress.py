@@ -187,7 +187,8 @@ class Ingress:
             await Decisions(self._facts, pool).follow()
 
     async def _drain(self) -> None:
-        if await hand_over(self._facts, self._host, self._servers[0], self._turnstile):
+        door, only = self._servers[0], self._app.serve_only
+        if await hand_over(self._facts, self._host, door, self._turnstile, only):
             log.info("another gateway has taken over")
         self._app.stop()
         if not await self._turnstile.drain(self._config.shutdown_timeout):

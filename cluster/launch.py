@@ -232,6 +232,9 @@ def _constants(values: Mapping[str, bool]) -> Iterator[None]:
 def _bare() -> Iterator[None]:
     """A head started in here has no autoscaler, which one node has no use for, and no dashboard's
     server: without its pages it only tells of usage, and every start would wait for it.
+
+    `ray.init` has no word for either: what it starts of a head it cannot be told, and
+    `include_dashboard=False` takes off the server's pages alone.
     """
     from ray._private.node import Node
 

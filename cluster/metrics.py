@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
-from ..engine.request import Waits
+from ..engine.request import Request, Waits
 from . import catalog
 from .catalog import Family
 from .link import Link
+from .state import Choice, StreamState
 from .tally import Figures, cell, observe
 
-if TYPE_CHECKING:
-    from .stream import Generation
+
+class Counted(Protocol):
+    """What of a generation is counted; times are of the monotonic clock, 0 for none yet."""
+
+    state: StreamState
+    began: float
+    first_token: float
+    last_token: float
+    predicted: int
+    waits: Waits | None
+
+    @property
+    def request(self) -> Request:
+        """As it was first sent."""
+        ...
+
+    @property
+    def choices(self) -> Sequence[Choice]:
+        """All candidates."""
+        ...
 
 
 class Metrics:
@@ -59,7 +79,7 @@ class Meter:
         if gap_s is not None:
             observe(self._gaps, catalog.GAP.buckets, gap_s)
 
-    def began(self, generation: Generation) -> None:
+    def began(self, generation: Counted) -> None:
         """Count a generation whose first tokens have come."""
         num_prompt, num_cached = len(generation.request.prompt), generation.state.num_cached or 0
         self._add(catalog.PROMPT, num_prompt)
@@ -69,7 +89,7 @@ class Meter:
         self._add(catalog.SOURCE, num_cached, "local_cache_hit")
         self._enter(catalog.TO_FIRST, generation.first_token - generation.began)
 
-    def ended(self, generation: Generation, unfinished: str) -> None:
+    def ended(self, generation: Counted, unfinished: str) -> None:
         """Count a generation that has ended; `unfinished` (`abort`, `error`) is why its choices
         without a finish have none.
         """
@@ -85,7 +105,7 @@ class Meter:
         if generation.first_token:
             self._time_spent(generation)
 
-    def _time_spent(self, generation: Generation) -> None:
+    def _time_spent(self, generation: Counted) -> None:
         longest = max(choice.num_tokens for choice in generation.choices)
         num_prompt = len(generation.request.prompt)
         self._enter(catalog.LONGEST, longest)

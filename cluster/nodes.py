@@ -62,6 +62,7 @@ def installed(nodes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any] | 
     """The versions on each node: shoal's (None where it has none), torch's, Ray's, the driver's."""
 
     def versions() -> dict[str, Any]:
+        """What this machine's Python finds; None for what it does not. Needs nothing of shoal."""
         import importlib
         import importlib.metadata
         import pathlib

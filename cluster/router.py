@@ -77,9 +77,14 @@ class FleetRouter:
             await self._wakers[name].wake(lambda: self._able(name))
 
     def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
-        """See Router and `choice.py`."""
+        """See Router and `choice.py`. A model that sleeps is woken: what waits for one of its
+        replicas may have begun on the last one that it had.
+        """
         name = self._first_name(model)
-        able = [link for link in self._able(name) if fit(link)]
+        there = self._able(name)
+        able = [link for link in there if fit(link)]
+        if not there and name in self._wakers:
+            self._wakers[name].ask()
         if not able:
             state = self.statuses()[name]
             raise EngineLost(f"no replica of {model} can take requests: it is {state}")
@@ -102,7 +107,9 @@ class FleetRouter:
         return list(self._links.values())
 
     def ended(self, replica: str) -> str | None:
-        """How the last link to a replica without one ended: dead or stalled; from any thread."""
+        """How the last link to a replica without one ended: dead, stalled, or draining where it had
+        done what it had; from any thread.
+        """
         return self._ended.get(replica)
 
     def status(self) -> str:
@@ -193,7 +200,7 @@ class FleetRouter:
         if self._links.get(link.replica) is link:
             del self._links[link.replica]
             self._chooser.forget(link.replica)
-            self._ended[link.replica] = link.state
+            self._ended[link.replica] = "draining" if link.leaving else link.state
             if self.on_gone is not None:
                 self.on_gone(link)
             log.log(

@@ -381,7 +381,7 @@ def _without_replicas(state: State, fleet: Fleet, targets: Targets) -> Decision:
     if fleet.target == 0:
         return _hold(state, fleet, "zero", "stays at 0 until a request comes")
     line = f"stays at {fleet.target}: none of them reports yet"
-    return _hold(state, fleet, "starting", line)
+    return _hold(state, fleet, "unheard", line)
 
 
 def _move(state: State, fleet: Fleet, wanted: int, line: str) -> Decision:
@@ -404,7 +404,7 @@ def _moved(state: State, now: float, before: int, after: int) -> State:
 
 def _hold(state: State, fleet: Fleet, kind: str, line: str) -> Decision:
     """Stay, and say so when the reason is another than last time."""
-    wait_s = CONFIRM_S if state.said == "moved" else HOLD_LINE_S
+    wait_s = CONFIRM_S if state.said in ("moved", "unheard") else HOLD_LINE_S
     if kind == state.said or fleet.now - state.said_at < wait_s:
         return Decision(state, fleet.target, None)
     return _keep(replace(state, said=kind), fleet, line)

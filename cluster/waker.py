@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ..engine.errors import EngineLost, Overloaded
 
 LOOK_S = 0.02
+RETRY_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +48,16 @@ class Waker:
         finally:
             self._num_waiting -= 1
 
+    def ask(self) -> None:
+        """Ask for a replica, unless that is under way."""
+        if self._pending is None or self._pending.done():
+            log.info("%s has no replica; a request asks for one", self._name)
+            self._pending = self._caller.submit(self._ask)
+
     async def _wait(self, able: Callable[[], object]) -> None:
         began = time.monotonic()
         while not able():
-            if self._pending is None or self._pending.done():
-                log.info("%s has no replica; a request asks for one", self._name)
-                self._pending = self._caller.submit(self._ask)
+            self.ask()
             if time.monotonic() - began > self._timeout_s:
                 raise EngineLost(
                     f"{self._name} had no replica, and none was ready within "
@@ -65,4 +70,4 @@ class Waker:
             self._call()
         except Exception as error:
             log.warning("no replica of %s answered: %s", self._name, error)
-            time.sleep(LOOK_S)
+            time.sleep(RETRY_S)

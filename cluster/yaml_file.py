@@ -141,6 +141,7 @@ def _bound(root: yaml.Node) -> None:
     sizes: dict[int, int | None] = {}
 
     def size(node: yaml.Node) -> int:
+        """The values of a node, itself among them, each alias as large as what it stands for."""
         if id(node) in sizes:
             known = sizes[id(node)]
             if known is None:

@@ -130,7 +130,10 @@ class EngineConfig:
         256, "Most sequences computed at once.", group="Scheduling", first=True
     )
     max_num_batched_tokens: int | None = setting(
-        None, "Most tokens a step computes (default: 2,048).", group="Scheduling", first=True
+        None,
+        "Most tokens a step computes (default: 2,048 on CUDA, 512 on CPUs).",
+        group="Scheduling",
+        first=True,
     )
     max_waiting: int = setting(
         1024, "Most requests that wait; one more is answered 429.", group="Scheduling"
@@ -209,10 +212,12 @@ class EngineConfig:
         """How many engines share the memory, this one included."""
         return self.memory_sharers or 1
 
-    @property
-    def batched_tokens(self) -> int:
-        """The token budget of a step."""
-        return self.max_num_batched_tokens or max(2048, self.max_num_seqs)
+    def step_tokens(self, on_cpu: bool) -> int:
+        """The token budget of a step.
+
+        A CPU computes no faster by more than 512 at once, and all streams wait for a step's end.
+        """
+        return self.max_num_batched_tokens or max(512 if on_cpu else 2048, self.max_num_seqs)
 
 
 def engine_keys() -> tuple[str, ...]:
@@ -295,9 +300,10 @@ def _check(config: EngineConfig) -> None:
         raise ConfigError(
             f"block_size must be a power of two, got {config.block_size}", "block_size"
         )
-    if config.batched_tokens < config.max_num_seqs:
+    tokens = config.max_num_batched_tokens
+    if tokens is not None and tokens < config.max_num_seqs:
         raise ConfigError(
-            f"max_num_batched_tokens ({config.batched_tokens}) must be at least "
+            f"max_num_batched_tokens ({tokens}) must be at least "
             f"max_num_seqs ({config.max_num_seqs}): each running sequence needs a token a step",
             "max_num_batched_tokens",
         )

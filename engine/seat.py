@@ -79,6 +79,11 @@ class Seat:
         """Ranks of the engine on its node."""
         return self.nodes.count(self.node)
 
+    @property
+    def place(self) -> int:
+        """Which of the ranks on its node this one is."""
+        return self.nodes[: self.rank].count(self.node)
+
     def layers(self, num_layers: int, partition: str | None) -> range:
         """The layers of its stage. Raises ConfigError."""
         return layer_ranges(num_layers, self.num_stages, partition)[self.stage]

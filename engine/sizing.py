@@ -83,14 +83,16 @@ def block_bytes(footprint: Footprint, block_size: int) -> int:
     return 2 * elements * block_size * footprint.itemsize
 
 
-def activation_bytes(config: EngineConfig, footprint: Footprint, max_model_len: int) -> int:
+def activation_bytes(
+    config: EngineConfig, footprint: Footprint, memory: Memory, max_model_len: int
+) -> int:
     """A bound on what a step needs beside weights and cache.
 
     Every token of the budget at its widest in float32, the logits of the sampled rows with what
     sampling derives from them, and, as plain attention gathers them, the keys and values that one
     layer has of the longest sequence.
     """
-    tokens = config.batched_tokens * footprint.width * 4
+    tokens = config.step_tokens(memory.host) * footprint.width * 4
     logits = min(config.max_num_seqs * footprint.vocab_size * 4, PIECE_BYTES)
     widest = max(spec.num_kv_heads * spec.head_size for spec in footprint.specs)
     gathered = 2 * max_model_len * widest * footprint.itemsize
@@ -104,7 +106,7 @@ def size(config: EngineConfig, footprint: Footprint, memory: Memory, block_size:
     """
     length = _max_model_len(config, footprint)
     each = block_bytes(footprint, block_size)
-    activations = activation_bytes(config, footprint, length)
+    activations = activation_bytes(config, footprint, memory, length)
     budget = _budget(config, memory, footprint.weight_bytes + activations)
     num_blocks = _num_blocks(config, budget, each, -(-length // block_size))
     if num_blocks * each > budget.spare:
@@ -137,7 +139,8 @@ def _longest(
     each = block_bytes(footprint, block_size)
 
     def too_long(blocks: int) -> bool:
-        fixed = footprint.weight_bytes + activation_bytes(config, footprint, blocks * block_size)
+        longest = activation_bytes(config, footprint, memory, blocks * block_size)
+        fixed = footprint.weight_bytes + longest
         left = _left(config, memory, fixed)
         return _num_blocks(config, left, each, blocks) < blocks + 1
 
@@ -179,7 +182,7 @@ def _budget(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
         raise ConfigError(
             f"weights and activations take {_bytes(fixed)}, and {_bytes(bound)} can be had "
             f"({_having(config, memory)}); use a smaller model or dtype, lower "
-            f"max_num_batched_tokens ({config.batched_tokens}) or max_num_seqs "
+            f"max_num_batched_tokens ({config.step_tokens(memory.host)}) or max_num_seqs "
             f"({config.max_num_seqs}), or free memory",
             "model",
         )

@@ -4,10 +4,11 @@
 
 Each peer is installed in an environment of its own below --cache, where the checkpoint is made too.
 A peer that has a server is compared with `shoal serve` over HTTP (with Ray), the others with
-shoal's engine in process. Both are loaded; the one asked works while the other idles. A cell is
-`streams` prompts at once, greedy, `--output-len` tokens each whatever they are; it is warmed, then
-run on both sides in turn, with new prompts each round. Medians of the rounds are kept, after every
-cell; `--resume` goes on where a run ended. `--show` prints what was found.
+shoal's engine in process. Both are loaded; the one asked works while the other idles, or is
+stopped where it would keep a core busy for nothing (vLLM). A cell is `streams` prompts at once,
+greedy, `--output-len` tokens each whatever they are; it is warmed, then run on both sides in turn,
+with new prompts each round. Medians of the rounds are kept, after every cell; `--resume` goes on
+where a run ended. `--show` prints what was found.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -38,7 +40,7 @@ from contract import Environment, Launch, Peer, Refused
 from peer_shoal import SIDES
 from report import report
 from roof import Roof, Shape, need
-from sides import Side, started
+from sides import Side, started, stopped
 
 HERE = Path(__file__).resolve().parent
 MODULES = (peer_openvino, peer_llamacpp, peer_transformers, peer_vllm, peer_sglang)
@@ -140,15 +142,18 @@ class Comparison:
             entry["start_s"] = {"peer": round(theirs_s, 1), "shoal": round(ours_s, 1)}
             say(f"{peer.name}: ready after {theirs_s:.1f} s, shoal after {ours_s:.1f} s")
             for cell in cells:
-                taken = self.pair({"shoal": ours, "peer": theirs}, cell)
+                taken = self.pair({"shoal": ours, "peer": theirs}, cell, peer.spins)
                 entry["cells"].append(self.with_roof(cell, taken))
                 self.keep()
                 mine, other = (taken[s]["output_tokens_per_s"] for s in ("shoal", "peer"))
                 said = f"shoal {mine:.1f}, {peer.name} {other:.1f} tokens/s, {mine / other:.2f}"
                 say(f"{peer.name}: {cell}: {said}")
 
-    def pair(self, sides: dict[str, Side], cell: Cell) -> dict[str, Any]:
-        """Warm both sides, then run them in turn, the order changing from round to round."""
+    def pair(self, sides: dict[str, Side], cell: Cell, spins: bool) -> dict[str, Any]:
+        """Warm both sides, then run them in turn, the order changing from round to round.
+
+        A peer that `spins` is stopped while shoal is asked.
+        """
         asked = self.asked
         for side in sides.values():
             side.run(cell.prompts(-1, self.vocab_size)[: cell.num_warm], WARM_TOKENS)
@@ -157,8 +162,10 @@ class Comparison:
         begin = time.monotonic()
         for number in range(asked.rounds):
             for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-                idle.append(idle_share())
-                arrivals = sides[name].run(cell.prompts(number, self.vocab_size), cell.output_len)
+                prompts = cell.prompts(number, self.vocab_size)
+                with stopped(sides["peer"]) if spins and name == "shoal" else nullcontext():
+                    idle.append(idle_share())
+                    arrivals = sides[name].run(prompts, cell.output_len)
                 rounds[name].append(figures(arrivals, cell.output_len))
             if time.monotonic() - begin > asked.enough_s and number + 1 >= asked.least_rounds:
                 break

@@ -96,6 +96,7 @@ class Peer:
     (`driving.py`). `install` and `convert` may be called again and then do nothing. `convert`
     returns the checkpoint as the peer reads it. `by_prefix`: it is started anew where prefix
     caching is to be on, because caching costs it something on prompts that share nothing.
+    `spins`: it keeps cores busy while it has nothing to do, and is stopped while shoal is asked.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Peer:
     convert: Callable[[Environment, Path], Path] = _as_it_is
     variables: dict[str, str] = field(default_factory=dict)
     by_prefix: bool = False
+    spins: bool = False
 
     def check(self, device: str) -> None:
         """Raise Refused where it is not measured on `device`."""

@@ -45,4 +45,5 @@ PEER = Peer(
     install=_install,
     command=_command,
     variables={"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1"},
+    spins=True,
 )

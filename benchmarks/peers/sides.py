@@ -29,9 +29,24 @@ Arrivals = list[list[float]]
 
 
 class Side(Protocol):
-    """Runs prompts at once, `output_len` tokens each. Raises Refused."""
+    """Runs prompts at once, `output_len` tokens each. Raises Refused.
+
+    `process` is the first of its processes, which are a group.
+    """
+
+    process: subprocess.Popen[str]
 
     def run(self, prompts: list[list[int]], output_len: int) -> Arrivals: ...
+
+
+@contextlib.contextmanager
+def stopped(side: Side) -> Iterator[None]:
+    """Inside, none of the side's processes gets any time."""
+    os.killpg(side.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(side.process.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -79,7 +94,7 @@ class Server:
     """An OpenAI-compatible server, asked for completions of token ids."""
 
     def __init__(self, name: str, url: str, process: subprocess.Popen[str], log: Path) -> None:
-        self.name, self.url = name, url
+        self.name, self.url, self.process = name, url, process
         until = time.monotonic() + START_S
         while not self._ready():
             if process.poll() is not None or time.monotonic() > until:
@@ -117,13 +132,13 @@ class Driver:
     """A process that reads batches and tells when tokens came; see driving.py."""
 
     def __init__(self, name: str, process: subprocess.Popen[str], log: Path) -> None:
-        self.name, self._process, self._log = name, process, log
+        self.name, self.process, self._log = name, process, log
         self._read(START_S)
 
     def run(self, prompts: list[list[int]], output_len: int) -> Arrivals:
         """See Side."""
         line = json.dumps({"prompts": prompts, "output_len": output_len})
-        stdin: IO[str] | None = self._process.stdin
+        stdin: IO[str] | None = self.process.stdin
         assert stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the read says how it ended
             stdin.write(line + "\n")
@@ -137,9 +152,9 @@ class Driver:
         return arrivals
 
     def _read(self, wait_s: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], wait_s)
-        line = self._process.stdout.readline() if ready else ""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], wait_s)
+        line = self.process.stdout.readline() if ready else ""
         if not line:
             said = "ended" if ready else f"was silent for {wait_s:g} s"
             raise Refused(f"the process of {self.name} {said}:\n{_end_of(self._log)}")

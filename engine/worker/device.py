@@ -20,7 +20,7 @@ from ...kernels.cpu.structures import Pool, absence
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
-from .machine import free_memory, num_cores
+from .machine import free_memory, num_cores, own_cores
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,12 @@ class Device:
             torch.cuda.set_device(self.place)
         return threads
 
+    def settle(self, threads: int, place: int, sharers: int) -> None:
+        """Keep the calling thread, and those that it starts, to cores that no other sharer has."""
+        cpus = own_cores(threads, place, sharers) if self.divides_node else set()
+        if cpus and sharers > 1 and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cpus)
+
     @property
     def overlaps(self) -> bool:
         """Whether it computes by itself what it was told, while the host goes on."""
@@ -135,12 +141,14 @@ class Device:
             return "recorded once, then replayed in native code on threads that stay awake"
         return "decode in CUDA graphs, the rest op by op"
 
-    @property
-    def sums(self) -> str:
-        """What adds up over ranks, in words."""
-        if self.is_cpu:
-            return "shared memory on a node, gloo across nodes"
-        return "NCCL, added in the order of ranks" if self.choice.exact else "NCCL"
+    def sums(self, *, recorded: bool) -> dict[str, str]:
+        """What adds up over ranks, in words, by where these are; `recorded`: steps are."""
+        if not self.is_cpu:
+            return {"": "NCCL, added in the order of ranks" if self.choice.exact else "NCCL"}
+        inside, cut = (
+            (", inside the step", ", which cuts the step in two") if recorded else ("", "")
+        )
+        return {"on a node": f"shared memory{inside}", "across nodes": f"gloo{cut}"}
 
     def enter(self) -> None:
         """Make it, and its kernels, the calling thread's own."""

@@ -80,6 +80,7 @@ class _Ground(NamedTuple):
     dtype: torch.dtype
     head_size: int
     block_size: int
+    recorded: bool
 
     def computed(self, op: str, dtype: torch.dtype | None = None) -> tuple[str, str]:
         """Whose code computes an op, and why not the device's own."""
@@ -109,12 +110,12 @@ def explain(config: EngineConfig) -> Explanation:
     block_size = config.block_size or device.block_size
     device, why = choose_kernels(config, device, model, dtype, built.cache_specs, block_size)
     head_size = max(spec.head_size for spec in built.cache_specs)
-    ground = _Ground(device, dtype, head_size, block_size)
     native = is_native(model, config.model_impl)
     hindered = obstacle(built, device, dtype, eager=config.enforce_eager)
+    ground = _Ground(device, dtype, head_size, block_size, not hindered)
     parts: list[Part]
     try:
-        found = _own(built, kind, ground, fused=not hindered) if native else None
+        found = _own(built, kind, ground) if native else None
         parts = found or _foreign(built, _whose(model, config), ground)
     except NotRecordable as reason:
         parts, hindered = [], hindered or f"they cannot be recorded ({reason})"
@@ -138,11 +139,8 @@ def _mesh(size: int) -> Mesh:
     return Mesh(size=size, all_reduce=partial(ops.reduce, ranks, lambda x: x))
 
 
-def _own(built: CausalLM, dtype: torch.dtype, ground: _Ground, *, fused: bool) -> list[Part]:
-    """The parts of a model in shoal's code; `fused` as the step is replayed where it is recorded.
-
-    Raises NotRecordable.
-    """
+def _own(built: CausalLM, dtype: torch.dtype, ground: _Ground) -> list[Part]:
+    """The parts of a model in shoal's code, as they are replayed. Raises NotRecordable."""
     assert isinstance(built, nn.Module)
     if ground.device.packs_weights:
         pack(built)
@@ -151,13 +149,15 @@ def _own(built: CausalLM, dtype: torch.dtype, ground: _Ground, *, fused: bool) -
     limits = Limits(tokens=8, sequences=4, model_len=ground.block_size, width=0)
     recorder, hidden, _ = write_down(built, cache, limits, _followed(built))
     body = list(recorder.lines)
-    # Ranks join their logits in plain torch, which ends the record.
-    with contextlib.suppress(NotRecordable), recorder.recording():
-        built.logits(hidden)
-    head = [replace(line, name="logits") for line in recorder.lines[len(body) :]]
-    if fused and ground.device.packs_weights:
+    packed = ground.device.packs_weights and backend.gap(ground.dtype) is None
+    for head in (built.logits, built.greatest) if packed else (built.logits,):
+        # Ranks join their logits in plain torch, which ends the record.
+        with contextlib.suppress(NotRecordable), recorder.recording():
+            head(hidden)
+    heads = [replace(line, name="logits") for line in recorder.lines[len(body) :]]
+    if ground.recorded and ground.device.packs_weights:
         body = simplify(body, recorder.view(hidden))
-    return [*_parts(body, ground), *_parts(head, ground)]
+    return [*_parts(body, ground), *_parts(heads, ground)]
 
 
 def _followed(model: nn.Module) -> Callable[[], str]:
@@ -175,7 +175,7 @@ def _followed(model: nn.Module) -> Callable[[], str]:
         return entered
 
     for path, module in model.named_modules():
-        for name in ("forward", "add", "logits"):
+        for name in ("forward", "add", "logits", "greatest"):
             if hasattr(module, name):
                 setattr(module, name, within(path, getattr(module, name)))
     return lambda: inside[-1] if inside else ""
@@ -185,20 +185,23 @@ def _parts(lines: Iterable[Line], ground: _Ground) -> list[Part]:
     """Lines of like modules as one."""
     found: dict[Part, set[str]] = {}
     for line in lines:
-        op, fused = _op(line)
-        if op == "all_reduce":
-            runs, why = ground.device.sums, ""
-        else:
-            runs, why = ground.computed(op)
-        if line.kind is None and runs.startswith("native"):
-            runs, why = "torch", "the native op takes whole rows alone"
-        path = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", line.word) or "step"
-        part = Part(part=path, op=f"{op} + {fused}" if fused else op, runs=runs, why=why)
-        found.setdefault(part, set()).update(re.findall(r"(?:^|\.)(\d+)(?:\.|$)", line.word)[:1])
-    return [
-        Part(part=p.part, op=p.op, runs=p.runs, why=p.why, layers=len(layers))
-        for p, layers in found.items()
-    ]
+        layers = re.findall(r"(?:^|\.)(\d+)(?:\.|$)", line.word)[:1]
+        for part in _computed(line, ground):
+            found.setdefault(part, set()).update(layers)
+    return [replace(part, layers=len(layers)) for part, layers in found.items()]
+
+
+def _computed(line: Line, ground: _Ground) -> list[Part]:
+    """Whose code computes a line; a sum over ranks as they may be placed."""
+    path = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", line.word) or "step"
+    op, fused = _op(line)
+    if op == "all_reduce":
+        sums = ground.device.sums(recorded=ground.recorded and line.kind is not None)
+        return [Part(part=path, op=f"{op} {far}".rstrip(), runs=how) for far, how in sums.items()]
+    runs, why = ground.computed(op)
+    if line.kind is None and runs.startswith("native"):
+        runs, why = "torch", "the native op takes whole rows alone"
+    return [Part(part=path, op=f"{op} + {fused}" if fused else op, runs=runs, why=why)]
 
 
 def _op(line: Line) -> tuple[str, str]:
@@ -209,8 +212,13 @@ def _op(line: Line) -> tuple[str, str]:
     if line.kind is Kind.NORM:
         norm = "rms_norm" if fields["kind"] is NormKind.RMS else "layer_norm"
         return f"add_{norm}" if "add" in fields else norm, ""
+    if line.kind is Kind.ROPE_STORE:
+        first, *others = dict.fromkeys(_op(part)[0] for part in line.parts)
+        return first, " + ".join(others)
     if line.kind is Kind.ACTIVATE:
         return _ACTIVATIONS[fields["kind"]], ""
+    if fields.get("epilogue") is Epilogue.ARGMAX_ROW:
+        return "greatest_logit", ""
     if line.kind is Kind.LINEAR and line.name != "logits":
         return "linear", _ACTIVATIONS.get(fields.get("epilogue", Epilogue.STORE), "")
     return _OPS.get(line.kind, line.name), ""
@@ -256,7 +264,8 @@ def _sampling(ground: _Ground) -> list[Part]:
 
 def _ranks(config: EngineConfig, device: Device) -> str:
     slices, stages = config.tensor_parallel_size, config.pipeline_parallel_size
-    words = [f"{slices} share each layer, sums by {device.sums}"] if slices > 1 else []
+    sums = ", ".join(f"{how} {far}".rstrip() for far, how in device.sums(recorded=False).items())
+    words = [f"{slices} share each layer, sums by {sums}"] if slices > 1 else []
     words += [f"{stages} stages"] if stages > 1 else []
     return "; ".join(words) or "one"
 

@@ -41,12 +41,31 @@ def num_cores(proc: Path = _PROC, cgroup: Path = _CGROUP, cpus: Path = _CPUS) ->
 
     Two threads of one core count once: they share what multiplies and what reads memory.
     """
-    cores = float(_affinity(cpus))
+    cores = float(len(_cores(cpus)))
     for group in _groups("cpu", proc, cgroup):
         quota, period = _quota(group)
         if quota > 0 and period > 0:
             cores = min(cores, quota / period)
     return max(1, math.floor(cores))
+
+
+def own_cores(
+    threads: int,
+    place: int,
+    sharers: int,
+    proc: Path = _PROC,
+    cgroup: Path = _CGROUP,
+    cpus: Path = _CPUS,
+) -> set[int]:
+    """The CPUs of the `threads` cores that sharer `place` of `sharers` has for itself.
+
+    None where a quota lets cores be busy only by turns, or where the sharers were not given all
+    there are: others may have been given the rest, and settle on the same.
+    """
+    cores = _cores(cpus)
+    if num_cores(proc, cgroup, cpus) < len(cores) or threads != len(cores) // sharers:
+        return set()
+    return set().union(*cores[place * threads : (place + 1) * threads])
 
 
 def limit_threads(threads: int) -> None:
@@ -90,10 +109,14 @@ def addresses() -> Iterator[tuple[str, str]]:
             yield name, socket.inet_ntoa(answer[20:24])
 
 
-def _affinity(cpus: Path) -> int:
+def _cores(cpus: Path) -> list[set[int]]:
+    """For each core that this thread may run on the CPUs that it is, neighbours side by side."""
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    return len({_core(cpu, cpus) for cpu in os.sched_getaffinity(0)})
+        return [{cpu} for cpu in range(os.cpu_count() or 1)]
+    found: dict[str, set[int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        found.setdefault(_core(cpu, cpus), set()).add(cpu)
+    return list(found.values())
 
 
 def _core(cpu: int, cpus: Path) -> str:

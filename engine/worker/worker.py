@@ -195,6 +195,8 @@ class Worker:
         device, self._device = plan.device, plan.device
         own = _shared(config, device, seat)
         threads = device.prepare(own.threads, own.sharers)
+        if config.sharers == 1:  # else other engines of the node would settle on the same cores
+            device.settle(threads, seat.place, seat.sharers)
         if plan.attention:
             log.info("attention: %s", plan.attention)
         clock.lap("size")
@@ -264,7 +266,7 @@ class Worker:
             model,
             cache,
             Limits(
-                tokens=config.batched_tokens,
+                tokens=config.step_tokens(plan.device.is_cpu),
                 sequences=config.max_num_seqs,
                 model_len=plan.sizing.max_model_len,
                 width=0 if seat.first else plan.width,

@@ -14,7 +14,7 @@ from .structures import ARGS, Cache, Dtype, Kind, Matrix, Panels
 
 Fields = Mapping[str, Any]
 """A struct's fields by name, where they are not zero: tensors for what native.h has a Matrix, an
-address or a Cache for, Packed for Panels, numbers for the rest."""
+address or a Cache for, Packed for Panels, Fields for a step inside, numbers for the rest."""
 
 Locate = Callable[[Any], Matrix]
 """Where a tensor of `Fields` lies: its address, its row stride and its dtype."""
@@ -28,7 +28,11 @@ def lies(x: Tensor) -> Matrix:
 
 def bind(kind: Kind, fields: Fields, locate: Locate = lies) -> ctypes.Structure:
     """The arguments of a step. They hold addresses: whoever runs it keeps the tensors alive."""
-    bound = ARGS[kind]()
+    return _bound(ARGS[kind], fields, locate)
+
+
+def _bound(struct: type[ctypes.Structure], fields: Fields, locate: Locate) -> ctypes.Structure:
+    bound = struct()
     for name, form, *_ in bound._fields_:
         value = fields.get(name)
         if value is None:
@@ -41,6 +45,8 @@ def bind(kind: Kind, fields: Fields, locate: Locate = lies) -> ctypes.Structure:
             value = value.panels
         elif form is Cache:
             value = _cache(value)
+        elif issubclass(form, ctypes.Structure):
+            value = _bound(form, value, locate)
         setattr(bound, name, value)
     return bound
 

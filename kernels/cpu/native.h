@@ -146,6 +146,15 @@ struct StoreKv {
     Cache cache;
 };
 
+// Norm, Rope and StoreKv in turn, head by head: a token's query and key heads are normed where
+// there is a norm (x.data not null) of them, one group a head, and turned; then its keys, as they
+// are in k.x then, and its values go to the cache. The same bits as the steps one by one.
+struct RopeStore {
+    Norm q_norm, k_norm;
+    Rope q, k;
+    StoreKv store;
+};
+
 // As ops.paged_attention. The table's row b begins at block_table + b * table_stride.
 struct Attend {
     Matrix q, out;      // [T, heads * head_size]
@@ -258,6 +267,7 @@ struct Penalize {
 
 enum Kind : int32_t {
     EMBED, LINEAR, NORM, ADD_ROWS, ANGLES, ROPE, STORE_KV, ATTEND, ACTIVATE, GATHER, ARGMAX, REDUCE,
+    ROPE_STORE,
     KEYED_UNIFORM, TEMPER, DRAW, TOP_TOKENS, LOG_SOFTMAX, PENALIZE,
     NUM_KINDS,
 };

@@ -36,6 +36,7 @@ namespace INSTRUCTIONS {
 #include "linear.inc"
 
 #include "cache.inc"
+#include "rope_store.inc"
 #include "dot.inc"
 
 #include "attend.inc"
@@ -74,6 +75,7 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
         made.ops[GATHER] = gather;
         made.ops[ARGMAX] = argmax;
         made.ops[REDUCE] = reduce;
+        made.ops[ROPE_STORE] = rope_store;
         made.ops[KEYED_UNIFORM] = keyed_uniform;
         made.ops[TEMPER] = temper;
         made.ops[DRAW] = draw;

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from .heads import fuse_heads
 from .recorder import Buffer, Line, Rows, View
 from .structures import Epilogue, Kind
 
@@ -22,6 +23,7 @@ def simplify(lines: Lines, result: View) -> Lines:
     widen_sums(lines)
     lines = fuse_activations(lines, result)
     lines = fuse_sums(lines, result)
+    lines = fuse_heads(lines)
     return drop_unread(lines, result)
 
 

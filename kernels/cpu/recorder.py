@@ -87,6 +87,8 @@ class Line:
         """Views whose content this line needs."""
         if self.kind is None:
             return _views((self.args, tuple(self.options.values())))
+        if self.parts:
+            return [view for part in self.parts for view in part.reads]
         names = _READS[self.kind]
         if self.kind is Kind.LINEAR and self.fields.get("epilogue") == Epilogue.ADD:
             names = (*names, "out")
@@ -98,6 +100,8 @@ class Line:
         if self.kind is None:
             made = () if isinstance(self.makes, Answer) else self.makes
             return [*self.reads, *made]
+        if self.parts:
+            return [view for part in self.parts for view in part.writes]
         names = _WRITES[self.kind]
         if self.kind is Kind.NORM and self.fields.get("add") is not None:
             names = (*names, "x")
@@ -106,7 +110,19 @@ class Line:
     @property
     def acts(self) -> bool:
         """Whether it does more than fill its views."""
-        return self.kind in (None, Kind.STORE_KV, Kind.REDUCE)
+        acting = self.kind in (None, Kind.STORE_KV, Kind.REDUCE)
+        return acting or any(part.acts for part in self.parts)
+
+    @property
+    def parts(self) -> list[Line]:
+        """The lines that this one does in turn, where it does several."""
+        if self.kind is not Kind.ROPE_STORE:
+            return []
+        return [
+            Line(kind.name.lower(), self.word, kind, self.rows, self.fields[name])
+            for name, kind in _PARTS.items()
+            if name in self.fields
+        ]
 
 
 _READS: dict[Kind, tuple[str, ...]] = {
@@ -137,6 +153,15 @@ _WRITES: dict[Kind, tuple[str, ...]] = {
     Kind.ARGMAX: ("tokens",),
     Kind.REDUCE: ("x",),
 }
+
+_PARTS = {
+    "q_norm": Kind.NORM,
+    "k_norm": Kind.NORM,
+    "q": Kind.ROPE,
+    "k": Kind.ROPE,
+    "store": Kind.STORE_KV,
+}
+"""The steps that a ROPE_STORE does, by the names of their fields in it."""
 
 
 class Recorder:

@@ -20,6 +20,7 @@ SHOAL_API int64_t shoal_size_of(int32_t kind) {
         case GATHER: return sizeof(Gather);
         case ARGMAX: return sizeof(Argmax);
         case REDUCE: return sizeof(Reduce);
+        case ROPE_STORE: return sizeof(RopeStore);
         case KEYED_UNIFORM: return sizeof(KeyedUniform);
         case TEMPER: return sizeof(Temper);
         case DRAW: return sizeof(Draw);

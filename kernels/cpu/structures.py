@@ -56,12 +56,13 @@ class Kind(IntEnum):
     GATHER = 9
     ARGMAX = 10
     REDUCE = 11
-    KEYED_UNIFORM = 12
-    TEMPER = 13
-    DRAW = 14
-    TOP_TOKENS = 15
-    LOG_SOFTMAX = 16
-    PENALIZE = 17
+    ROPE_STORE = 12
+    KEYED_UNIFORM = 13
+    TEMPER = 14
+    DRAW = 15
+    TOP_TOKENS = 16
+    LOG_SOFTMAX = 17
+    PENALIZE = 18
 
 
 class Sizes(ctypes.Structure):
@@ -163,6 +164,16 @@ class Cache(ctypes.Structure):
 
 class StoreKv(ctypes.Structure):
     _fields_ = (("k", Matrix), ("v", Matrix), ("slots", c_void_p), ("cache", Cache))
+
+
+class RopeStore(ctypes.Structure):
+    _fields_ = (
+        ("q_norm", Norm),
+        ("k_norm", Norm),
+        ("q", Rope),
+        ("k", Rope),
+        ("store", StoreKv),
+    )
 
 
 class Attend(ctypes.Structure):
@@ -293,6 +304,7 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
     Kind.GATHER: Gather,
     Kind.ARGMAX: Argmax,
     Kind.REDUCE: Reduce,
+    Kind.ROPE_STORE: RopeStore,
     Kind.KEYED_UNIFORM: KeyedUniform,
     Kind.TEMPER: Temper,
     Kind.DRAW: Draw,

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,11 @@ def test_a_server_is_asked_for_all_prompts_at_once(tiny: Path, tmp_path: Path) -
     with sides.started(without_ray, launch, tmp_path / "log") as (side, _):
         arrivals = side.run([[7, 8, 9], [10, 11]], 4)
         assert [len(times) for times in arrivals] == [4, 4]
+        with sides.stopped(side):
+            stat = Path(f"/proc/{side.process.pid}/stat")
+            while stat.read_text().rpartition(") ")[2][0] != "T":
+                time.sleep(0.01)
+        assert len(side.run([[7, 8, 9]], 2)[0]) == 2
         with pytest.raises(contract.Refused, match="context"):
             side.run([list(range(16, 516))], 4)
 

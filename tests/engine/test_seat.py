@@ -44,4 +44,5 @@ def test_a_seat_knows_its_neighbours() -> None:
     assert [s.mates for s in seats] == [(0, 1), (0, 1), (2, 3), (2, 3)]
     assert [s.mates_are_near for s in seats] == [True, True, False, False]
     assert [s.sharers for s in seats] == [3, 3, 3, 1]
+    assert [s.place for s in seats] == [0, 1, 2, 0]
     assert not seats[0].one_node and Seat().one_node and Seat().answers

@@ -95,7 +95,8 @@ class Transformer(nn.Module):
         if holds_embedding(config, stage):
             self.wte = Embedding(mesh, config.vocab_size, config.hidden_size)
         if stage.first:
-            self.wpe = Embedding(mesh, config.max_position_embeddings, config.hidden_size)
+            # A small table, whole on every rank: a sum over ranks would cost more than it takes.
+            self.wpe = Embedding(Mesh(), config.max_position_embeddings, config.hidden_size)
         stack = {str(index): Layer(config, mesh, index) for index in stage.layers}
         self.h = nn.ModuleDict(stack)
         self.cache_specs = [built.attn.spec for built in stack.values()]

@@ -14,6 +14,7 @@ import httpx2 as httpx
 import pytest
 import uvicorn
 from openai import OpenAI
+from shoal.cluster import failover
 from shoal.cluster.card import model_card
 from shoal.cluster.gateway import Gateway, build_gateway
 from shoal.cluster.link import Load, ModelCard, anywhere
@@ -28,6 +29,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from scene import Scene
 
 CONTEXT = 256
 NAMES = ("scripted", "alias/of it")
@@ -404,3 +407,19 @@ def serve_model(serve_app):
 def served(model_folder, serve_model):
     with serve_model(model=model_folder, max_waiting=4) as served:
         yield served
+
+
+@pytest.fixture
+def scene(monkeypatch, tokenizer, card):
+    """Plays a test on a `Scene`, and gives it back."""
+    monkeypatch.setattr(failover, "TICK_S", 0.005)
+
+    def play(test, num=2, **settings):
+        async def main():
+            scene = Scene(tokenizer, card, num, **settings)
+            await test(scene)
+            return scene
+
+        return asyncio.run(main())
+
+    return play

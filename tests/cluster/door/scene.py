@@ -155,3 +155,9 @@ class Scene:
 
     def value(self, family):
         return sum(c[0] for (name, _), c in self.metrics.figures.items() if name == family.name)
+
+
+async def settled():
+    """Once what is due has run."""
+    for _ in range(5):
+        await asyncio.sleep(0)

@@ -5,36 +5,12 @@ import contextlib
 from dataclasses import replace
 
 import pytest
-from scene import Scene
-from shoal.cluster import catalog, failover
+from scene import settled
+from shoal.cluster import catalog
 from shoal.cluster.formats import merged
 from shoal.cluster.link import LinkLost
 from shoal.cluster.lives import RESUMED_TOKENS
-from shoal.engine.errors import EngineLost, FatalRequest, InvalidRequest, Overloaded
-
-
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    monkeypatch.setattr(failover, "TICK_S", 0.005)
-
-
-@pytest.fixture
-def scene(tokenizer, card):
-    def play(test, num=2, **settings):
-        async def main():
-            scene = Scene(tokenizer, card, num, **settings)
-            await test(scene)
-            return scene
-
-        return asyncio.run(main())
-
-    return play
-
-
-async def settled():
-    for _ in range(5):
-        await asyncio.sleep(0)
-
+from shoal.engine.errors import EngineLost, FatalRequest, Overloaded
 
 CASES = {
     "seeded": {},
@@ -123,6 +99,25 @@ def test_the_wait_has_an_end(scene):
 
     (error,) = scene(test, num=1, timeout_s=0.2).errors
     assert isinstance(error, EngineLost)
+
+
+def test_a_model_that_is_served_no_more_is_not_waited_for(scene):
+    async def test(scene):
+        scene.begin("kept", max_tokens=3)
+        scene.begin("cut")
+        scene.fleet.replicas[0].leaving = True
+        scene.failover.serve_only(["another"])
+        await asyncio.sleep(0.03)
+        scene.step(3)
+        assert not scene.errors and len(scene.fleet.replicas[0].live) == 1
+        scene.fleet.replicas[0].lose()
+        await settled()
+        assert "`scripted` is served no more" in str(scene.errors[0])
+        with pytest.raises(EngineLost):
+            scene.begin("late")
+
+    done = scene(test, num=1)
+    assert len(done.errors) == 1 and done.generations[0].choices[0].num_tokens == 3
 
 
 def test_a_stopping_server_waits_for_no_replacement(scene):
@@ -363,59 +358,6 @@ def test_a_full_replica_does_not_end_a_stream_that_has_begun(scene):
         assert generation.choices[0].num_tokens == 20
 
     assert not scene(test).errors
-
-
-@pytest.mark.parametrize("refusal", [Overloaded("full", 3.0), InvalidRequest("no", "prompt")])
-def test_a_first_refusal_reaches_the_caller(scene, refusal):
-    async def test(scene):
-        for replica in scene.fleet.replicas:
-            replica.refusal = refusal
-        scene.begin()
-        await settled()
-        assert scene.errors == [refusal]
-
-    scene(test)
-
-
-@pytest.mark.parametrize("refusal", [Overloaded("full", 3.0), EngineLost("it is being stopped")])
-def test_a_request_that_one_replica_refuses_goes_to_another(scene, refusal):
-    async def test(scene):
-        first, second, full = scene.fleet.replicas
-        first.refusal, full.has_room = refusal, False
-        generation = scene.begin(n=2)
-        await settled()
-        assert len(first.seen) == 1 and len(second.live) == 2 and not full.seen
-        await scene.finish()
-        assert [choice.epoch for choice in generation.choices] == [0, 0]
-
-    assert not scene(test, num=3).errors
-
-
-def test_every_replica_that_may_have_room_is_asked_once(scene):
-    async def test(scene):
-        *asked, full = scene.fleet.replicas
-        full.has_room = False
-        for i, replica in enumerate(asked):
-            replica.refusal = Overloaded(f"full {i}", 3.0)
-        scene.begin()
-        await settled()
-        assert [len(replica.seen) for replica in asked] == [1, 1, 1] and not full.seen
-        assert scene.errors == [asked[-1].refusal]
-        assert not len(scene.failover._lives)
-
-    scene(test, num=4)
-
-
-def test_a_refused_request_is_not_bound_to_the_weights_that_refused_it(scene):
-    async def test(scene):
-        scene.fleet.replicas[0].refusal = Overloaded("full", 3.0)
-        other = scene.add("other weights")
-        generation = scene.begin()
-        await settled()
-        assert other.live and generation.state.digest == "other weights"
-        await scene.finish()
-
-    assert not scene(test, num=1).errors
 
 
 def test_a_dropped_stream_is_forgotten(scene):

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import httpx2 as httpx
 from served import wait
+
+
+def chunks(port: int, model: str, tokens: int) -> Iterator[dict[str, Any]]:
+    """What a stream is told, until its end."""
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    body = {"model": model, "prompt": "x", "max_tokens": tokens, "stream": True}
+    with httpx.stream("POST", url, json=body, timeout=60) as answer:
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            data = line.removeprefix("data: ")
+            if data == "[DONE]":
+                return
+            if data:
+                yield json.loads(data)
 
 
 class Streams:

@@ -61,7 +61,7 @@ class ScriptedEngine:
             groups=(),
             num_blocks=(),
             block_size=16,
-            max_model_len=1024,
+            max_model_len=200_000,
             vocab_size=1000,
             eos_token_ids=frozenset(),
             dtype="float32",
@@ -170,6 +170,9 @@ class Counter:
         self.ids = iter(range(1 << 60))
 
     def stop(self) -> None:
+        pass
+
+    def serve_only(self, models: Any) -> None:
         pass
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

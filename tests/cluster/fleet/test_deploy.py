@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 import yaml
-from callers import Streams
-from served import ray_cluster, wait
+from callers import Streams, chunks
+from served import ENDLESS, ray_cluster, wait
 from shoal.cluster.ports import free_port
 
 
@@ -107,6 +108,21 @@ def test_a_changed_file_rolls_under_streams(cluster: Cluster) -> None:
     assert left["c"] == added["c"] and set(left["a"]) < set(added["a"]) and "b" not in left
     for stream in (*streams, more):
         stream.end()
+
+
+def test_streams_of_a_model_that_is_removed_get_the_time_of_a_stop(cluster: Cluster) -> None:
+    """Its door waits for no replica of it, as it would for a while if one were only lost."""
+    cluster.deploy(A, B, **{"shutdown-timeout": 1, "failover-timeout": 600})
+    told: list[dict[str, Any]] = []
+    reading = threading.Thread(
+        target=lambda: told.extend(chunks(cluster.port, "b", ENDLESS)), daemon=True
+    )
+    reading.start()
+    wait(lambda: len(told) > 9)
+    cluster.deploy(A, **{"shutdown-timeout": 1, "failover-timeout": 600})
+    reading.join(60)
+    assert not reading.is_alive()
+    assert "`b` is served no more" in told[-1]["error"]["message"]
 
 
 def test_models_scale_apart_and_take_new_bounds_as_they_are(cluster: Cluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from shoal.cluster.config import ServeConfig
 from shoal.cluster.link import ModelCard
 from shoal.cluster.membership import Member, Membership
 from shoal.cluster.router import FleetRouter
+from shoal.cluster.waker import Waker
 from shoal.engine.errors import ConfigError, EngineLost, UnknownModel
 from shoal.engine.request import Request, SamplingParams
 
@@ -133,7 +135,25 @@ def test_a_replica_that_serve_takes_away_finishes_what_it_has(channels, until) -
         for _ in range(16):
             channels[0].engine.step()
         await until(lambda: len(got) == 16 and not router.links())
-        assert got[-1].finish is not None
+        assert got[-1].finish is not None and router.ended(channels[0].replica) == "draining"
+
+    routed(test, channels, until)
+
+
+def test_a_sleeping_model_is_asked_for_by_what_waits_for_it(channels, until) -> None:
+    asked = threading.Event()
+
+    async def test(router: FleetRouter, members: Membership) -> None:
+        router.may_sleep("tiny", Waker("tiny", asked.set, timeout_s=60, max_waiting=1))
+        members.publish("tiny", (member(channels[0]),))
+        await until(lambda: router.links())
+        router.choose("tiny", request("a"))
+        assert not asked.is_set()
+        members.publish("tiny", ())
+        await until(lambda: not router.links())
+        with pytest.raises(EngineLost):
+            router.choose("tiny", request("b"))
+        await until(asked.is_set)
 
     routed(test, channels, until)
 

@@ -246,6 +246,14 @@ def test_replicas_that_are_starting_are_counted_and_the_bound_is_told() -> None:
     assert decide(state, later, FLEET).line is None
 
 
+def test_a_fleet_that_has_just_begun_to_report_is_told_of_at_once() -> None:
+    state, _, line = decide(State(), Fleet(now=1, target=1, readings=()), FLEET)
+    assert line == "stays at 1: none of them reports yet"
+    later = Fleet(now=3, target=1, readings=(Reading(running=2, tokens_per_s=100),))
+    state, _, line = decide(state, later, FLEET)
+    assert line is not None and line.startswith("stays at 1: 2 streams on 1 ready")
+
+
 def test_a_move_down_that_was_wrong_makes_the_next_one_slower() -> None:
     targets = Targets(max_replicas=4, scale_down_after_s=10)
     simulation = Simulation(targets).run(60, constant(20))

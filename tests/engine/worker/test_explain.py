@@ -16,7 +16,7 @@ from shoal.engine.worker.graphs import Plain, Taped
 from shoal.engine.worker.worker import Worker
 from shoal.kernels import ops
 from shoal.kernels.cpu import backend, structures
-from transformers import FalconConfig, Qwen3Config
+from transformers import FalconConfig, GPT2Config, Qwen3Config
 
 PAGED = {"store_kv", "plan_attention", "paged_attention"}
 
@@ -71,7 +71,8 @@ def test_the_bundled_model_is_native_in_every_op(tiny_model: Path) -> None:
 
 
 def test_it_names_the_lines_of_the_tape_that_a_rank_replays(odd: Path) -> None:
-    found = [p for p in explain(config(odd)).parts if p.part != "sampling" and p.op != "logits"]
+    head = ("logits", "greatest_logit")
+    found = [p for p in explain(config(odd)).parts if p.part != "sampling" and p.op not in head]
     taped = forward(config(odd))
     assert isinstance(taped, Taped)
     lines = [" + ".join(filter(None, module._op(line))) for line in taped.tape.lines]
@@ -127,11 +128,40 @@ def test_a_model_in_transformers_code_has_native_attention(tmp_path: Path) -> No
 
 def test_what_adds_up_over_ranks(tmp_path: Path) -> None:
     found = explain(config(saved(tmp_path), tensor_parallel_size=2, pipeline_parallel_size=3))
-    sums = [p for p in found.parts if p.op == "all_reduce"]
-    assert {p.runs for p in sums} == {"shared memory on a node, gloo across nodes"}
-    assert [p.layers for p in sums] == [0, 3, 3]
-    assert found.facts["ranks"].startswith("2 share each layer, sums by shared memory")
-    assert found.facts["ranks"].endswith("; 3 stages")
+    near = [p for p in found.parts if p.op == "all_reduce on a node"]
+    far = [p for p in found.parts if p.op == "all_reduce across nodes"]
+    assert {p.runs for p in near} == {"shared memory, inside the step"}
+    assert {p.runs for p in far} == {"gloo, which cuts the step in two"}
+    assert [p.layers for p in near] == [p.layers for p in far] == [0, 3, 3]
+    sums = "sums by shared memory on a node, gloo across nodes"
+    assert found.facts["ranks"] == f"2 share each layer, {sums}; 3 stages"
+    eager = explain(config(tmp_path, tensor_parallel_size=2, enforce_eager=True))
+    assert {p.runs for p in eager.parts if p.op.startswith("all_reduce")} == {
+        "shared memory",
+        "gloo",
+    }
+
+
+def test_gpt2_adds_up_over_ranks_once_before_its_layers(tmp_path: Path) -> None:
+    shape = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=331)
+    shape.architectures = ["GPT2LMHeadModel"]
+    shape.save_pretrained(tmp_path)
+    found = explain(config(tmp_path, tensor_parallel_size=2))
+    assert [(p.part, p.layers) for p in found.parts if p.op == "all_reduce on a node"] == [
+        ("transformer.wte", 0),
+        ("transformer.h.*.attn.c_proj", 2),
+        ("transformer.h.*.mlp.c_proj", 2),
+    ]
+
+
+def test_the_head_of_a_greedy_step(tmp_path: Path) -> None:
+    """Where a rank has the whole table, its greatest logit is found without writing the others."""
+    ops_of_head = {p.op for p in explain(config(saved(tmp_path))).parts if p.part == "lm_head"}
+    assert ops_of_head == {"logits", "greatest_logit"} <= native(explain(config(tmp_path)))
+    shared = explain(config(tmp_path, tensor_parallel_size=2))
+    assert {p.op for p in shared.parts if p.part == "lm_head"} == {"logits"}
+    half = explain(config(tmp_path, dtype="float16"))
+    assert {p.op for p in half.parts if p.part == "lm_head"} == {"logits"}
 
 
 def test_another_shape_of_model_is_explained_too(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from shoal.engine.errors import ConfigError
 from shoal.engine.seat import Seat
 from shoal.engine.worker import device as devices
 from shoal.engine.worker import worker
-from shoal.engine.worker.machine import free_memory, num_cores
+from shoal.engine.worker.machine import free_memory, num_cores, own_cores
 
 GIB = 1 << 30
 
@@ -125,6 +126,39 @@ def test_ranks_of_a_node_divide_its_cores_and_what_was_asked_for(monkeypatch):
     far = dataclasses.replace(near, rank=3)
     assert worker._shared(EngineConfig(threads=8), device, far).threads == 8
     assert worker._shared(EngineConfig(threads=8), cuda, near).threads == 8
+
+
+def test_ranks_of_a_node_settle_on_cores_of_their_own(machine, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 8, 9, 10, 11})
+    for cpu in (0, 1, 2, 3):
+        for sibling in (cpu, cpu + 8):
+            machine(f"cpu/cpu{sibling}/topology/thread_siblings_list", f"{cpu},{cpu + 8}")
+    found = [own_cores(2, place, 2, *machine.roots) for place in range(2)]
+    assert found == [{0, 8, 1, 9}, {2, 10, 3, 11}]
+    assert [own_cores(1, p, 3, *machine.roots) for p in range(3)] == [{0, 8}, {1, 9}, {2, 10}]
+    assert own_cores(3, 0, 2, *machine.roots) == own_cores(1, 0, 2, *machine.roots) == set()
+    machine("proc/self/cgroup", "0::/a\n")
+    machine("cgroup/a/cpu.max", "200000 100000\n")
+    assert own_cores(2, 0, 2, *machine.roots) == set()
+
+
+@pytest.mark.parametrize("sharers", [1, 2])
+def test_a_rank_and_the_threads_that_it_starts_keep_to_its_cores(monkeypatch, sharers):
+    all_cpus = os.sched_getaffinity(0)
+    own = {max(all_cpus)}
+    monkeypatch.setattr(devices, "own_cores", lambda *_: own)
+
+    def inner():
+        return os.sched_getaffinity(0)
+
+    def rank():
+        devices.pick("cpu").settle(1, 0, sharers)
+        with ThreadPoolExecutor(1) as threads:
+            return [inner(), threads.submit(inner).result()]
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(rank).result() == [own if sharers == 2 else all_cpus] * 2
+    assert os.sched_getaffinity(0) == all_cpus
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
