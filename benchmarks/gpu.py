@@ -5,8 +5,10 @@
 
 Random weights in the shape of a real model, bfloat16, greedy. A cell is one batch decoding
 `--steps` tokens behind prompts of one length: the time of a step is the difference that these make,
-sampling and host included. `gap`: how long the device had nothing to do between two steps, by its
-own clock. Prefill: one prompt alone, by its time to the first token. Best of `--rounds`.
+sampling and host included. The prompts are in the prefix cache then, so that all sequences begin to
+decode together; otherwise the first would be done while the last are still read. `gap`: how long
+the device had nothing to do between two steps, by its own clock, up to the copies of the next
+step's rows. Prefill: one new prompt alone, by its time to the first token. Best of `--rounds`.
 `--side-by-side`: transformers' generate with a static cache, compiled, in the same process, and the
 same cells with each attention that is installed. Needs a CUDA device.
 """
@@ -23,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +72,43 @@ def fits(model: Model, batch: int, context: int, steps: int) -> bool:
     return weights + batch * (context + steps) * model.kv_bytes < 0.85 * total
 
 
-def prompts(batch: int, context: int, vocab: int) -> list[dict[str, Any]]:
-    """Random prompts of token ids, no two alike."""
-    random = torch.Generator().manual_seed(context)
+_SEEDS = count(1)
+
+
+def prompts(batch: int, context: int, vocab: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random prompts of token ids, no two alike; the same for the same numbers."""
+    random = torch.Generator().manual_seed(context + seed * 1_000_003)
     ids = torch.randint(10, vocab, (batch, context), generator=random)
     return [{"prompt_token_ids": row} for row in ids.tolist()]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ours:
-    """shoal's engine, as a user makes it, and the executor behind it."""
+    """shoal's engine, as a user makes it, and the executor behind it.
+
+    `uncached`: of the last call's prompts, the most tokens that one had to compute.
+    """
 
     llm: LLM
     executor: LocalExecutor
+    block_size: int
+    uncached: int = 0
 
     def run_s(self, inputs: list[dict[str, Any]], tokens: int) -> float:
         """Seconds of one call."""
         params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
         began = time.perf_counter()
-        self.llm.generate(inputs, params, use_tqdm=False)
-        return time.perf_counter() - began
+        found = self.llm.generate(inputs, params, use_tqdm=False)
+        took_s = time.perf_counter() - began
+        self.uncached = max(
+            len(one["prompt_token_ids"]) - (out.num_cached_tokens or 0)
+            for one, out in zip(inputs, found, strict=True)
+        )
+        return took_s
+
+    def read_anew(self) -> bool:
+        """Whether the last call computed prompts that it had computed before."""
+        return self.uncached > self.block_size
 
     def gap_s(self) -> float:
         """The device's idle time between steps, over the last ones."""
@@ -109,13 +129,13 @@ def ours(model: str, options: argparse.Namespace, backend: str, **keys: Any) -> 
         "dtype": "bfloat16",
         "max_model_len": max(options.contexts) + options.steps + 8,
         "max_num_seqs": max(options.batches),
-        "enable_prefix_caching": False,
+        "max_num_batched_tokens": 8192,
         "attention_backend": backend,
         "block_size": 256 if backend == "FLASH_ATTN" else 16,
         "deterministic": options.deterministic and backend == "auto",
     } | keys
     executor = LocalExecutor(from_keys(keys))
-    return Ours(LLM(executor=executor, **keys), executor)
+    return Ours(LLM(executor=executor, **keys), executor, int(keys["block_size"]))
 
 
 def measure(
@@ -124,13 +144,16 @@ def measure(
     """Decode by the difference of two lengths, which leaves the prompt out; best of rounds."""
     model, chip = read_model(folder), options.chip
     inputs = prompts(batch, context, model.vocab)
-    side.run_s(inputs, 4)  # compiles, and records graphs
+    for _ in range(2):  # fills the prefix cache; then all decode together, and graphs are recorded
+        side.run_s(inputs, 4)
     few = min(side.run_s(inputs, 4) for _ in range(options.rounds))
     many = min(side.run_s(inputs, 4 + options.steps) for _ in range(options.rounds))
+    if side.read_anew():
+        sys.exit(f"{who}: the cache does not hold {batch} prompts of {context}: measure fewer")
     step_s = (many - few) / options.steps
     gap_s = side.gap_s()
-    first = prompts(1, context, model.vocab)
-    prefill_s = min(side.run_s(first, 1) for _ in range(options.rounds))
+    news = [prompts(1, context, model.vocab, next(_SEEDS)) for _ in range(options.rounds)]
+    prefill_s = min(side.run_s(new, 1) for new in news)
     return Cell(
         who,
         folder.name,
@@ -170,6 +193,10 @@ class Theirs:
             )
         assert len(found.tolist()[0]) == ids.shape[1] + tokens
         return time.perf_counter() - began
+
+    def read_anew(self) -> bool:
+        """It reads all prompts at once, before any decodes."""
+        return False
 
     def gap_s(self) -> float:
         """It does not tell."""

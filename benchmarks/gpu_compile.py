@@ -28,6 +28,7 @@ import torch
 import triton
 from shoal.kernels.gpu import attention, cut, draw, elementwise, linear, norm, penalties
 from shoal.kernels.gpu import family as families
+from shoal.kernels.gpu import heads as turned
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -131,8 +132,11 @@ def small_ops(dtype: torch.dtype) -> None:
     norm.add_rms_norm(x, torch.empty_like(x), weight, 1e-5)
     heads, angles = torch.empty(32, 40, 128, dtype=dtype), torch.empty(32, 64, dtype=dtype)
     elementwise.rope(heads, angles, angles)
-    kv = torch.empty(2, 9, 16, 8, 128, dtype=dtype)
-    elementwise.store_kv(heads[:, :8], heads[:, 8:16], kv, torch.zeros(32, dtype=torch.int64))
+    kv, slots = torch.empty(2, 9, 16, 8, 128, dtype=dtype), torch.zeros(32, dtype=torch.int64)
+    elementwise.store_kv(heads[:, :8], heads[:, 8:16], kv, slots)
+    own = torch.empty(128, dtype=dtype)
+    turned.turn_and_store(heads, kv, slots, angles, angles, (own, own, 1e-6))
+    elementwise.embed(slots, x)
     elementwise.silu_mul(torch.empty(32, 28672, dtype=dtype))
 
 

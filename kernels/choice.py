@@ -39,17 +39,27 @@ def _backends(device: str, choice: Choice) -> tuple[ModuleType, ...]:
 
 
 @cache
-def _find(op: str, device: str, dtype: torch.dtype, choice: Choice) -> Callable[..., Any]:
+def _find(op: str, device: str, dtype: torch.dtype, choice: Choice) -> Any:
     for module in _backends(device, choice):
         if hasattr(module, op) and dtype in getattr(module, "DTYPES", (dtype,)):
-            return getattr(module, op)  # type: ignore[no-any-return]
-    return getattr(reference, op)  # type: ignore[no-any-return]
+            return getattr(module, op)
+    return getattr(reference, op, None)
 
 
 def backend(op: str, x: Tensor | Packed, by: Tensor | None = None) -> Callable[..., Any]:
     """Who computes an op of x's dtype on x's device, or on that of `by`."""
     choice = getattr(_chosen, "choice", Choice())
-    return _find(op, (x if by is None else by).device.type, x.dtype, choice)
+    found: Callable[..., Any] = _find(op, (x if by is None else by).device.type, x.dtype, choice)
+    assert found is not None, op
+    return found
+
+
+def fused(op: str, x: Tensor) -> Callable[..., Any] | None:
+    """Who computes in one go, for tensors like x, what is several ops elsewhere; None: nobody."""
+    found: Callable[..., Any] | None = _find(
+        op, x.device.type, x.dtype, getattr(_chosen, "choice", Choice())
+    )
+    return found
 
 
 def computed_by(op: str, device: torch.device, dtype: torch.dtype, choice: Choice) -> str:

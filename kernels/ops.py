@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .choice import backend as _backend
 from .choice import computed_by as computed_by
+from .choice import fused as _fused
 from .choice import is_slow as is_slow
 from .choice import serving_dtype as serving_dtype
 from .choice import use as use
@@ -218,6 +219,40 @@ def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
             f"{tuple(slots.shape)} do not fit a cache of {tuple(kv.shape)}"
         )
     _backend("store_kv", kv, k)(k, v, kv, slots)
+
+
+def turn_and_store(
+    heads: Tensor,
+    kv: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> Tensor:
+    """From the product of a layer's queries, keys and values to what attends: [T, H, D] queries.
+
+    heads [T, H + 2 G, D], which may be overwritten: queries, keys, values. Queries and keys go
+    through `rms_norm` first where `norms` (weight of queries [D], of keys [D], eps) are given, then
+    through `rope`; keys and values through `store_kv`.
+    """
+    num_kv_heads = kv.shape[3]
+    num_queries = heads.shape[1] - 2 * num_kv_heads
+    if num_queries < 1 or num_queries % num_kv_heads or heads.shape[2] != kv.shape[4]:
+        raise ValueError(
+            f"turn_and_store: heads {tuple(heads.shape)} do not fit a cache of {tuple(kv.shape)}"
+        )
+    whole = _fused("turn_and_store", heads)
+    if whole is not None and 2 * cos.shape[1] == heads.shape[2]:
+        return whole(heads, kv, slots, cos, sin, norms)  # type: ignore[no-any-return]
+    q, k, v = heads.split((num_queries, num_kv_heads, num_kv_heads), dim=1)
+    if norms is None:
+        rope(heads[:, : num_queries + num_kv_heads], cos, sin)
+    else:
+        q, k = rms_norm(q, norms[0], norms[2]), rms_norm(k, norms[1], norms[2])
+        rope(q, cos, sin)
+        rope(k, cos, sin)
+    store_kv(k, v, kv, slots)
+    return q  # type: ignore[no-any-return]
 
 
 def plan_attention(

@@ -111,7 +111,10 @@ def rope_angles(
     positions: Tensor, inv_freq: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     angles = positions[:, None].float() * inv_freq
-    return angles.cos().mul_(scale).to(dtype), angles.sin().mul_(scale).to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    if scale != 1:
+        cos, sin = cos.mul_(scale), sin.mul_(scale)
+    return cos.to(dtype), sin.to(dtype)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:

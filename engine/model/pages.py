@@ -34,6 +34,21 @@ class Pages(NamedTuple):
     ) -> Tensor:
         """Store this step's keys and values, then attend: [T, H * D]."""
         ops.store_kv(k, v, self.kv, self.slots)
+        return self._look(q, scale, softcap, alibi)
+
+    def turn_and_attend(
+        self,
+        heads: Tensor,
+        angles: tuple[Tensor, Tensor],
+        *,
+        scale: float,
+        norms: tuple[Tensor, Tensor, float] | None = None,
+    ) -> Tensor:
+        """As `attend`, of heads [T, H + 2 G, D] that `ops.turn_and_store` is still to turn."""
+        q = ops.turn_and_store(heads, self.kv, self.slots, *angles, norms)
+        return self._look(q, scale, None, None)
+
+    def _look(self, q: Tensor, scale: float, softcap: float | None, alibi: Tensor | None) -> Tensor:
         found = ops.paged_attention(
             q,
             self.kv,

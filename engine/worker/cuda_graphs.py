@@ -49,8 +49,12 @@ class CudaRecorder:
 
     def record(self, compute: Callable[[], Tensor]) -> Recorded:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = compute()
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = compute()
+        finally:  # where a recording fails, torch leaves its own stream in place
+            torch.cuda.set_stream(stream)
         return Recorded(result, graph.replay)
 
 
@@ -74,6 +78,7 @@ class Given:
             return device.empty(*shape, dtype=dtype).zero_()
 
         self.tokens, self.positions = memory(rows), memory(rows)
+        self.wanted = torch.arange(rows, device=device.place)
         self.query_start = torch.arange(rows + 1, dtype=torch.int32, device=device.place)
         self.kv_len = memory(rows, dtype=torch.int32)
         self.block_tables = [memory(rows, width, dtype=torch.int32) for _ in groups]
@@ -84,19 +89,17 @@ class Given:
     def fill(self, batch: ModelInput, handed: Tensor | None, rows: int) -> None:
         """Take a batch in, and make the rows behind it sequences of one token in block 0."""
         count = len(batch.tokens)
-        pairs = [
-            (self.tokens, batch.tokens),
-            (self.positions, batch.positions),
-            *zip(self.slots, batch.slots, strict=True),
-        ]
-        for into, values in pairs:
-            into[:count] = values
-            into[count:rows] = 0
+        vectors = [self.tokens, self.positions, *self.slots]
+        given = [batch.tokens, batch.positions, *batch.slots]
+        torch._foreach_copy_([into[:count] for into in vectors], given)
         self.kv_len[:count] = batch.kv_len
-        self.kv_len[count:rows] = 1
         for into, table in zip(self.block_tables, batch.block_tables, strict=True):
             into[:count, : table.shape[1]] = table
-            into[count:rows, 0] = 0
+        if count < rows:
+            torch._foreach_zero_([into[count:rows] for into in vectors])
+            self.kv_len[count:rows] = 1
+            for into in self.block_tables:
+                into[count:rows, 0] = 0
         if self.handed is not None and handed is not None:
             self.handed[:count] = handed
 
@@ -112,7 +115,7 @@ class Given:
             slots=[slots[:rows] for slots in self.slots],
             kv=self._cache.layers,
             group_of=self._cache.group_of,
-            wanted=self.query_start[:rows].long(),
+            wanted=self.wanted[:rows],
             max_query=1,
             max_kv=keys,
         )

@@ -79,6 +79,11 @@ class Device:
         return 32 if self.is_cpu else 16
 
     @property
+    def saturates_early(self) -> bool:
+        """Whether it computes no faster by more than some hundred tokens at once."""
+        return self.is_cpu
+
+    @property
     def divides_node(self) -> bool:
         """Whether ranks of a node divide its memory and cores, and can share what they write."""
         return self.is_cpu
@@ -113,6 +118,11 @@ class Device:
     @property
     def overlaps(self) -> bool:
         """Whether it computes by itself what it was told, while the host goes on."""
+        return not self.is_cpu
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether what it computes first takes seconds: its kernels are compiled then."""
         return not self.is_cpu
 
     @property
@@ -198,6 +208,15 @@ class Device:
         """A host array on the device, without waiting for the copy; the array must not change."""
         tensor = torch.from_numpy(array)
         return tensor if self.is_cpu else tensor.pin_memory().to(self.place, non_blocking=True)
+
+    def upload_all(self, *arrays: np.ndarray[Any, Any]) -> tuple[Tensor, ...]:
+        """Host vectors of one dtype on the device, in one copy.
+
+        They lie behind each other and so begin anywhere, for which Triton would compile anew: for
+        torch's ops alone.
+        """
+        whole = self.upload(np.concatenate(arrays))
+        return torch.split(whole, [len(array) for array in arrays])
 
     def download(self, tensor: Tensor) -> Download:
         """A tensor on its way to the host, behind what the device was told so far."""

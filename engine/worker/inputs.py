@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..model.batch import ModelInput
 from ..plan import Row
@@ -81,20 +82,25 @@ def model_input(layout: Layout, slots: Slots, cache: Cache, device: Device) -> M
     wanted = (layout.begin + count - 1)[layout.sampled]
     scoring = [np.arange(span.first, span.first + span.num_tokens) for span in layout.prompts]
 
-    slot, rows, positions = (device.upload(a) for a in (layout.slot, row, position))
+    slot, owner, positions, page, offset, places = device.upload_all(
+        layout.slot,
+        layout.slot[row],
+        position,
+        position // block_size,
+        position % block_size,
+        np.concatenate([wanted, *scoring]),
+    )
     width = -(-int(end.max()) // block_size)
-    tables = [table[:, :width].index_select(0, slot) for table in slots.tables]
-    page, offset = positions // block_size, positions % block_size
     return ModelInput(
-        tokens=slots.ids[slot[rows], positions].long(),
+        tokens=slots.ids[owner, positions].long(),
         positions=positions,
         query_start=device.upload(np.append(0, count.cumsum()).astype(np.int32)),
         kv_len=device.upload(end.astype(np.int32)),
-        block_tables=tables,
-        slots=[table[rows, page].long() * block_size + offset for table in tables],
+        block_tables=[table[:, :width].index_select(0, slot) for table in slots.tables],
+        slots=[torch.add(offset, t[owner, page], alpha=block_size) for t in slots.tables],
         kv=cache.layers,
         group_of=cache.group_of,
-        wanted=device.upload(np.concatenate([wanted, *scoring])),
+        wanted=places,
         max_query=int(count.max()),
         max_kv=int(end.max()),
     )

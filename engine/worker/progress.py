@@ -116,6 +116,14 @@ class Progress:
         left = (self._pace.expected_s(begun.num_tokens) for begun in self._begun)
         self.expected_s = max(left, default=0.0)
 
+    def forget(self) -> None:
+        """What was done so far says nothing of what comes: as at the start."""
+        assert not self._begun, "a plan is under way"
+        self.step = self.finished = -1
+        self.timeline.clear()
+        self.gaps.clear()
+        self.expected_s, self._pace = 0.0, Pace()
+
     @property
     def since_s(self) -> float | None:
         """Seconds since a plan was done; None before the first."""

@@ -170,10 +170,8 @@ class Runner:
             if drawn is not None:
                 made.append(_Piece(first, slot[piece], drawn.read))
             tokens = self._told(drawn.tokens if drawn else None, len(slot[piece]))
-            upload = self._device.upload
-            self._slots.write_sampled(
-                upload(slot[piece]), upload(position[piece]), tokens, int(position.max())
-            )
+            at, place = self._device.upload_all(slot[piece], position[piece])
+            self._slots.write_sampled(at, place, tokens, int(position.max()))
         return made
 
     def _drawn(self, hidden: Tensor, slot: Array, position: Array) -> Drawing | None:

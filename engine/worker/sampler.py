@@ -137,7 +137,7 @@ class Sampler:
 
     def _settled(self, top: Tensor, tokens: Tensor) -> tuple[Tensor, Download]:
         """The tokens, 0 of rows whose greatest logit is none, and both on their way to the host."""
-        tokens = torch.where(torch.isfinite(top), tokens, 0)
+        tokens = torch.where(top.abs() < torch.inf, tokens, 0)
         return tokens, self._device.download(torch.stack((tokens.double(), top.double())))
 
     def _edit(

@@ -38,6 +38,7 @@ from .device import Device, pick
 from .forward import Limits
 from .graphs import forward_of
 from .progress import Progress
+from .rehearsal import rehearsal
 from .runner import Launched, Runner
 from .team import alone, join
 
@@ -215,6 +216,11 @@ class Worker:
         )
         self._runner = self._make_runner(config, plan, loaded.model, cache, pool)
         clock.lap("cache")
+        if device.rehearses:
+            for rehearsed in rehearsal(config.max_num_seqs, len(cache.groups)):
+                self.run(rehearsed)
+            self.progress.forget()
+            clock.lap("rehearse")
         return Capacity(
             groups=cache.groups,
             num_blocks=(num_blocks,) * len(cache.groups),
@@ -264,7 +270,7 @@ class Worker:
             model,
             cache,
             Limits(
-                tokens=config.step_tokens(on_cpu=not plan.device.overlaps),
+                tokens=config.step_tokens(plan.device.saturates_early),
                 sequences=config.max_num_seqs,
                 model_len=plan.sizing.max_model_len,
                 width=0 if seat.first else plan.width,

@@ -43,7 +43,7 @@ TABLE = {
     (Family.HOPPER, 64): (Tiles(16, 128, 4, 3), Tiles(128, 128, 8, 3)),
     (Family.HOPPER, 128): (Tiles(16, 64, 4, 4), Tiles(128, 64, 8, 3)),
     (Family.HOPPER, 256): (Tiles(16, 32, 4, 4), Tiles(64, 64, 8, 2)),
-    (Family.AMPERE, 64): (Tiles(16, 128, 4, 3), Tiles(128, 64, 4, 3)),
+    (Family.AMPERE, 64): (Tiles(16, 128, 4, 3), Tiles(128, 64, 8, 3)),
     (Family.AMPERE, 128): (Tiles(16, 64, 4, 3), Tiles(128, 64, 8, 2)),
     (Family.AMPERE, 256): (Tiles(16, 32, 4, 3), Tiles(64, 32, 8, 2)),
     (Family.SAFE, 64): (Tiles(16, 64, 4, 2), Tiles(64, 32, 4, 2)),
@@ -53,14 +53,14 @@ TABLE = {
 # One kind of tile for both kernels, large enough for prefill and still bound by memory in decode.
 EXACT = {
     (Family.HOPPER, 64): Tiles(64, 64, 4, 3),
-    (Family.HOPPER, 128): Tiles(64, 64, 4, 3),
+    (Family.HOPPER, 128): Tiles(64, 64, 8, 3),
     (Family.HOPPER, 256): Tiles(64, 32, 8, 2),
-    (Family.AMPERE, 64): Tiles(64, 64, 4, 3),
-    (Family.AMPERE, 128): Tiles(64, 64, 4, 2),
-    (Family.AMPERE, 256): Tiles(64, 32, 8, 2),
+    (Family.AMPERE, 64): Tiles(64, 64, 8, 3),
+    (Family.AMPERE, 128): Tiles(64, 32, 8, 3),
+    (Family.AMPERE, 256): Tiles(32, 64, 8, 2),
     (Family.SAFE, 64): Tiles(32, 32, 4, 2),
-    (Family.SAFE, 128): Tiles(32, 32, 4, 2),
-    (Family.SAFE, 256): Tiles(32, 16, 4, 2),
+    (Family.SAFE, 128): Tiles(32, 32, 8, 2),
+    (Family.SAFE, 256): Tiles(32, 16, 8, 2),
 }
 # Without tensor cores: float32, which takes twice the room too, and GPUs before Ampere.
 WIDE = Tiles(16, 16, 4, 1)

@@ -23,6 +23,8 @@ import triton.language as tl
 from .tile import product
 
 LOG2E = tl.constexpr(1.4426950408889634)
+AHEAD = tl.constexpr(8)
+"""Splits that `combine_kernel` has on their way to it."""
 
 
 @triton.jit
@@ -349,11 +351,16 @@ def combine_kernel(
     total = tl.zeros([1, BLOCK_D], tl.float32)
     base = (sequence.to(tl.int64) * H + head) * num_splits
     stop = tl.where(last > 0, split_of(tl.maximum(last - 1, 0)) + 1, 0)
-    for split in range(split_of(lowest), stop):
-        place = base + split
-        part = tl.load(parts + place * D + d, mask=inside, other=0.0)[None, :]
-        part_top = tl.load(marks + place * 2 + tl.zeros([1], tl.int32))
-        part_weight = tl.load(marks + place * 2 + 1 + tl.zeros([1], tl.int32))
-        top, weight, total = merge(top, weight, total, part_top, part_weight, part)
+    one = tl.zeros([1], tl.int32)
+    for start in range(split_of(lowest), stop, AHEAD):
+        for ahead in tl.static_range(AHEAD):  # their loads are under way together
+            split = start + ahead
+            place = base + split
+            given = parts + place * D + d[None, :]
+            part = tl.load(given, mask=inside[None, :] & (split < stop), other=0.0)
+            known = split + one < stop
+            part_top = tl.load(marks + place * 2 + one, mask=known, other=float("-inf"))
+            part_weight = tl.load(marks + place * 2 + 1 + one, mask=known, other=0.0)
+            top, weight, total = merge(top, weight, total, part_top, part_weight, part)
     found = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
     tl.store(goal[None, :], found.to(out.dtype.element_ty), mask=inside[None, :])

@@ -1,5 +1,6 @@
-"""What is done element by element: rotary embedding, the gated unit, and putting keys and values
-into their pages. The contracts are in `ops`; each computes in float32 and rounds once.
+"""What is done element by element: rows of the embedding, rotary embedding, the gated unit, and
+putting keys and values into their pages. The contracts are in `ops`; what computes does so in
+float32 and rounds once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,17 @@ from .tile import power_of_two
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 1024
+
+
+@triton.jit
+def embed_kernel(out, tokens, weight, start, V, C, weight_row, BLOCK: tl.constexpr):
+    """A piece of a token's row; grid (T, pieces)."""
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.load(tokens + token) - start
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    held = (row >= 0) & (row < V)
+    value = tl.load(weight + row * weight_row + column, mask=held & (column < C), other=0.0)
+    tl.store(out + token * C + column, value, mask=column < C)
 
 
 @triton.jit
@@ -82,6 +94,16 @@ def silu_mul_kernel(out, x, x_row, F, BLOCK: tl.constexpr):
     up = tl.load(x + row * x_row + F + column, mask=column < F, other=0.0).to(tl.float32)
     found = gate / (1 + tl.exp(-gate)) * up
     tl.store(out + row * F + column, found.to(out.dtype.element_ty), mask=column < F)
+
+
+def embed(tokens: Tensor, weight: Tensor, *, start: int = 0) -> Tensor:
+    vocab_size, width = weight.shape
+    out = weight.new_empty(len(tokens), width)
+    if out.numel():
+        embed_kernel[len(tokens), triton.cdiv(width, BLOCK)](
+            out, tokens, weight, start, vocab_size, width, weight.stride(0), BLOCK=BLOCK
+        )
+    return out
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:

@@ -112,6 +112,6 @@ def _norm(
         ROWS=rows,
         ADD=residual is not None,
         CENTRE=bias is not None,
-        num_warps=8 if block > ELEMENTS else 4,
+        num_warps=8 if block >= ELEMENTS else 4,
     )
     return out

@@ -71,6 +71,19 @@ def test_both_sides_are_measured(tiny_model: Path) -> None:
         one.close()
 
 
+def test_prompts_that_decode_together_are_in_the_cache(tiny_model: Path) -> None:
+    gpu = module("gpu")
+    options = argparse.Namespace(contexts=[48], batches=[3], steps=3, deterministic=False)
+    side = gpu.ours(str(tiny_model), options, "auto", num_gpu_blocks_override=64, device="cpu")
+    inputs = gpu.prompts(3, 48, 200)
+    assert inputs == gpu.prompts(3, 48, 200) != gpu.prompts(3, 48, 200, seed=1)
+    side.run_s(inputs, 4)
+    assert side.read_anew() and side.uncached == 48
+    side.run_s(inputs, 4)
+    assert not side.read_anew() and side.uncached == 16
+    side.close()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py"])

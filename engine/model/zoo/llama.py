@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ....kernels import ops
 from ...plan import CacheSpec
 from ..config import ModelConfig
 from ..decoder import Angles, DecoderLM, PreNormLayer
@@ -21,7 +20,7 @@ class Attention(nn.Module):
         bias = config.get("attention_bias", False)
         self.size = config.head_size
         self.scale = self.size**-0.5
-        self.qkv, self.heads = qkv_linear(config, mesh, bias=bias)
+        self.qkv, heads = qkv_linear(config, mesh, bias=bias)
         self.o_proj = RowLinear(
             mesh,
             config.num_attention_heads,
@@ -30,13 +29,11 @@ class Attention(nn.Module):
             bias=bias,
             unit="attention heads",
         )
-        self.spec = CacheSpec(self.heads.kv, self.size)
+        self.spec = CacheSpec(heads.kv, self.size)
 
     def forward(self, x: Tensor, angles: Angles, pages: Pages) -> Tensor:
         heads = self.qkv(x).view(len(x), -1, self.size)
-        q, k, v = heads.split((self.heads.q, self.heads.kv, self.heads.kv), dim=1)
-        ops.rope(heads[:, : self.heads.q + self.heads.kv], *angles)
-        out: Tensor = self.o_proj(pages.attend(q, k, v, scale=self.scale))
+        out: Tensor = self.o_proj(pages.turn_and_attend(heads, angles, scale=self.scale))
         return out
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ....kernels import ops
 from ...plan import CacheSpec
 from ..config import ModelConfig
 from ..decoder import Angles, DecoderLM, PreNormLayer
@@ -21,17 +20,15 @@ class Attention(nn.Module):
         super().__init__()
         self.size = config.head_size
         self.scale = self.size**-0.5
-        self.qkv, self.heads = qkv_linear(config, mesh, bias=False)
+        self.qkv, heads = qkv_linear(config, mesh, bias=False)
         self.o_proj = RowLinear(
             mesh, config.num_attention_heads, self.size, config.hidden_size, unit="attention heads"
         )
-        self.spec = CacheSpec(self.heads.kv, self.size, window)
+        self.spec = CacheSpec(heads.kv, self.size, window)
 
     def forward(self, x: Tensor, angles: Angles, pages: Pages) -> Tensor:
         heads = self.qkv(x).view(len(x), -1, self.size)
-        q, k, v = heads.split((self.heads.q, self.heads.kv, self.heads.kv), dim=1)
-        ops.rope(heads[:, : self.heads.q + self.heads.kv], *angles)
-        out: Tensor = self.o_proj(pages.attend(q, k, v, scale=self.scale))
+        out: Tensor = self.o_proj(pages.turn_and_attend(heads, angles, scale=self.scale))
         return out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ....kernels import ops
 from ...plan import CacheSpec
 from ..config import ModelConfig
 from ..decoder import Angles, DecoderLM, PreNormLayer
@@ -22,7 +21,7 @@ class Attention(nn.Module):
         eps = config.get("rms_norm_eps", 1e-6)
         self.size = config.head_size
         self.scale = self.size**-0.5
-        self.qkv, self.heads = qkv_linear(config, mesh, bias=bias)
+        self.qkv, heads = qkv_linear(config, mesh, bias=bias)
         self.q_norm = RMSNorm(self.size, eps)
         self.k_norm = RMSNorm(self.size, eps)
         self.o_proj = RowLinear(
@@ -33,15 +32,14 @@ class Attention(nn.Module):
             bias=bias,
             unit="attention heads",
         )
-        self.spec = CacheSpec(self.heads.kv, self.size, window)
+        self.spec = CacheSpec(heads.kv, self.size, window)
 
     def forward(self, x: Tensor, angles: Angles, pages: Pages) -> Tensor:
         heads = self.qkv(x).view(len(x), -1, self.size)
-        q, k, v = heads.split((self.heads.q, self.heads.kv, self.heads.kv), dim=1)
-        q, k = self.q_norm(q), self.k_norm(k)
-        ops.rope(q, *angles)
-        ops.rope(k, *angles)
-        out: Tensor = self.o_proj(pages.attend(q, k, v, scale=self.scale))
+        norms = self.q_norm.weight, self.k_norm.weight, self.q_norm.eps
+        out: Tensor = self.o_proj(
+            pages.turn_and_attend(heads, angles, scale=self.scale, norms=norms)
+        )
         return out
 
 

@@ -6,13 +6,14 @@ puts the result where the first one lay.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 
 import pytest
 import torch
 from shoal.engine.plan import Plan, Row, Start
 from shoal.engine.request import SamplingParams
-from shoal.engine.worker.cuda_graphs import Graphed, Recorded, Size
+from shoal.engine.worker.cuda_graphs import CudaRecorder, Graphed, Recorded, Size
 from shoal.engine.worker.device import Device
 from shoal.engine.worker.forward import Limits
 from shoal.engine.worker.graphs import Plain
@@ -125,6 +126,28 @@ def test_what_cannot_be_recorded_runs_op_by_op(caplog):
         "steps run op by op: they cannot be recorded (operation not permitted when stream is "
         "capturing)"
     ]
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch):
+    class Broken(contextlib.AbstractContextManager):
+        def __init__(self, graph, **options):
+            pass
+
+        def __enter__(self):
+            streams.append("torch's own")
+
+        def __exit__(self, *error):
+            raise RuntimeError("the capture was invalidated")
+
+    streams = ["ours"]
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Broken)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        CudaRecorder().record(lambda: torch.zeros(1))
+    assert streams == ["ours", "torch's own", "ours"]
 
 
 @pytest.mark.parametrize(

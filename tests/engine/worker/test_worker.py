@@ -13,6 +13,7 @@ from shoal.engine.errors import ConfigError, LoadError
 from shoal.engine.local import LocalExecutor
 from shoal.engine.loop import Loop
 from shoal.engine.request import FinishReason, Request, SamplingParams
+from shoal.engine.worker.device import Device
 from shoal.engine.worker.worker import Worker, forecast
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -326,3 +327,18 @@ def test_a_rank_that_has_just_started_is_idle(folder):
     worker.start(EngineConfig(model=str(folder), num_gpu_blocks_override=8, max_model_len=64))
     worker.close()
     assert worker.state().operation == "idle"
+
+
+@pytest.mark.parametrize("num_slots", [1, 20])
+def test_what_was_rehearsed_leaves_no_trace(engine, monkeypatch, num_slots):
+    def drawn(_):
+        return SamplingParams(temperature=0.7, seed=4, max_tokens=6, logprobs=0, ignore_eos=True)
+
+    texts = prompts(3)
+    right = engine(max_num_seqs=num_slots).run(requests_for(texts, drawn))
+    monkeypatch.setattr(Device, "rehearses", True)
+    rehearsed = engine(max_num_seqs=num_slots)
+    assert "rehearse" in dict(rehearsed.capacity.phases)
+    (rank,) = rehearsed.executor.ranks()
+    assert (rank.step, rank.operation, rank.last_step_s, rank.expected_s) == (-1, "idle", None, 0)
+    assert rehearsed.run(requests_for(texts, drawn)) == right

@@ -16,6 +16,14 @@ BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 GRID = {
     "one key": (Shape(queries=(1, 1), keys=(1, 2)), torch.float32),
     "several splits": (Shape(queries=(1,), keys=(700,), heads=2, kv_heads=1), torch.float32),
+    "more splits than are read at once": (
+        Shape(queries=(1, 1), keys=(2400, 300), heads=1, kv_heads=1, size=16),
+        torch.bfloat16,
+    ),
+    "a window of many splits": (
+        Shape(queries=(1,), keys=(2900,), heads=1, kv_heads=1, size=16, window=2500),
+        torch.bfloat16,
+    ),
     "both kinds, one empty, rows of nobody": (
         Shape(queries=(1, 5, 0, 1), keys=(5, 40, 17, 33), tail=3),
         torch.float32,

@@ -23,5 +23,15 @@ def test_every_kernel_compiles(target: int) -> None:
         timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for kernel in ("prefill", "decode", "norm", "rope", "store", "draw_any", "choose", "linear"):
+    for kernel in (
+        "prefill",
+        "decode",
+        "norm",
+        "rope",
+        "store",
+        "turn",
+        "draw_any",
+        "choose",
+        "linear",
+    ):
         assert f"{kernel}_kernel" in done.stdout

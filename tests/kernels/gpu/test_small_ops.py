@@ -70,6 +70,18 @@ def test_rope(dtype: torch.dtype, turns: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("rows", "width", "start"), [(7, 1030, 0), (7, 24, 5), (0, 24, 5)])
+def test_embed(dtype: torch.dtype, rows: int, width: int, start: int, device: torch.device) -> None:
+    from shoal.kernels.gpu import elementwise
+
+    table = draw(9, width, dtype=dtype, device=device)[:rows]
+    tokens = torch.tensor([0, 6, 5, 11, 12, 2**40, 4], device=device)
+    right = reference.embed(tokens, table, start=start)
+    assert torch.equal(elementwise.embed(tokens, table, start=start), right)
+    assert elementwise.embed(tokens[:0], table, start=start).shape == (0, width)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
 def test_silu_mul(dtype: torch.dtype, device: torch.device) -> None:
     from shoal.kernels.gpu import elementwise
 
@@ -90,6 +102,54 @@ def test_store_kv(dtype: torch.dtype, device: torch.device) -> None:
     reference.store_kv(heads[:, :3], heads[:, 4:7], right, slots)
     assert torch.equal(found, right)
     elementwise.store_kv(heads[:0, :3], heads[:0, 4:7], found, slots[:0])
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(("num_queries", "num_kv_heads", "size"), [(4, 2, 24), (3, 1, 128)])
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter turns values too
+def test_heads_turned_and_stored_at_once(
+    dtype: torch.dtype,
+    norm: bool,
+    num_queries: int,
+    num_kv_heads: int,
+    size: int,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the ops that it stands for do, one after the other; values stay as they are."""
+    from shoal.kernels import ops
+    from shoal.kernels.gpu import heads
+
+    num_tokens, num_heads = 5, num_queries + 2 * num_kv_heads
+    given = draw(num_tokens, num_heads, size, dtype=dtype, device=device)
+    given[1, -1, 0] = torch.inf
+    cos, sin = (draw(num_tokens, size // 2, dtype=dtype, device=device, seed=s) for s in (1, 2))
+    norms = None
+    if norm:
+        one, two = (draw(size, dtype=dtype, device=device, seed=s) for s in (3, 4))
+        norms = one, two, 1e-5
+    slots = torch.tensor([5, 31, 9, 8, 16], device=device)
+    found = torch.zeros(2, 4, 8, num_kv_heads, size, dtype=dtype, device=device)
+    right = found.clone()
+    kept = given.clone()
+    queries = heads.turn_and_store(given, found, slots, cos, sin, norms)
+    assert torch.equal(given, kept)
+    assert heads.turn_and_store(given[:0], found, slots[:0], cos[:0], sin[:0], norms).numel() == 0
+    monkeypatch.setattr(ops, "_fused", lambda op, x: None)
+    close(queries, ops.turn_and_store(given, right, slots, cos, sin, norms), bound=2)
+    close(found[0], right[0], bound=2)
+    assert torch.equal(found[1], right[1])
+
+
+def test_heads_that_do_not_fit_the_cache_are_refused() -> None:
+    from shoal.kernels import ops
+
+    kv, angles = torch.zeros(2, 4, 8, 2, 24), torch.zeros(1, 12)
+    for num_heads, size in ((4, 24), (7, 24), (8, 16)):
+        heads = torch.zeros(1, num_heads, size)
+        with pytest.raises(ValueError, match="do not fit a cache"):
+            ops.turn_and_store(heads, kv, torch.zeros(1, dtype=torch.int64), angles, angles)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

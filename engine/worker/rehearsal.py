@@ -1,0 +1,34 @@
+"""Plans that mean nothing, run before the first request.
+
+What a device makes ready when it is first asked for (kernels are compiled, libraries open, ranks
+find each other) would come out of that request's time to its first token, and look like a stall.
+"""
+
+from __future__ import annotations
+
+from ..plan import Plan, Row, Start
+from ..request import SamplingParams
+
+NOWHERE = 0
+"""The block that nobody is given: its content means nothing."""
+
+PARAMS = (
+    SamplingParams(temperature=1.0, top_k=2, repetition_penalty=1.5, seed=0),
+    SamplingParams(temperature=1.0, seed=0),
+)
+"""What takes every way through sampling that has kernels of its own."""
+
+
+def rehearsal(num_slots: int, num_groups: int) -> tuple[Plan, ...]:
+    """A prompt of two tokens and one of one where there are slots for both; then none."""
+    blocks = ((NOWHERE, NOWHERE),) * num_groups
+    lengths = (2, 1)[:num_slots]
+    started = tuple(
+        Start(slot, (0,) * length, length, blocks, PARAMS[slot])
+        for slot, length in enumerate(lengths)
+    )
+    rows = tuple(Row(slot, 0, length, (), True) for slot, length in enumerate(lengths))
+    return (
+        Plan(step=-1, started=started, rows=rows),
+        Plan(step=-1, stopped=tuple(range(len(lengths)))),
+    )
