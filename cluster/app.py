@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import os
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from ray import serve
@@ -23,8 +21,8 @@ from ray.serve.schema import LoggingConfig
 
 from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
 from ..engine.config import GENERATION
-from ..engine.errors import ConfigError, LoadError
-from . import controller, logs, nodes, rollout
+from ..engine.errors import ConfigError, LoadError, ShoalError
+from . import controller, head, logs, nodes, rollout
 from .banner import Progress
 from .config import ModelConfig, ServeConfig
 from .deployments import (
@@ -42,9 +40,10 @@ from .deployments import (
     state_shares,
     versioned,
 )
-from .exits import INTERRUPTED
+from .exits import DONE, exit_code
 from .facts import Facts, node_address
 from .ingress import Ingress
+from .interrupts import interrupts, listen
 from .launch import joined_ray, private_ray
 from .ports import check_port
 from .readiness import await_ready, loaded
@@ -52,11 +51,12 @@ from .removal import remove
 from .replica import Replica
 from .settings import remarks, serve_config
 from .shares import shared
-from .sigterm import SAME_SIGNAL_S
 from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+WATCH_S = 1.0
+END_S = 60.0
+"""What Ray gets to end, beside the time of the streams."""
 
 
 log = logging.getLogger(__name__)
@@ -133,13 +133,15 @@ def run(
     joins = _address(config) is not None
     if not joins:
         _check_here(config, progress)
-    with _signals() as stop, contextlib.ExitStack() as stack:
-        _listen(stop)
+    bound_s = config.shutdown_timeout + STOP_S + END_S
+    with interrupts(bound_s) as stop, contextlib.ExitStack() as stack:
+        listen()
         with progress.phase("start Ray"):
             stack.enter_context(_ray(config))
             if joins:
+                stack.push(_end_without_head)
                 nodes.check_installed()
-        _listen(stop)  # Ray has put a handler of its own in place
+        listen()  # Ray has put a handler of its own in place
         if joins:
             controller.wait_for(stop, progress.note)
             if stop.is_set():
@@ -164,11 +166,8 @@ def run(
         if rolls or not joins:
             stack.callback(leave)
         progress.ready(config, loaded(config))
-        while not stop.wait(1.0):
-            if not owner.owns:
-                progress.note(f"another `shoal serve` has taken {config.name} over")
-                return
-        progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
+        if _stay(config, owner, stop, progress):
+            progress.note(f"stopping; running answers get {config.shutdown_timeout:g} s to end")
 
 
 def _check_here(config: ServeConfig, progress: Progress) -> None:
@@ -262,6 +261,20 @@ def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner) -> None
     serve._run(app, _blocking=False, name=config.name, route_prefix=None, logging_config=quiet)
 
 
+def _stay(
+    config: ServeConfig, owner: rollout.Owner, stop: threading.Event, progress: Progress
+) -> bool:
+    """Wait for `stop`; False where another process takes the application over before."""
+    absence = head.Absence(progress.warn, progress.note)
+    while not stop.wait(WATCH_S):
+        owns = owner.owns
+        absence.look(owns is not None)
+        if owns is False:
+            progress.note(f"another `shoal serve` has taken {config.name} over")
+            return False
+    return True
+
+
 def _leave(
     config: ServeConfig, owner: rollout.Owner, progress: Progress, *, serve_too: bool
 ) -> None:
@@ -269,9 +282,13 @@ def _leave(
 
     A Ray of our own ends with all that is left on it.
     """
+    joined = _address(config) is not None
+    if not head.answers():
+        rest = "nothing is taken off it" if joined else "running answers are cut off"
+        progress.note(f"the head of Ray does not answer: {rest}")
+        return
     if not owner.owns:
         return
-    joined = _address(config) is not None
     if joined and not controller.answers():
         progress.note("Ray Serve's controller does not answer: nothing is taken off its Ray")
         return
@@ -283,30 +300,15 @@ def _leave(
                 serve.shutdown()
 
 
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, once `_listen` was called."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    try:
-        yield threading.Event()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _listen(stop: threading.Event) -> None:
-    """Set `stop` at the first signal and end at the second; a guard then ends what is left.
-
-    Wrappers such as timeout(1) deliver one signal twice: what follows at once is the same one.
+def _end_without_head(
+    kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """End the process where the head does not answer: to leave Ray in good order is to wait for
+    it.
     """
-    first = math.inf
-
-    def on_signal(number: int, frame: object) -> None:
-        nonlocal first
-        if time.monotonic() - first > SAME_SIGNAL_S:
-            os._exit(INTERRUPTED)
-        first = min(first, time.monotonic())
-        stop.set()
-
-    for number in STOPPING:
-        signal.signal(number, on_signal)
+    if head.answers():
+        return
+    if error is not None:
+        log.critical("%s", error, exc_info=not isinstance(error, ShoalError))
+    logging.shutdown()
+    os._exit(DONE if error is None else exit_code(error))

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from ..engine.errors import EngineLost
+from . import head
 
 ASK_S = 5.0
 BOUND_S = 180.0
@@ -39,7 +40,9 @@ def wait_for(stop: threading.Event, note: Callable[[str], None], bound_s: float 
 
 
 def answers() -> bool:
-    """Whether it does within a while; True where none runs."""
+    """Whether it does within a while; True where none runs, False while the head does not."""
+    if not head.answers():
+        return False
     try:
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
     except ValueError:

@@ -13,7 +13,8 @@ import ray
 from ray._private import worker
 from ray.core.generated import autoscaler_pb2
 
-from ..engine.errors import InvalidRequest
+from ..engine.errors import EngineLost, InvalidRequest
+from . import head
 
 _HEAD = "node:__internal_head__"
 _protocol: Any = autoscaler_pb2
@@ -24,8 +25,11 @@ _REASON = _protocol.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
 def drain(name: str) -> dict[str, Any]:
     """Begin to empty the node of this address, host name or id; returns at once.
 
-    Raises InvalidRequest where there is no such node, or where it cannot be done.
+    Raises InvalidRequest where there is no such node, or where it cannot be done; EngineLost
+    while the head does not answer.
     """
+    if not head.answers():
+        raise EngineLost("the head of Ray does not answer: no node is drained until it is back")
     alive = [node for node in ray.nodes() if node["Alive"]]
     node = _find(name, alive)
     address = str(node["NodeManagerAddress"])

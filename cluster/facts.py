@@ -25,6 +25,7 @@ from ray.experimental import internal_kv
 
 from ..engine import errors
 from ..engine.errors import EngineLost, ShoalError
+from . import head
 
 _NAMESPACE = b"shoal"
 LOADING_S = 0.2
@@ -67,6 +68,11 @@ class Facts:
             if value is not None:
                 found[key.removeprefix(prefix).decode()] = msgspec.json.decode(value)
         return found
+
+    def ask(self, kind: str, key: str) -> dict[str, Any] | None:
+        """A fact, if there is one. Raises RayError where the head does not answer in time."""
+        value = head.ask(self._key(f"{kind}/{key}"), _NAMESPACE)
+        return None if value is None else msgspec.json.decode(value)
 
     def put_failure(self, key: str, error: ShoalError, model: str | None = None) -> None:
         """State why `key`, a replica of `model`, did not start."""

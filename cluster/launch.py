@@ -17,6 +17,7 @@ from typing import Any
 
 from ..engine.errors import ConfigError, EngineLost
 from .processes import Guard, end_all
+from .ray_variables import ON_EVERY_NODE
 
 OBJECT_STORE_BYTES = 80 << 20
 CONNECT_S = 5.0
@@ -90,7 +91,7 @@ def joined_ray(address: str) -> Iterator[None]:
     """
     _check_address(address)
     _quieten()
-    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+    with _environment({"RAY_USAGE_STATS_ENABLED": "0"} | _patience()):
         with _elsewhere(Path(tempfile.gettempdir())), _constants(_QUIET_SIGNALS):
             _join(address)
         try:
@@ -101,12 +102,24 @@ def joined_ray(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
+def _patience() -> dict[str, str]:
+    """A head that is lost is waited for as long as our own nodes do, unless it is said for how
+    long.
+    """
+    name = "RAY_gcs_rpc_server_reconnect_timeout_s"
+    return {} if name in os.environ else {name: ON_EVERY_NODE[name]}
+
+
 def _join(address: str) -> None:
     import ray
 
     try:
         ray.init(
-            address=address, namespace="shoal", log_to_driver=False, logging_level=logging.ERROR
+            address=address,
+            namespace="shoal",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address=_node_here(address),
         )
     except Exception as error:  # Ray raises what it likes here
         ray.shutdown()
@@ -115,6 +128,31 @@ def _join(address: str) -> None:
             f"of it (`ray start --address HOST:PORT`)",
             "ray_address",
         ) from error
+
+
+def _node_here(address: str) -> str | None:
+    """The only address of a node of the cluster that is this host's own; None where there are more.
+
+    Ray itself goes by the processes that it sees, which may be those of other network namespaces.
+    """
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    if not address.rpartition(":")[2].isdecimal():
+        return None
+    known = GcsClient(address=address).get_all_node_info(timeout=CONNECT_S).values()
+    here = {str(node.node_manager_address) for node in known if _is_own(node.node_manager_address)}
+    return here.pop() if len(here) == 1 else None
+
+
+def _is_own(host: str) -> bool:
+    """Whether an address is one of this host's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _check_address(address: str) -> None:

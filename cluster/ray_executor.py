@@ -282,7 +282,6 @@ class RayExecutor:
                 self._lose(lost)
 
     def _lose(self, lost: WorkerLost) -> None:
-        log.critical("%s", lost)
         for rank in self._ranks:
             if rank.stuck is not None:
                 log.error("%s:\n%s", rank.words, rank.stuck.stacks)

@@ -178,8 +178,8 @@ class Replica:
                 if any(rank.leaving for rank in load.ranks) and not self._told_to_end.is_set():
                     self._told_to_end.set()
                     threading.Thread(target=self._terminate, name="sigterm", daemon=True).start()
-            except EngineLost as error:
-                log.critical("the engine died: %s", error)
+            except EngineLost:  # which has logged why
+                log.warning("replica %s ends with its engine", self._id)
                 time.sleep(WATCH_S)  # what the engine told its streams is being sent
                 os._exit(1)
             except ShoalError:

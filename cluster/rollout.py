@@ -53,12 +53,12 @@ class Owner:
             self._facts.remove("failure", key)
 
     @property
-    def owns(self) -> bool:
-        """Whether no other process has taken it; True while the head is out of reach."""
+    def owns(self) -> bool | None:
+        """Whether no other process has taken it; None while the head does not answer."""
         with contextlib.suppress(RayError, RuntimeError, ConnectionError):
-            owner = self._facts.all(_KIND).get(_KEY)
+            owner = self._facts.ask(_KIND, _KEY)
             return owner is None or owner["id"] == self._id
-        return True
+        return None
 
 
 class Surge:

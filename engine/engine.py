@@ -289,7 +289,8 @@ class AsyncEngine:
             kind = WorkerStalled if isinstance(error, WorkerStalled) else EngineLost
             lost = kind(f"the engine died: {error or type(error).__name__}")
             lost.__cause__ = error
-            log.critical("%s", lost, exc_info=error)
+            # Of a rank that is lost the words say all; where it was missed explains nothing.
+            log.critical("%s", lost, exc_info=None if isinstance(error, WorkerLost) else error)
             self._end(lost)
 
     def _wait(self, quiet_s: float | None) -> bool:

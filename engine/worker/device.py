@@ -79,6 +79,11 @@ class Device:
         return 32 if self.is_cpu else 16
 
     @property
+    def saturates_early(self) -> bool:
+        """Whether it computes no faster by more than some hundred tokens at once."""
+        return self.is_cpu
+
+    @property
     def divides_node(self) -> bool:
         """Whether ranks of a node divide its memory and cores, and can share what they write."""
         return self.is_cpu

@@ -270,7 +270,7 @@ class Worker:
             model,
             cache,
             Limits(
-                tokens=config.step_tokens(on_cpu=not plan.device.overlaps),
+                tokens=config.step_tokens(plan.device.saturates_early),
                 sequences=config.max_num_seqs,
                 model_len=plan.sizing.max_model_len,
                 width=0 if seat.first else plan.width,

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from shoal.cluster.launch import import_path
@@ -224,15 +224,25 @@ def kill(pids: set[int]) -> None:
     wait(lambda: gone(pids))
 
 
-@contextmanager
-def no_controller(pid: int) -> Iterator[None]:
+def no_controller(pid: int) -> AbstractContextManager[None]:
     """Inside, Serve decides and starts nothing: its controller, below `pid`, stands still."""
-    (controller,) = (p for p in descendants(pid) if "ServeController" in title(p))
-    os.kill(controller, signal.SIGSTOP)
+    return standing_still(pid, "ServeController")
+
+
+def no_head(pid: int) -> AbstractContextManager[None]:
+    """Inside, Ray's head, below `pid`, answers nobody."""
+    return standing_still(pid, "gcs/gcs_server")
+
+
+@contextmanager
+def standing_still(pid: int, words: str) -> Iterator[None]:
+    """Inside, the only process below `pid` with these words in its title is stopped."""
+    (found,) = (p for p in descendants(pid) if words in title(p))
+    os.kill(found, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(controller, signal.SIGCONT)
+        os.kill(found, signal.SIGCONT)
 
 
 def replica_of(served: Served, pid: int) -> str:

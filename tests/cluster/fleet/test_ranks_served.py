@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +19,15 @@ STALL_S = 3.0
 
 
 @pytest.fixture(scope="module")
-def serve() -> Iterator[Serve]:
+def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def serve(log_dir: Path) -> Iterator[Serve]:
     flags = ["--replicas", "2", "-tp", "2", "--threads", "1", "--num-gpu-blocks-override", "512"]
     with chaos_faults.served(
-        [*flags, "--drain-grace", "0", "--stall-timeout", str(STALL_S)]
+        [*flags, "--drain-grace", "0", "--stall-timeout", str(STALL_S), "--log-dir", str(log_dir)]
     ) as served:
         yield served
 
@@ -45,9 +51,13 @@ def replicas(url: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
 def test_no_stream_differs_when_a_rank_goes(
-    serve: Serve, bodies: list[bytes], calm: list[Told], number: int
+    serve: Serve, log_dir: Path, bodies: list[bytes], calm: list[Told], number: int
 ) -> None:
     url, _ = serve
+
+    def blamed(pid: int) -> list[str]:
+        lines = [line for log in log_dir.glob("replica-*.log") for line in log.open()]
+        return [line for line in lines if "CRITICAL" in line and f"pid {pid})" in line]
 
     async def disturbed() -> list[Told]:
         await until(lambda: len(replicas(url)) == 2)
@@ -61,6 +71,7 @@ def test_no_stream_differs_when_a_rank_goes(
         told = await telling
         await until(lambda: not any(map(title, (hit["pid"], *victims))))
         assert metric(url, "failovers_total") - lost == (number != signal.SIGTERM)
+        assert len(blamed(victims[1])) == (number != signal.SIGTERM)
         await until(lambda: ready(url))
         assert {spared["pid"]} < {row["pid"] for row in replicas(url)}
         return told

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from callers import Streams
-from served import ENDLESS, START_S, Served, no_controller, ray_cluster, wait
+from served import ENDLESS, START_S, Served, no_controller, no_head, ray_cluster, wait
 from shoal.cluster.ports import free_port
 
 RESOURCES = {"shelf": 2, "accelerator_type:Abacus": 1}
@@ -74,6 +74,11 @@ def test_a_changed_configuration_rolls_and_its_driver_takes_over(
         assert first.process.wait(60) == 0
         assert "has taken shoal over" in first.said()
         assert second.stream(3).numbers() == ["0", "1", "2"]
+        with no_head(os.getpid()):
+            wait(lambda: "does not answer. What runs goes on" in second.said())
+            assert second.stream(3).numbers() == ["0", "1", "2"]
+        wait(lambda: "answers again" in second.said())
+        assert second.said().count("the head of Ray") == 2
         second.process.terminate()
         assert second.process.wait(60) == 0
     finally:
@@ -156,6 +161,13 @@ def test_without_room_for_one_more_an_old_replica_drains_first(
             started[2].process.terminate()
             assert started[2].process.wait(60) == 0
         assert started[2].said().count("does not answer: nothing is taken off") == 1
+        (folder := tmp_path / "again").mkdir()
+        started.append(Served(folder, **keys, max_num_seqs=99))
+        started[3].wait_started()
+        with no_head(os.getpid()):
+            started[3].process.terminate()
+            assert started[3].process.wait(90) == 0
+        assert "head of Ray does not answer: nothing is taken off it" in started[3].said()
     finally:
         for served in started:
             served.process.kill()

@@ -20,6 +20,13 @@ from shoal.cluster.launch import import_path
 
 PORT = 6379
 START_S = 180.0
+RAY = """
+from ray._private import services
+from ray.scripts import scripts
+services.find_gcs_addresses = set
+scripts.main()
+"""
+"""The command `ray`, which would take what it sees of other hosts for a Ray of its own."""
 QUICK = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -56,7 +63,7 @@ class Hosts:
         if i:
             where = [f"--address={self.ray_address}"]
         line = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", *where),
+            *(sys.executable, "-c", RAY, "start", *where),
             *(f"--node-ip-address={self.address[i]}", f"--temp-dir={self.folder}/n{i}"),
             *("--num-cpus=2", f"--object-store-memory={80 << 20}", "--disable-usage-stats"),
         ]

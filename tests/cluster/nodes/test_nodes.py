@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,20 +44,23 @@ def text() -> str:
 
 
 class Served:
-    """`shoal serve` on host 0."""
+    """`shoal serve` on a host."""
 
-    def __init__(self, made: Hosts, folder: Path, *flags: str, port: int = 8000) -> None:
-        self.url = f"http://{made.address[0]}:{port}"
+    def __init__(
+        self, made: Hosts, folder: Path, *flags: str, port: int = 8000, host: int = 0
+    ) -> None:
+        self.url = f"http://{made.address[host]}:{port}"
         self.log_dir = folder / "logs"
         self.output = folder / "output"
         line = [
             *(sys.executable, "-m", "shoal", "serve", str(TINY), "--served-model-name", "tiny"),
-            *("--ray-address", made.ray_address, "--host", made.address[0], "--port", str(port)),
+            *("--ray-address", made.ray_address, "--host", made.address[host]),
+            *("--port", str(port)),
             *("--max-model-len", "256", "--num-gpu-blocks-override", "64", "--threads", "1"),
             *("--dtype", "float32", "--log-dir", str(self.log_dir), *flags),
         ]
         with self.output.open("w") as output:
-            self.process = made.start(0, line, stdout=output, stderr=subprocess.STDOUT)
+            self.process = made.start(host, line, stdout=output, stderr=subprocess.STDOUT)
 
     def ready(self) -> Served:
         wait(lambda: "is ready" in self.said() or self.process.poll() is not None, 150)
@@ -203,7 +207,6 @@ def test_the_doctor_sees_both_hosts_the_way_between_them_and_ranks_on_both(
 def test_a_cut_link_is_blamed_on_the_rank_and_node_behind_it(
     two: Hosts, serve: Callable[..., Served], text: str
 ) -> None:
-    """The last test of this module: it takes a host away."""
     flags = ("--placement-strategy", "STRICT_SPREAD", "--stall-timeout", "2")
     served = serve("--tensor-parallel-size", "2", *flags)
     assert served.text() == text
@@ -216,6 +219,40 @@ def test_a_cut_link_is_blamed_on_the_rank_and_node_behind_it(
     wait(lambda: any(blame in log.read_text() for log in served.log_dir.glob("replica-*.log")))
     served.process.kill()  # told to end, it would wait for a replica that finds no place
     served.process.wait()
+    two.kill(1)
+    two.heal(1)
+
+
+def test_the_head_s_host_dies_under_streams_and_comes_back(
+    two: Hosts, tmp_path: Path, text: str
+) -> None:
+    """The last test of this module: it takes the head away."""
+    for host in (0, 1):
+        wait(lambda host=host: two.kill(host) or not two.pids(host))
+    shutil.rmtree(two.folder / "gcs")
+    for host in (0, 1):
+        two.start_ray(host)
+    served = Served(two, tmp_path, "--replicas", "2", host=1)
+    try:
+        served.ready()
+
+        def ready() -> set[str]:
+            return {row["node"] for row in served.replicas() if row["state"] == "ready"}
+
+        wait(lambda: ready() == set(two.address))
+        streams = [Answer(served) for _ in range(8)]
+        wait(lambda: two.kill(0) or not two.pids(0))
+        assert all(stream.text() == text for stream in streams)
+        assert served.text() == text
+        wait(lambda: "the head of Ray" in served.said())
+        two.start_ray(0)
+        wait(lambda: "the head of Ray answers again" in served.said())
+        wait(lambda: ready() == set(two.address))
+        assert served.text() == text
+        served.stop()
+    finally:
+        served.process.kill()
+        served.process.wait()
 
 
 class Answer(threading.Thread):
