@@ -19,7 +19,6 @@ from ..engine import errors
 from ..engine.errors import ConfigError, LoadError, WorkerLost, WorkerStalled
 from ..engine.request import RankState
 from . import rank_wire, wire
-from .facts import node_address
 from .workers import Place
 
 GATHER_S = 0.3
@@ -114,13 +113,16 @@ class RankLink:
                 self.stuck = message
         return messages
 
-    def end(self) -> None:
-        """End a rank that may not listen any more: one that is stopped obeys the kernel alone."""
+    def cut(self) -> None:
+        """Part from one that may not listen any more: a stopped one obeys the kernel alone."""
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(Exception):
-            if not self.ended and self.place.address == node_address():
+            if not self.ended and self.place.node == ray.get_runtime_context().get_node_id():
                 os.kill(self.place.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End it wherever it is. Waits for Ray's head, perhaps for as long as that is away."""
         with contextlib.suppress(Exception):
             ray.kill(self.actor, no_restart=True)
 

@@ -285,13 +285,15 @@ class RayExecutor:
         for rank in self._ranks:
             if rank.stuck is not None:
                 log.error("%s:\n%s", rank.words, rank.stuck.stacks)
-            rank.end()
+            rank.cut()
         self._lost = lost
         for _ in range(self.depth + 1):
             self._results.put(lost)
         for _ in self._ranks:
             self._answers.put(lost)
         self._on_lost(lost)
+        for rank in self._ranks:
+            rank.end()
 
     def _send(self, message: Any) -> None:
         """One frame for every rank. Raises WorkerLost."""

@@ -53,6 +53,7 @@ class Replica:
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
         self._index = context.rank.rank
+        self._host = node_address()  # asks the head, which may be away when it is wanted
         self._ending = threading.Lock()
         self._ended = False
         self._told_to_end = threading.Event()
@@ -131,7 +132,7 @@ class Replica:
             index=self._index,
             card=card,
             secret=self._facts.secret(),
-            host=node_address(),
+            host=self._host,
         )
         self._channel.start()
         threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()
@@ -147,7 +148,7 @@ class Replica:
         fact = {
             "model": self._model.name,
             "phase": phase,
-            "node": node_address(),
+            "node": self._host,
             "pid": os.getpid(),
             "actor": context.get_actor_id(),
         }
@@ -160,7 +161,7 @@ class Replica:
             return
         log.critical("%s", stacks())
         late = LoadError(
-            f"{self._model.name} was not loaded within {bound_s:g} s on {node_address()}; see its "
+            f"{self._model.name} was not loaded within {bound_s:g} s on {self._host}; see its "
             f"log for where it hangs, or raise load_timeout"
         )
         log.critical("%s", late.message)
@@ -187,7 +188,7 @@ class Replica:
 
     def _give_up(self, blame: str) -> None:
         log.error("%s", stacks())
-        log.critical("replica %s on %s is stuck: %s", self._id, node_address(), blame)
+        log.critical("replica %s on %s is stuck: %s", self._id, self._host, blame)
         self._channel.give_up(blame)
         time.sleep(WATCH_S)  # what gateways are told is being sent
         os._exit(1)

@@ -118,8 +118,8 @@ def test_a_request_names_its_model(fleet: Served) -> None:
 
 def test_the_banner_shows_each_model(fleet: Served) -> None:
     said = fleet.said()
-    assert "a (up to 1,024 tokens), 2 replicas" in said
-    assert "b, other/b (up to 1,024 tokens)" in said
+    assert "a (up to 200,000 tokens), 2 replicas" in said
+    assert "b, other/b (up to 200,000 tokens)" in said
     assert "load the models" in said and said.count("Started in") == 2
 
 
