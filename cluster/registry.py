@@ -52,8 +52,9 @@ class FactRegistry:
         return await asyncio.to_thread(drain, node)
 
     def _now(self, replica: Absent) -> Absent:
-        """With the state that the last link to it had, where Ray holds it for alive or is not to
-        be asked."""
+        """With the state that the last link to it had, where Ray holds it for alive or is not to be
+        asked.
+        """
         ended = self._ended(replica.replica) if replica.state == "starting" else None
         return replace(replica, state=ended) if ended else replica
 
