@@ -79,9 +79,12 @@ class Device:
         return 32 if self.is_cpu else 16
 
     @property
-    def saturates_early(self) -> bool:
-        """Whether it computes no faster by more than some hundred tokens at once."""
-        return self.is_cpu
+    def step_tokens(self) -> int:
+        """Tokens a step, at most, where nobody asked for another number.
+
+        A CPU computes no faster by more at once, and all streams wait for a step's end.
+        """
+        return 512 if self.is_cpu else 2048
 
     @property
     def divides_node(self) -> bool:
