@@ -40,7 +40,7 @@ class Process:
 
     def health(self):
         try:
-            return httpx.get(f"{self.url}/health", timeout=5).json()["status"]
+            return httpx.get(f"{self.url}/health", timeout=60).json()["status"]
         except httpx.TransportError:
             return None
 

@@ -70,7 +70,7 @@ def test_a_port_in_use_is_refused_by_name_before_anything_starts(
     served: Served, start: Callable[..., Served]
 ) -> None:
     second = start(port=served.port)
-    assert second.process.wait(30) == 1
+    assert second.process.wait(60) == 1
     said = second.said()
     assert f"port {served.port} is in use by process" in said and "--port" in said
     assert "start Ray" not in said
@@ -134,7 +134,7 @@ def test_one_of_two_stops_on_ctrl_c_when_its_streams_have_ended(
 def refusal(port: int) -> int | None:
     """The status of a new request, where it is an error."""
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/?n=1", timeout=5).read()
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/?n=1", timeout=60).read()
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
