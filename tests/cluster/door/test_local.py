@@ -53,7 +53,7 @@ class Process:
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(60), self.process.stdout.read()
+        return self.process.wait(180), self.process.stdout.read()
 
 
 @pytest.fixture

@@ -273,5 +273,5 @@ def test_ctrl_c_lets_the_streams_of_both_models_end(fleet: Served) -> None:
     for reader in readers:
         reader.join(60)
     assert texts["a"] == texts["b"]
-    assert fleet.process.wait(60) == 0, fleet.said()
+    assert fleet.process.wait(180) == 0, fleet.said()
     wait(lambda: gone(fleet.pids))

@@ -20,7 +20,7 @@ ROWS = {"id", "model", "node", "pid", "state", "running", "waiting", "kv_usage",
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     served = Served(
-        tmp_path_factory.mktemp("served"), replicas=2, gateways=2, stall_timeout=2.0, name="told"
+        tmp_path_factory.mktemp("served"), replicas=2, gateways=2, stall_timeout=5.0, name="told"
     )
     try:
         yield served.wait_ready()
@@ -52,7 +52,7 @@ def test_every_gateway_tells_of_all_gateways_and_replicas(served: Served) -> Non
     assert {g["pid"] for g in told["gateways"]} == set(seen)
     assert {g["node"] for g in told["gateways"]} == {"127.0.0.1"}
     assert [set(row) for row in told["replicas"]] == [ROWS, ROWS]
-    assert [row["state"] for row in told["replicas"]] == ["ready", "ready"]
+    wait(lambda: states(served) == ["ready", "ready"])
     wait(lambda: sum(row["running"] for row in cluster(served)["replicas"]) == 6)
     for stream in streams:
         stream.leave()
