@@ -16,7 +16,7 @@ from torch import Tensor
 from ...kernels import ops
 from ...kernels.cpu import memory
 from ...kernels.cpu.backend import gap
-from ...kernels.cpu.structures import Pool, absence
+from ...kernels.cpu.library import Pool, absence
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
