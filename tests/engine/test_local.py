@@ -48,7 +48,7 @@ class FakeRank:
 
     def run(self, plan):
         assert threading.current_thread() is self.thread
-        assert self.gate.wait(30)
+        assert self.gate.wait(60)
         self.log.append(plan.step)
         if plan.step == self.fatal:
             raise RuntimeError("out of memory")

@@ -30,7 +30,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(180)
 
 
 def wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from tests.cluster.chat.echo import Server
 
 WAIT_S = 60.0
+CTRL_C = "\x03"
 _CONTROL = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[()][A-Z0-9]|\x1b[=>]")
 
 
@@ -71,6 +73,15 @@ class Terminal:
     def keys(self, keys: str) -> None:
         """Type."""
         os.write(self._ours, keys.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C once the process waits for keys: readline looks for a signal only where one ends
+        its wait, so one that comes while it still draws is heard at the next key.
+        """
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while stat.exists() and stat.read_text().rpartition(") ")[2][0] == "R":
+            time.sleep(0.01)
+        self.keys(CTRL_C)
 
     def close(self) -> None:
         """End the process, however it stands."""
