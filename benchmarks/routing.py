@@ -25,9 +25,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from shoal.cluster.backlog import Backlog
-from shoal.cluster.choice import Standing, best
 from shoal.cluster.chooser import Chooser
 from shoal.cluster.prefixes import PrefixIndex, prompt_keys
+from shoal.cluster.standing import Standing, best
 from shoal.cluster.wire import BEAT_S
 from shoal.engine.config import EngineConfig
 from shoal.engine.core.scheduler import Scheduler

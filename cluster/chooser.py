@@ -8,9 +8,9 @@ from typing import Protocol, TypeVar
 
 from ..engine.errors import Overloaded
 from ..engine.request import Request
-from .choice import Standing, best, has_room
 from .link import ModelCard
 from .prefixes import PrefixIndex
+from .standing import Standing, best, has_room
 
 BUSY_RETRY_S = 1.0
 

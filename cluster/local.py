@@ -23,7 +23,6 @@ from . import health, logs
 from .banner import Loaded, Progress
 from .card import model_card
 from .census import HERE
-from .choice import Standing
 from .chooser import Chooser, check_room
 from .config import ModelConfig, ServeConfig
 from .gateway import build_gateway
@@ -32,6 +31,7 @@ from .ports import check_port
 from .prefixes import PrefixIndex
 from .shares import shared
 from .stall import StallWatch, stacks
+from .standing import Standing
 from .turnstile import Turnstile
 from .web import check_tls, loop_factory, web_config
 
@@ -186,7 +186,7 @@ class LocalRouter:
         self._links.append(link)
 
     def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
-        """See Router and `choice.py`."""
+        """See Router and `standing.py`."""
         links = self._of(model)
         alive = [link for link in links if link.alive and fit(link)]
         if not alive:

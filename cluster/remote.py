@@ -12,11 +12,11 @@ from ..engine.errors import EngineLost, Overloaded, ShoalError
 from ..engine.request import FinishReason, Request, Update
 from . import wire
 from .backlog import Backlog
-from .choice import Standing
 from .frames import Frames
 from .greeting import GATEWAYS, answer_to
 from .link import LinkLost, Load, ModelCard
 from .prefixes import PrefixIndex
+from .standing import Standing
 
 MAX_UNSENT = 64 << 20
 

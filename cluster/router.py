@@ -77,7 +77,7 @@ class FleetRouter:
             await self._wakers[name].wake(lambda: self._able(name))
 
     def choose(self, model: str, request: Request, fit: Fit = anywhere) -> Link:
-        """See Router and `choice.py`. A model that sleeps is woken: what waits for one of its
+        """See Router and `standing.py`. A model that sleeps is woken: what waits for one of its
         replicas may have begun on the last one that it had.
         """
         name = self._first_name(model)

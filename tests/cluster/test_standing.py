@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.cluster.backlog import Backlog
-from shoal.cluster.choice import SEQUENCE, SESSION, Standing, best, home_of
+from shoal.cluster.standing import SEQUENCE, SESSION, Standing, best, home_of
 from shoal.engine.request import Load
 
 
