@@ -107,10 +107,13 @@ def application(
         let_surge(config.name, every)
     state_shares(config, every, found)
     deployments = [
-        versioned(replicas.options(**options, _internal=True)).bind(replica_settings(config, model))
+        versioned(replicas.options(**options, _internal=True)).bind(
+            replica_settings(config, model), options["version"]
+        )
         for model, options in zip(models, every, strict=True)
     ]
-    options = gateway_options(config, num_nodes(), door)
+    versions = [options["version"] for options in every]
+    options = gateway_options(config, versions, num_nodes(), door)
     gateways = versioned(shape(ingress).options(**options, _internal=True))
     app: Application = gateways.bind(gateway_settings(config), *deployments)
     return app

@@ -11,8 +11,8 @@ from .config import ModelConfig
 from .link import ModelCard
 
 
-def model_card(model: ModelConfig, capacity: Capacity) -> ModelCard:
-    """The card of an engine that was started for `model`."""
+def model_card(model: ModelConfig, capacity: Capacity, version: str = "") -> ModelCard:
+    """The card of an engine that was started for `model`; see ModelCard."""
     engine = model.engine
     return ModelCard(
         names=model.served_model_name,
@@ -28,6 +28,7 @@ def model_card(model: ModelConfig, capacity: Capacity) -> ModelCard:
         cache=_cache(engine, capacity),
         block_size=capacity.block_size if engine.enable_prefix_caching else 0,
         window=max((spec.window or 0 for spec in capacity.groups), default=0),
+        version=version,
     )
 
 

@@ -228,11 +228,19 @@ def replica_settings(config: ServeConfig, model: ModelConfig) -> dict[str, Any]:
     return ServeConfig(models=(alone,), **door).model_dump(mode="json")
 
 
-def gateway_options(config: ServeConfig, num_nodes: int, door: str | None) -> dict[str, Any]:
+def gateway_options(
+    config: ServeConfig, versions: Sequence[str], num_nodes: int, door: str | None
+) -> dict[str, Any]:
     """Serve's options of the gateways, an only one of which is on node `door`.
 
-    How many replicas they expect changes without a restart.
+    Which replicas of each model they expect, and how many, changes without a restart; `versions`
+    are those of the models.
     """
+    told = list(zip(config.models, versions, strict=True))
+    expected = {
+        "least": {model.name: model.least for model in config.models},
+        "versions": {name: version for model, version in told for name in model.served_model_name},
+    }
     apart = 1 < config.gateways <= num_nodes
     return {
         "name": "Gateway",
@@ -241,7 +249,7 @@ def gateway_options(config: ServeConfig, num_nodes: int, door: str | None) -> di
         "ray_actor_options": {"num_cpus": 0} | _only_at(door if config.gateways == 1 else None),
         "max_surge_percent": 0 if apart else SURGE_PERCENT,
         "graceful_shutdown_timeout_s": HAND_OVER_S + config.shutdown_timeout + STOP_S,
-        "user_config": {"least": {model.name: model.least for model in config.models}},
+        "user_config": expected,
         "version": _version(gateway_settings(config)),
     }
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from ..engine.errors import EngineLost, Overloaded, ShoalError
@@ -26,6 +26,7 @@ from .deaths import count_death, deaths_here
 from .link import Link, LinkLost, Router
 from .lives import Life, Lives
 from .metrics import Metrics
+from .served import Served
 from .state import Choice
 from .stream import Generation
 from .waiting import Waiting, WaitingLine
@@ -61,7 +62,7 @@ class Failover:
         self._leaving: dict[Link, float] = {}
         self._last_lost: Link | None = None
         self._stopping = False
-        self._served: frozenset[str] | None = None
+        self._served = Served()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -91,12 +92,8 @@ class Failover:
 
     def _are_replaced(self, generation: Generation) -> bool:
         """Whether replicas are there but leave, so that others come in their stead."""
-        ends = self._stopping or self._is_removed(generation)
+        ends = self._stopping or self._served.lacks(generation.state.model)
         return not ends and any(link.leaving for link in self._candidates.within_reach(generation))
-
-    def _is_removed(self, generation: Generation) -> bool:
-        """Whether its model is served no more, so that no replica of it will come."""
-        return self._served is not None and generation.state.model not in self._served
 
     def drop(self, generation: Generation) -> None:
         """Free what a generation holds; nothing is heard of it any more."""
@@ -110,11 +107,11 @@ class Failover:
         self._stopping = True
         self._wake()
 
-    def serve_only(self, models: Iterable[str]) -> None:
-        """From now on models of other names are served no more: their streams end with the replicas
-        that there are.
+    def serve_only(self, versions: Mapping[str, str]) -> None:
+        """From now on these models alone are served, by replicas of these versions: streams of
+        others, or of weights that those do not have, end with the replicas that there are.
         """
-        self._served = frozenset(models)
+        self._served.only(versions)
         self._wake()
 
     # What comes from replicas.
@@ -267,8 +264,8 @@ class Failover:
         if self._candidates.within_reach(generation) and not waiting.due:
             waiting.since = now
             return False
-        if self._is_removed(generation):
-            end = f"the model `{generation.state.model}` is served no more"
+        if why := self._served.end_of(generation.state, self._candidates.of_model(generation)):
+            end = why
         elif self._stopping:
             end = "the server is shutting down"
         elif now - waiting.since < self._timeout_s:

@@ -5,7 +5,7 @@ CORS ── Guard (id, key, count) ── FastAPI (routes, description) ── A
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
@@ -92,9 +92,9 @@ class Gateway:
         """Begin nothing on other replicas any more: the server ends with what runs."""
         self._serving.failover.stop()
 
-    def serve_only(self, models: Iterable[str]) -> None:
-        """A changed configuration serves these, by all their names: see `Failover`."""
-        self._serving.failover.serve_only(models)
+    def serve_only(self, versions: Mapping[str, str]) -> None:
+        """A configuration serves these, by all their names: see `Failover`."""
+        self._serving.failover.serve_only(versions)
 
     def close(self) -> None:
         """End the processes of its own, once no request comes any more."""

@@ -87,11 +87,11 @@ async def hand_over(
     host: str,
     door: Server,
     turnstile: Turnstile,
-    serve_only: Callable[[list[str]], None],
+    serve_only: Callable[[dict[str, str]], None],
 ) -> bool:
     """Do so where there is another gateway on `host`, and wait for those inside; whether it was.
 
-    Meanwhile `serve_only` is told the names of the models that the application has now.
+    Meanwhile `serve_only` is told the models that the application has now: versions by names.
     """
     if not await asyncio.to_thread(_may_hand_over, facts, host):
         return False
@@ -120,12 +120,13 @@ def _beside(facts: Facts, host: str) -> list[str]:
     return [key for key, at in facts.all("gateway").items() if at.get("host") == host]
 
 
-def _served(facts: Facts) -> list[str]:
-    """All names of the application's models; none while nobody can tell."""
+def _served(facts: Facts) -> dict[str, str]:
+    """Versions of the application's models, by all their names; none while nobody can tell."""
     try:
-        return [name for fact in facts.all("share").values() for name in fact["names"]]
+        shares = facts.all("share").values()
     except _UNKNOWN:
-        return []
+        return {}
+    return {name: fact["version"] for fact in shares for name in fact["names"]}
 
 
 def _is_removed(facts: Facts) -> bool:

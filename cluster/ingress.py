@@ -104,9 +104,12 @@ class Ingress:
             raise EngineLost(f"the gateway's web server ended: {self._failure}")
 
     def reconfigure(self, changed: dict[str, Any]) -> None:
-        """Called by Serve with what may change while it runs: `least` replicas by model."""
+        """Called by Serve with what may change while it runs: `least` replicas by model, and the
+        `versions` of models by all their names.
+        """
         if not self._stopped:
             self._loop.call_soon_threadsafe(self._router.expect, changed["least"])
+            self._loop.call_soon_threadsafe(self._app.serve_only, changed["versions"])
 
     def pid(self) -> int:
         """The process of this gateway."""

@@ -25,6 +25,7 @@ class ModelCard:
     generation_config.json. `digest` names the weights. `cache`: how the KV cache is made, in words.
     `block_size`: of how many tokens each a prompt's cached blocks are; 0 where none are kept.
     `window`: the longest that any layer has, in tokens, which keeps no more; 0 where none has one.
+    `version` stands for the settings that the replica was made of; "" where those never change.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class ModelCard:
     cache: dict[str, str] = field(default_factory=dict)
     block_size: int = 0
     window: int = 0
+    version: str = ""
 
 
 class LinkLost(EngineLost):

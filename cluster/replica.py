@@ -38,16 +38,17 @@ log = logging.getLogger(__name__)
 
 class Replica:
     """One model copy. Made by Serve in a process of its own, from a ServeConfig of that model alone
-    as plain data.
+    as plain data; `version` stands for it.
 
     An engine that dies ends the process, so that Serve replaces it; a start that fails states its
     reason as a fact, for whoever started the application. SIGTERM, to this process or to one of its
     ranks, drains it as Serve's own stop does; Serve starts another one meanwhile.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], version: str) -> None:
         config = ServeConfig.model_validate(settings)
         self._config = config
+        self._version = version
         (self._model,) = config.models
         self._facts = Facts(config.name)
         context = serve.get_replica_context()
@@ -124,7 +125,7 @@ class Replica:
         self._engine = self.make_engine(self._model)
         capacity = self._engine.start()
         self._loaded.set()
-        card = model_card(self._model, capacity)
+        card = model_card(self._model, capacity, self._version)
         self._gauge = Gauge(self._engine)
         self._channel = Channel(
             self._gauge,

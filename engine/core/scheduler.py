@@ -66,7 +66,7 @@ class Scheduler:
     ) -> None:
         self.roster = Roster(config, capacity, lockstep_of)
         self.kv, self.counters = self.roster.kv, self.roster.counters
-        self._budget = config.step_tokens(capacity.device == "cpu")
+        self._budget = capacity.step_tokens
         self._chunked = config.enable_chunked_prefill
         self._depth, self._resident = depth, resident
         if not self._chunked and self._budget < capacity.max_model_len:

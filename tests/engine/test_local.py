@@ -21,6 +21,7 @@ FOUND = Capacity(
     num_blocks=(),
     block_size=16,
     max_model_len=64,
+    step_tokens=512,
     vocab_size=9,
     eos_token_ids=frozenset(),
     dtype="float32",

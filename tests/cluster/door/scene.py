@@ -115,8 +115,8 @@ class Scene:
         self.failover = Failover(self.fleet, self.metrics, **settings)
         self.errors, self.deltas, self.generations = [], {}, []
 
-    def add(self, digest=None):
-        card = self.card if digest is None else replace(self.card, digest=digest)
+    def add(self, digest=None, version=""):
+        card = replace(self.card, digest=digest or self.card.digest, version=version)
         self.count = getattr(self, "count", 0) + 1
         made = Replica(card, self.words, self.fleet.replicas, f"r{self.count}")
         self.fleet.replicas.append(made)

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from scene import settled, until
+from scene import MODEL, settled, until
 from shoal.cluster import catalog
 from shoal.cluster.formats import merged
 from shoal.cluster.link import LinkLost
@@ -100,7 +100,7 @@ def test_a_model_that_is_served_no_more_is_not_waited_for(scene):
         scene.begin("kept", max_tokens=3)
         scene.begin("cut")
         scene.fleet.replicas[0].leaving = True
-        scene.failover.serve_only(["another"])
+        scene.failover.serve_only({"another": "1"})
         await asyncio.sleep(0.03)
         scene.step(3)
         assert not scene.errors and len(scene.fleet.replicas[0].live) == 1
@@ -112,6 +112,43 @@ def test_a_model_that_is_served_no_more_is_not_waited_for(scene):
 
     done = scene(test, num=1)
     assert len(done.errors) == 1 and done.generations[0].choices[0].num_tokens == 3
+
+
+def test_weights_that_are_served_no_more_are_not_waited_for(scene):
+    """Not before a replica that was asked for has others: those that the last one of an earlier
+    version has may come again.
+    """
+
+    async def test(scene):
+        old = scene.add(version="1")
+        scene.begin()
+        scene.step(3)
+        earlier = scene.add("other weights", version="0")
+        scene.failover.serve_only({MODEL: "2"})
+        old.lose()
+        await asyncio.sleep(0.03)
+        assert scene.failover.num_streams == 1 and not earlier.live
+        scene.add("other weights", version="2")
+        await until(lambda: scene.errors)
+        assert "is lost; the model `scripted` is served with other weights" in str(scene.errors[0])
+        assert not scene.failover.num_streams
+
+    assert len(scene(test, num=0).errors) == 1
+
+
+def test_a_new_version_of_the_same_weights_takes_streams_over(scene):
+    async def test(scene):
+        old = scene.add(version="1")
+        generation = scene.begin()
+        scene.step(3)
+        scene.failover.serve_only({MODEL: "2"})
+        old.lose()
+        await settled()
+        scene.add(version="2")
+        await scene.finish()
+        assert generation.choices[0].num_tokens == 20
+
+    assert not scene(test, num=0).errors
 
 
 def test_a_stopping_server_waits_for_no_replacement(scene):

@@ -40,11 +40,12 @@ HANGING = 667
 class ScriptedEngine:
     """Gives every sequence the tokens 0, 1, 2, ... one a step, up to `max_tokens` of them.
 
-    `told` is said of its load besides.
+    `told` is said of its load besides; `digest` stands for its weights.
     With `step_s` None a step is made by `step()`, else by a thread.
     """
 
-    def __init__(self, step_s: float | None = None) -> None:
+    def __init__(self, step_s: float | None = None, digest: str = "scripted") -> None:
+        self.digest = digest
         self.live: dict[tuple[str, int], tuple[int, Request, Callable]] = {}
         self.aborted: list[tuple[str, int | None]] = []
         self.lock = threading.Lock()
@@ -62,11 +63,12 @@ class ScriptedEngine:
             num_blocks=(),
             block_size=16,
             max_model_len=200_000,
+            step_tokens=512,
             vocab_size=1000,
             eos_token_ids=frozenset(),
             dtype="float32",
             device="cpu",
-            digest="scripted",
+            digest=self.digest,
             table=(("Tokens", "counted"),),
             phases=(("nothing", 0.0),),
         )
@@ -144,12 +146,14 @@ class ScriptedEngine:
 
 
 class ScriptedReplica(Replica):
-    """A replica whose engine counts. A dtype of bfloat16 makes its start fail."""
+    """A replica whose engine counts. A dtype of bfloat16 makes its start fail; each other one makes
+    weights of its own.
+    """
 
     def make_engine(self, model: ModelConfig) -> Any:
         if model.engine.dtype == "bfloat16":
             raise ConfigError("the model needs 9 GB and 3 GB are free; try --dtype half", "dtype")
-        return ScriptedEngine(step_s=0.005)
+        return ScriptedEngine(step_s=0.005, digest=f"scripted {model.engine.dtype}")
 
 
 class ScriptedIngress(Ingress):
@@ -172,7 +176,7 @@ class Counter:
     def stop(self) -> None:
         pass
 
-    def serve_only(self, models: Any) -> None:
+    def serve_only(self, versions: Any) -> None:
         pass
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

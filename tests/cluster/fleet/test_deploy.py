@@ -110,19 +110,39 @@ def test_a_changed_file_rolls_under_streams(cluster: Cluster) -> None:
         stream.end()
 
 
-def test_streams_of_a_model_that_is_removed_get_the_time_of_a_stop(cluster: Cluster) -> None:
-    """Its door waits for no replica of it, as it would for a while if one were only lost."""
-    cluster.deploy(A, B, **{"shutdown-timeout": 1, "failover-timeout": 600})
-    told: list[dict[str, Any]] = []
-    reading = threading.Thread(
-        target=lambda: told.extend(chunks(cluster.port, "b", ENDLESS)), daemon=True
-    )
-    reading.start()
-    wait(lambda: len(told) > 9)
-    cluster.deploy(A, **{"shutdown-timeout": 1, "failover-timeout": 600})
-    reading.join(60)
-    assert not reading.is_alive()
-    assert "`b` is served no more" in told[-1]["error"]["message"]
+SOON = {"shutdown-timeout": 1, "failover-timeout": 600}
+
+
+def test_streams_that_nobody_will_take_over_get_the_time_of_a_stop(cluster: Cluster) -> None:
+    """Their door waits for no replica, as it would if one were only lost: not of a model that is
+    removed, nor, at an old gateway or at one that stays, of weights that are replaced.
+    """
+    cluster.deploy(A, B, **SOON)
+    ending = Ending(cluster, "b")
+    cluster.deploy(A, **SOON)
+    assert "`b` is served no more" in ending.words()
+
+    for dtype, door in ("float16", SOON), ("float32", SOON | {"max-body-bytes": 10**6}):
+        gateways, ending = cluster.pids()["gateway"], Ending(cluster, "a")
+        cluster.deploy(A | {"dtype": dtype}, **door)
+        assert "`a` is served with other weights now" in ending.words()
+        assert (cluster.pids()["gateway"] == gateways) is (door is SOON)
+
+
+class Ending:
+    """A stream that has begun and is read till it fails."""
+
+    def __init__(self, cluster: Cluster, model: str) -> None:
+        self.told: list[dict[str, Any]] = []
+        stream = chunks(cluster.port, model, ENDLESS)
+        self.reading = threading.Thread(target=lambda: self.told.extend(stream), daemon=True)
+        self.reading.start()
+        wait(lambda: len(self.told) > 9)
+
+    def words(self) -> str:
+        self.reading.join(60)
+        assert not self.reading.is_alive()
+        return str(self.told[-1]["error"]["message"])
 
 
 def test_models_scale_apart_and_take_new_bounds_as_they_are(cluster: Cluster) -> None:
