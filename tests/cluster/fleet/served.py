@@ -35,8 +35,9 @@ def wait(condition: Callable[[], object], timeout_s: float = 60.0, every_s: floa
 
 
 CLUSTER = """
-import json, sys
+import json, os, sys
 import ray
+from served import descendants, kill
 for left in (2, 1, 0):  # Ray gives a node 30 s to start, which is short on a busy machine
     try:
         here = ray.init(object_store_memory=10**8, **json.loads(sys.argv[1]))
@@ -45,6 +46,7 @@ for left in (2, 1, 0):  # Ray gives a node 30 s to start, which is short on a bu
         ray.shutdown()
         if not left:
             raise
+        kill(descendants(os.getpid()))  # what had started when it gave up
 print("addresses", json.dumps({k: str(v) for k, v in here.address_info.items()}), flush=True)
 sys.stdin.read()
 """
