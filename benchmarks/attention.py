@@ -18,18 +18,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from shoal.kernels.cpu import memory
-from shoal.kernels.cpu.structures import (
-    Attend,
-    Cache,
-    Dtype,
-    Kind,
-    Matrix,
-    Pool,
-    Sizes,
-    Step,
-    library,
-    step,
-)
+from shoal.kernels.cpu.library import Pool, library
+from shoal.kernels.cpu.structures import Attend, Cache, Dtype, Kind, Matrix, Sizes, Step, step
 from torch import Tensor
 
 HEADS, KV_HEADS, SIZE, BLOCK = 16, 8, 128, 32

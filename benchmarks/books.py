@@ -32,7 +32,6 @@ def scheduler(
     config = EngineConfig(
         model="none",
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(batched_tokens, max_num_seqs),
         enable_prefix_caching=caching,
     )
     capacity = Capacity(
@@ -40,6 +39,7 @@ def scheduler(
         num_blocks=(1 + cache_tokens // block_size,),
         block_size=block_size,
         max_model_len=max_model_len,
+        step_tokens=max(batched_tokens, max_num_seqs),
         vocab_size=VOCAB,
         eos_token_ids=frozenset(),
         dtype="none",

@@ -65,7 +65,6 @@ def scheduler(
     config = EngineConfig(
         model="none",
         max_num_seqs=rows,
-        max_num_batched_tokens=max(budget, rows),
         max_model_len=length,
     )
     capacity = Capacity(
@@ -73,6 +72,7 @@ def scheduler(
         num_blocks=(blocks,),
         block_size=BLOCK,
         max_model_len=length,
+        step_tokens=max(budget, rows),
         vocab_size=2000,
         eos_token_ids=frozenset({0}),
         dtype="none",

@@ -96,12 +96,13 @@ class Fleet:
         self.trace, self.policy = trace, policy
         self.draw = Random(trace.seed)
         self.luck = Random(trace.seed + 1)
-        config = EngineConfig(model="none", max_num_seqs=64, max_num_batched_tokens=512)
+        config = EngineConfig(model="none", max_num_seqs=64)
         capacity = Capacity(
             groups=(CacheSpec(1, 1, None),),
             num_blocks=(trace.cache_tokens // BLOCK,),
             block_size=BLOCK,
             max_model_len=16_384,
+            step_tokens=512,
             vocab_size=VOCAB,
             eos_token_ids=frozenset(),
             dtype="none",

@@ -16,47 +16,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
-from ..engine.errors import EngineLost, FatalRequest, Overloaded, ShoalError
+from ..engine.errors import EngineLost, Overloaded, ShoalError
 from ..engine.request import FinishReason, Request, Update
+from .candidates import Candidates
+from .deaths import count_death, deaths_here
 from .link import Link, LinkLost, Router
 from .lives import Life, Lives
 from .metrics import Metrics
 from .served import Served
 from .state import Choice
 from .stream import Generation
+from .waiting import Waiting, WaitingLine
 
-SUSPECT_DEATHS = 2
 TICK_S = 0.1
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Waiting:
-    """Choices, one or all beams of a generation, that have no replica since `since`.
-
-    `reason` says why. Those that a replica has refused are not sent anew before `due`.
-    """
-
-    generation: Generation
-    choices: Sequence[Choice]
-    since: float
-    reason: str
-    due: float = 0.0
-
-    @property
-    def num_tokens(self) -> int:
-        """What has to be computed anew."""
-        return len(self.generation.request.prompt) + len(self.choices[0].emitted)
-
-    @property
-    def suspect(self) -> bool:
-        """Whether it may be what kills engines."""
-        return any(choice.deaths_here >= SUSPECT_DEATHS for choice in self.choices)
 
 
 class Failover:
@@ -75,23 +52,23 @@ class Failover:
         grace_s: float,
         max_failovers: int,
     ) -> None:
-        self._router = router
         self._metrics = metrics
         self._timeout_s = timeout_s
         self._grace_s = grace_s
         self._max_failovers = max_failovers
         self._lives = Lives(self._wake)
-        self._queue: list[_Waiting] = []
+        self._candidates = Candidates(router, self._lives)
+        self._line = WaitingLine()
         self._leaving: dict[Link, float] = {}
         self._last_lost: Link | None = None
         self._stopping = False
-        self._served = Served()
+        self._served = Served(router)
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def num_streams(self) -> int:
         """Sequences that have not ended, those without a replica too."""
-        return len(self._lives) + sum(len(waiting.choices) for waiting in self._queue)
+        return len(self._lives) + len(self._line)
 
     def begin(self, generation: Generation) -> None:
         """Send a request. What comes of it, a refusal too, comes to the generation's callbacks.
@@ -100,7 +77,7 @@ class Failover:
         """
         state = generation.state
         try:
-            link = self._router.choose(state.model, state.request, self._lives.is_free)
+            link = self._candidates.to_begin(generation)
         except EngineLost:
             now = time.monotonic()
             if self._lives.serves_apart(state.model):
@@ -116,7 +93,7 @@ class Failover:
     def _are_replaced(self, generation: Generation) -> bool:
         """Whether replicas are there but leave, so that others come in their stead."""
         ends = self._stopping or self._served.lacks(generation.state.model)
-        return not ends and any(link.leaving for link in self._there(generation))
+        return not ends and any(link.leaving for link in self._candidates.within_reach(generation))
 
     def drop(self, generation: Generation) -> None:
         """Free what a generation holds; nothing is heard of it any more."""
@@ -172,7 +149,9 @@ class Failover:
             return
         now = time.monotonic()
         if not isinstance(error, LinkLost):
-            others = [link for link in self._there(generation) if link is not life.link]
+            others = [
+                link for link in self._candidates.within_reach(generation) if link is not life.link
+            ]
             if not resumed and not others:
                 self._fail(generation, error)  # as where no replica is there to begin with
                 return
@@ -180,7 +159,10 @@ class Failover:
             return
         cause = self._count_loss(life, error)
         self._metrics.moved(generation.state.model, cause, len(choices))
-        if error.died and (fatal := self._count_deaths(choices, alone)):
+        fatal: ShoalError | None = None
+        if error.died:
+            fatal = count_death(choices, alone=alone, max_failovers=self._max_failovers)
+        if fatal is not None:
             self._fail(generation, fatal)
         else:
             self._wait(generation, choices, now, error.message)
@@ -192,15 +174,10 @@ class Failover:
         generation = life.generation
         generation.state.digest = ""
         refused_by = life.refused_by | {life.link}
-
-        def fit(link: Link) -> bool:
-            return link not in refused_by and link.has_room and self._lives.is_free(link)
-
-        request = generation.state.request
-        try:
-            link = self._router.choose(generation.state.model, request, fit)
-        except EngineLost:
+        link = self._candidates.to_ask(generation, refused_by)
+        if link is None:
             return False
+        request = generation.state.request
         self._start(generation, choices, link, request, life.since).refused_by = refused_by
         return True
 
@@ -211,24 +188,6 @@ class Failover:
             self._last_lost = life.link
             self._metrics.lost(life.generation.state.model, cause)
         return cause
-
-    def _count_deaths(self, choices: Sequence[Choice], alone: bool) -> ShoalError | None:
-        """Enter an engine's death; the error that ends the request, if this was one too many."""
-        for choice in choices:
-            choice.deaths += 1
-            choice.deaths_here += 1
-        here, all_ = (max(c.deaths_here for c in choices), max(c.deaths for c in choices))
-        if alone:
-            return FatalRequest(
-                f"{here} engines died while they computed this request, the last one while it "
-                "computed nothing else; it is not tried again"
-            )
-        if all_ > self._max_failovers:
-            return EngineLost(
-                f"{all_} engines died under this request; more than --max-failovers="
-                f"{self._max_failovers} are not tried"
-            )
-        return None
 
     # Starts and ends.
 
@@ -256,7 +215,7 @@ class Failover:
         for choice in choices:
             choice.epoch += 1
         request = generation.state.remainder(choices[0])
-        anew = len(request.prompt) + len(request.emitted)
+        anew = generation.state.num_anew(choices[0])
         return self._start(generation, choices, link, request, since, anew)
 
     def _fail(self, generation: Generation, error: ShoalError) -> None:
@@ -273,10 +232,9 @@ class Failover:
         reason: str,
         due: float = 0.0,
     ) -> None:
-        beams = generation.request.params.use_beam_search
-        for group in [choices] if beams else [(choice,) for choice in choices]:
-            self._queue.append(
-                _Waiting(generation=generation, choices=group, since=since, reason=reason, due=due)
+        for group in generation.state.groups(choices):
+            self._line.join(
+                Waiting(generation=generation, choices=group, since=since, reason=reason, due=due)
             )
         if due:
             self._tick_later()
@@ -296,30 +254,17 @@ class Failover:
     def _tick(self) -> None:
         self._timer = None
         self._look_for_leaving()
-        queue, self._queue = self._queue, []
-        queue.sort(key=lambda waiting: (not waiting.suspect, waiting.generation.began))
-        full: set[tuple[str, str]] = set()
-        for waiting in queue:
-            state = waiting.generation.state
-            kind = (state.model, state.digest)
-            if waiting.generation.ended:
-                continue
-            if kind in full:
-                self._queue.append(waiting)
-            elif not self._try(waiting) and not self._give_up(waiting):
-                self._queue.append(waiting)
-                if not waiting.suspect and not waiting.due:
-                    full.add(kind)
-        if self._queue or self._lives:
+        self._line.serve(self._try, self._give_up)
+        if self._line or self._lives:
             self._tick_later()
 
-    def _give_up(self, waiting: _Waiting) -> bool:
+    def _give_up(self, waiting: Waiting) -> bool:
         """End what has waited too long while there was no replica for it."""
         now, generation = time.monotonic(), waiting.generation
-        if self._there(generation) and not waiting.due:
+        if self._candidates.within_reach(generation) and not waiting.due:
             waiting.since = now
             return False
-        if why := self._served.end_of(generation.state, self._router.links()):
+        if why := self._served.end_of(generation.state):
             end = why
         elif self._stopping:
             end = "the server is shutting down"
@@ -331,23 +276,23 @@ class Failover:
         self._fail(generation, EngineLost(f"{waiting.reason}; {end}"))
         return True
 
-    def _try(self, waiting: _Waiting) -> bool:
+    def _try(self, waiting: Waiting) -> bool:
         """Start what waits, if there is a place for it."""
         generation, since = waiting.generation, waiting.since
         if waiting.due > time.monotonic():
             return False
         if not waiting.suspect:
-            link = self._place(generation, waiting.num_tokens)
+            link = self._candidates.to_resume(generation, waiting.choices)
             if link is not None:
                 self._resume(generation, waiting.choices, link, since)
             return link is not None
-        link = self._place_alone(generation)
+        link = self._candidates.to_run_alone(generation)
         if link is None:
             return False
         log.warning(
             "%s was being computed when %d engines died; it runs alone on replica %s",
             generation.request.id,
-            max(choice.deaths_here for choice in waiting.choices),
+            deaths_here(waiting.choices),
             link.replica,
         )
         self._clear(link)
@@ -355,62 +300,22 @@ class Failover:
         self._lives.set_apart(life)
         return True
 
-    # Places.
-
-    def _there(self, generation: Generation) -> list[Link]:
-        """The replicas within reach on which a generation could go on."""
-        state = generation.state
-        return [
-            link
-            for link in self._router.links()
-            if state.model in link.card.names and state.digest in ("", link.card.digest)
-        ]
-
-    def _place(self, generation: Generation, num_tokens: int, stay: bool = True) -> Link | None:
-        """The replica to go on at, None where there is none or those there have enough to do.
-
-        With `stay` one that is leaving will do where there is no other.
-        """
-        there = self._there(generation)
-
-        def fit(link: Link) -> bool:
-            free = link in there and self._lives.is_free(link)
-            return free and self._lives.has_pace(link, num_tokens)
-
-        try:
-            return self._router.choose(generation.state.model, generation.request, fit)
-        except EngineLost:
-            if not stay or not all(link.leaving for link in there):
-                return None
-            return next(filter(fit, there), None)
-
-    def _place_alone(self, generation: Generation) -> Link | None:
-        """A replica for a suspect; one at a time is set apart for each model."""
-        there = self._there(generation)
-        if self._lives.any_apart(there):
-            return None
-        try:
-            return self._router.choose(
-                generation.state.model, generation.request, lambda link: link in there
-            )
-        except EngineLost:
-            return None
+    # Moves.
 
     def _clear(self, link: Link) -> None:
         """Move everything off a replica."""
         now = time.monotonic()
         for life in self._lives.on(link):
-            choices = self._interrupt(life, "suspect")
-            self._wait(life.generation, choices, now, f"replica {link.replica} is set apart")
+            generation, choices = life.generation, tuple(life.open)
+            self._interrupt(life, choices)
+            self._metrics.moved(generation.state.model, "suspect", len(choices))
+            self._wait(generation, choices, now, f"replica {link.replica} is set apart")
 
-    def _interrupt(self, life: Life, cause: str) -> tuple[Choice, ...]:
-        """Stop what runs; it can go on elsewhere at once."""
-        choices, generation = tuple(life.open), life.generation
+    def _interrupt(self, life: Life, choices: Iterable[Choice]) -> None:
+        """Stop choices where they run; they can go on elsewhere at once."""
         for choice in choices:
             self._lives.leave(choice)
-            life.link.abort(generation.request.id, choice.sibling)
-        self._metrics.moved(generation.state.model, cause, len(choices))
-        return choices
+            life.link.abort(life.generation.request.id, choice.sibling)
 
     def _look_for_leaving(self) -> None:
         """Move streams off replicas that are leaving, as fast as others can take them."""
@@ -427,15 +332,12 @@ class Failover:
         for life in sorted(self._lives.on(link), key=lambda life: life.generation.began):
             if life.alone:
                 continue
-            generation, beams = life.generation, life.generation.request.params.use_beam_search
-            for group in [tuple(life.open)] if beams else [(choice,) for choice in life.open]:
-                num_tokens = len(generation.request.prompt) + len(group[0].emitted)
-                target = self._place(generation, num_tokens, stay=False)
+            generation = life.generation
+            for group in generation.state.groups(life.open):
+                target = self._candidates.to_resume(generation, group, stay=False)
                 if target is None:
                     break
-                for choice in group:
-                    self._lives.leave(choice)
-                    link.abort(generation.request.id, choice.sibling)
+                self._interrupt(life, group)
                 self._resume(generation, group, target, time.monotonic())
                 num_moved += len(group)
         if num_moved:

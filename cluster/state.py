@@ -6,6 +6,7 @@ be stored, and a `Generation` made of what was stored goes on from the next toke
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ..engine.request import FinishReason, Request, TokenLogprobs
@@ -52,6 +53,16 @@ class StreamState:
     digest: str = ""
     num_cached: int | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+    def groups(self, choices: Iterable[Choice]) -> list[tuple[Choice, ...]]:
+        """Choices that go on together: beams all at once, others each alone."""
+        if self.request.params.use_beam_search:
+            return [tuple(choices)]
+        return [(choice,) for choice in choices]
+
+    def num_anew(self, choice: Choice) -> int:
+        """The tokens that are computed anew where `choice` goes on elsewhere."""
+        return len(self.request.prompt) + len(choice.emitted)
 
     def remainder(self, choice: Choice) -> Request:
         """The request that goes on with `choice`, as its epoch says, after what it has emitted.

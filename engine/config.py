@@ -212,12 +212,9 @@ class EngineConfig:
         """How many engines share the memory, this one included."""
         return self.memory_sharers or 1
 
-    def step_tokens(self, on_cpu: bool) -> int:
-        """The token budget of a step.
-
-        A CPU computes no faster by more than 512 at once, and all streams wait for a step's end.
-        """
-        return self.max_num_batched_tokens or max(512 if on_cpu else 2048, self.max_num_seqs)
+    def step_tokens(self, usual: int) -> int:
+        """The token budget of a step, where a device's usual one is so many."""
+        return self.max_num_batched_tokens or max(usual, self.max_num_seqs)
 
 
 def engine_keys() -> tuple[str, ...]:

@@ -19,15 +19,17 @@ class Capacity:
     """What start-up found out; nothing of it is ever written back into a config.
 
     `groups[g]` is the spec of cache group g and `num_blocks[g]` how many blocks it has, block 0
-    (never handed out) included. `digest` names the weights: two engines of equal digest give equal
-    text. `overlaps`: the device computes by itself while the host plans. `table` is the sizing
-    report, label and value a line. `phases`: seconds spent, by name.
+    (never handed out) included. `step_tokens` is the token budget of a step. `digest` names the
+    weights: two engines of equal digest give equal text. `overlaps`: the device computes by itself
+    while the host plans. `table` is the sizing report, label and value a line. `phases`: seconds
+    spent, by name.
     """
 
     groups: tuple[CacheSpec, ...]
     num_blocks: tuple[int, ...]
     block_size: int
     max_model_len: int
+    step_tokens: int
     vocab_size: int
     eos_token_ids: frozenset[int]
     dtype: str

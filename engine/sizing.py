@@ -58,6 +58,7 @@ class Sizing:
     num_blocks: int
     block_size: int
     max_model_len: int
+    step_tokens: int
     table: tuple[tuple[str, str], ...]
 
 
@@ -84,7 +85,7 @@ def block_bytes(footprint: Footprint, block_size: int) -> int:
 
 
 def activation_bytes(
-    config: EngineConfig, footprint: Footprint, memory: Memory, max_model_len: int
+    config: EngineConfig, footprint: Footprint, max_model_len: int, step_tokens: int
 ) -> int:
     """A bound on what a step needs beside weights and cache.
 
@@ -92,32 +93,41 @@ def activation_bytes(
     sampling derives from them, and, as plain attention gathers them, the keys and values that one
     layer has of the longest sequence.
     """
-    tokens = config.step_tokens(memory.host) * footprint.width * 4
+    tokens = step_tokens * footprint.width * 4
     logits = min(config.max_num_seqs * footprint.vocab_size * 4, PIECE_BYTES)
     widest = max(spec.num_kv_heads * spec.head_size for spec in footprint.specs)
     gathered = 2 * max_model_len * widest * footprint.itemsize
     return tokens + logits * _COPIES_OF_LOGITS + gathered
 
 
-def size(config: EngineConfig, footprint: Footprint, memory: Memory, block_size: int) -> Sizing:
+def size(
+    config: EngineConfig,
+    footprint: Footprint,
+    memory: Memory,
+    block_size: int,
+    step_tokens: int,
+) -> Sizing:
     """How many blocks an engine gets, given the memory that is free before its weights are loaded.
+
+    `step_tokens`: the most that a step computes.
 
     Raises ConfigError with the numbers and what would fit.
     """
     length = _max_model_len(config, footprint)
     each = block_bytes(footprint, block_size)
-    activations = activation_bytes(config, footprint, memory, length)
-    budget = _budget(config, memory, footprint.weight_bytes + activations)
+    activations = activation_bytes(config, footprint, length, step_tokens)
+    budget = _budget(config, memory, footprint.weight_bytes + activations, step_tokens)
     num_blocks = _num_blocks(config, budget, each, -(-length // block_size))
     if num_blocks * each > budget.spare:
         raise _no_room(config, memory, footprint, budget, num_blocks * each)
     if num_blocks < -(-length // block_size) + 1:
-        fits = _longest(config, footprint, memory, block_size, length)
+        fits = _longest(config, footprint, memory, block_size, length, step_tokens)
         raise _too_short(config, memory, budget, num_blocks, length, block_size, each, fits)
     return Sizing(
         num_blocks=num_blocks,
         block_size=block_size,
         max_model_len=length,
+        step_tokens=step_tokens,
         table=_table(config, footprint, memory, activations, num_blocks, block_size, length),
     )
 
@@ -133,13 +143,18 @@ def _num_blocks(config: EngineConfig, budget: _Budget, each: int, longest: int) 
 
 
 def _longest(
-    config: EngineConfig, footprint: Footprint, memory: Memory, block_size: int, length: int
+    config: EngineConfig,
+    footprint: Footprint,
+    memory: Memory,
+    block_size: int,
+    length: int,
+    step_tokens: int,
 ) -> int:
     """The greatest multiple of a block, below `length`, that would fit."""
     each = block_bytes(footprint, block_size)
 
     def too_long(blocks: int) -> bool:
-        longest = activation_bytes(config, footprint, memory, blocks * block_size)
+        longest = activation_bytes(config, footprint, blocks * block_size, step_tokens)
         fixed = footprint.weight_bytes + longest
         left = _left(config, memory, fixed)
         return _num_blocks(config, left, each, blocks) < blocks + 1
@@ -172,7 +187,7 @@ def _left(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
     return _Budget(cache=cache, spare=spare, rule=rule)
 
 
-def _budget(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
+def _budget(config: EngineConfig, memory: Memory, fixed: int, step_tokens: int) -> _Budget:
     """What is left for the cache. Raises ConfigError where the rest does not fit."""
     left = _left(config, memory, fixed)
     if left.spare <= 0 or (left.cache <= 0 and _automatic(config)):
@@ -182,7 +197,7 @@ def _budget(config: EngineConfig, memory: Memory, fixed: int) -> _Budget:
         raise ConfigError(
             f"weights and activations take {_bytes(fixed)}, and {_bytes(bound)} can be had "
             f"({_having(config, memory)}); use a smaller model or dtype, lower "
-            f"max_num_batched_tokens ({config.step_tokens(memory.host)}) or max_num_seqs "
+            f"max_num_batched_tokens ({step_tokens}) or max_num_seqs "
             f"({config.max_num_seqs}), or free memory",
             "model",
         )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from . import reference
 from .cpu import backend as native
+from .cpu import library
 from .cpu import sampling as native_sampling
-from .cpu import structures
 from .cpu.panels import Packed
 from .gpu.backends import LIBRARIES, Choice, backends
 
@@ -67,7 +67,7 @@ def computed_by(op: str, device: torch.device, dtype: torch.dtype, choice: Choic
     *_, folder, module = _find(op, device.type, dtype, choice).__module__.split(".")
     if folder == "gpu":
         return LIBRARIES.get(module, "triton")
-    instructions = structures.instructions() if folder == "cpu" else None
+    instructions = library.instructions() if folder == "cpu" else None
     return "torch" if instructions is None else f"native {instructions}"
 
 

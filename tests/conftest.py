@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,8 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 
 def pytest_configure() -> None:
+    # An answer may take longer than httpx's 5 s on a machine that computes other tests meanwhile.
+    httpx._config.DEFAULT_TIMEOUT_CONFIG.read = 60.0
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell starts what runs in the background so, and every process of ours would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)

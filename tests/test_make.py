@@ -34,7 +34,7 @@ case "$*" in
         done ;;
     *"pip --version"*) ;;
     *"pip install"*) echo "$*" >>pip-calls; {pip} ;;
-    *structures*) echo "{absence}" ;;
+    *"import library"*) echo "{absence}" ;;
     *"import sys, torch"*) exit {cuda_torch} ;;
     *"import torch"*) grep -q torch pip-calls 2>/dev/null ;;
     *) echo "python $*" ;;

@@ -26,10 +26,10 @@ class Ramp:
             raise ConfigError(
                 f"--ramp-up-strategy must be {known}, got {self.strategy!r}", "ramp_up_strategy"
             )
-        if not 0 < self.start <= self.end:
+        if not 0 < self.start <= self.end < math.inf:
             raise ConfigError(
                 f"--ramp-up-start-rps ({self.start:g}) must be above 0 and at most "
-                f"--ramp-up-end-rps ({self.end:g})",
+                f"--ramp-up-end-rps ({self.end:g}), which has an end",
                 "ramp_up_start_rps",
             )
 
@@ -61,8 +61,10 @@ class Level:
             )
         if not self.rate > 0:
             raise ConfigError(f"--request-rate must be above 0, got {self.rate}", "request_rate")
-        if not self.burstiness > 0:
-            raise ConfigError(f"--burstiness must be above 0, got {self.burstiness}", "burstiness")
+        if not 0 < self.burstiness < math.inf:
+            raise ConfigError(
+                f"--burstiness must be a number above 0, got {self.burstiness}", "burstiness"
+            )
 
     @property
     def closed(self) -> bool:
@@ -70,16 +72,20 @@ class Level:
         return math.isinf(self.rate) and self.ramp is None
 
     @property
+    def bounded(self) -> bool:
+        """Whether requests wait for room."""
+        return self.concurrency < UNBOUNDED
+
+    @property
     def title(self) -> str:
         """The load in a few words."""
-        bound = f"{self.concurrency} at once" if self.concurrency < UNBOUNDED else ""
+        bound = f"{self.concurrency} at once" if self.bounded else ""
         if self.closed:
             return bound or "all at once"
-        if self.ramp is not None:
-            rate = f"{self.ramp.start:g} to {self.ramp.end:g} requests/s"
-        else:
-            burst = f", burstiness {self.burstiness:g}" if self.burstiness != 1 else ""
-            rate = f"{self.rate:g} requests/s{burst}"
+        ramp = self.ramp
+        pace = f"{ramp.start:g} to {ramp.end:g}" if ramp else f"{self.rate:g}"
+        burst = f", burstiness {self.burstiness:g}" if self.burstiness != 1 else ""
+        rate = f"{pace} requests/s{burst}"
         return f"{rate}, {bound} at most" if bound else rate
 
 
@@ -110,14 +116,14 @@ def levels(
 ) -> tuple[Level, ...]:
     """The levels of `1,8,32` requests at once, of `0.5,1,2` a second, or of each with each.
 
-    Neither: 8 at once. Raises ConfigError.
+    Neither: 8 at once. A rate of `inf` alone: all at once. Raises ConfigError.
     """
     if ramp is not None and request_rate is not None:
         raise ConfigError("--ramp-up-strategy sets the rate; remove --request-rate", "request_rate")
     rates = _numbers("--request-rate", request_rate, float) or [math.inf]
     counts = [int(count) for count in _numbers("--max-concurrency", max_concurrency, int)]
     if not counts:
-        counts = [8 if math.isinf(rates[0]) and ramp is None else UNBOUNDED]
+        counts = [8 if request_rate is None and ramp is None else UNBOUNDED]
     return tuple(
         Level(concurrency=count, rate=rate, burstiness=burstiness, ramp=ramp)
         for rate in rates

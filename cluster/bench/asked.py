@@ -11,7 +11,7 @@ from ...engine.errors import ConfigError
 from .arrivals import Ramp, levels
 from .datasets import Dataset
 from .online import Plan
-from .save import Saving
+from .save import Saving, writable
 from .slo import objectives
 from .table import METRICS
 
@@ -49,8 +49,8 @@ def plan_of(given: Mapping[str, Any]) -> Plan:
         objectives=objectives(given["goodput"]),
         quiet=given["disable_tqdm"],
         ready_timeout_s=given["ready_check_timeout_sec"],
-        json_file=_file(given["json"], "--json"),
-        report_file=_file(given["report"], "--report"),
+        json_file=writable(given["json"], "--json"),
+        report_file=writable(given["report"], "--report"),
         saving=_saving(given),
     )
 
@@ -63,7 +63,7 @@ def dataset_of(given: Mapping[str, Any]) -> Dataset:
         "output_len": 64 if given["output_len"] is None else given["output_len"],
         "prefix_len": given["random_prefix_len"],
     }
-    if shared := given["shared_prefix_len"]:
+    if shared := _least("shared_prefix_len", given, 0):
         if shared >= shape["input_len"]:
             raise ConfigError(
                 f"--shared-prefix-len ({shared}) is part of --input-len ({shape['input_len']}) and "
@@ -79,14 +79,13 @@ def dataset_of(given: Mapping[str, Any]) -> Dataset:
             "prefix_len": given["prefix_repetition_prefix_len"],
             "num_prefixes": given["prefix_repetition_num_prefixes"],
         }
-    fixed = {"sharegpt": "sharegpt_output_len", "custom": "custom_output_len"}.get(name)
     return Dataset(
         name=name,
         path=Path(given["dataset_path"]) if given["dataset_path"] else None,
         range_ratio=given["random_range_ratio"],
         num_turns=given.get("num_turns", 1),
         think_s=given.get("think_time", 0.0),
-        fixed_output_len=(given[fixed] if fixed else None) or given["output_len"],
+        fixed_output_len=_fixed_output_len(name, given),
         shuffle=not given["disable_shuffle"],
         seed=given["seed"],
         **shape,
@@ -102,6 +101,14 @@ def pairs(words: Iterable[str], flag: str) -> dict[str, str]:
             raise ConfigError(f"{flag} is {word!r}; expected KEY=VALUE", flag)
         found[key] = value
     return found
+
+
+def _fixed_output_len(dataset: str, given: Mapping[str, Any]) -> int | None:
+    """The length of all answers; None: each has its own. vLLM writes that as -1 too."""
+    name = {"sharegpt": "sharegpt_output_len", "custom": "custom_output_len"}.get(dataset, "")
+    if given.get(name) == -1:
+        return None
+    return (_least(name, given, 1) if name else None) or _least("output_len", given, 1)
 
 
 def _ramp(given: Mapping[str, Any]) -> Ramp | None:
@@ -167,16 +174,6 @@ def _metrics(text: str) -> tuple[str, ...]:
                 "percentile_metrics",
             )
     return found
-
-
-def _file(name: str | None, flag: str) -> Path | None:
-    """Refuse a place that cannot be written to before anything is measured."""
-    if name is None:
-        return None
-    path = Path(name)
-    if not path.parent.is_dir() or path.is_dir():
-        raise ConfigError(f"{flag} {name}: there is no folder {path.parent} to write it in", flag)
-    return path
 
 
 def _saving(given: Mapping[str, Any]) -> Saving | None:

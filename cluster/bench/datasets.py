@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from ...engine.errors import ConfigError
+from .files import chats, lines
 from .lengths import around, sharegpt
 from .talks import Conversation, Turn
 
@@ -55,18 +56,29 @@ class Dataset:
                 '--dataset-name custom needs --dataset-path, lines of {"prompt": ..}',
                 "dataset_path",
             )
-        for field, low in (
-            *(("input_len", 1), ("output_len", 1), ("num_turns", 1)),
-            *(("prefix_len", 0), ("num_prefixes", 1), ("think_s", 0)),
-        ):
-            if getattr(self, field) < low:
-                flag = "--" + field.replace("_", "-")
-                raise ConfigError(f"{flag} must be at least {low}", field)
+        for name, (flag, low) in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value < math.inf:
+                raise ConfigError(f"{flag} must be at least {low}, got {value}", name)
         if not 0 <= self.range_ratio < 1:
             raise ConfigError(
                 f"--random-range-ratio must be at least 0 and below 1, got {self.range_ratio}",
                 "random_range_ratio",
             )
+
+    def told(self) -> dict[str, Any]:
+        """The fields that shape what is asked, by name."""
+        if self.path is not None:
+            names = ["path", "fixed_output_len", "shuffle"]
+            names += {"custom": ["output_len"], "multi_turn": ["think_s"]}.get(self.name, [])
+        elif self.name == "sharegpt":
+            names = ["prefix_len", "fixed_output_len"]
+        else:
+            names = ["input_len", "output_len", "prefix_len", "range_ratio"]
+            own = {"prefix_repetition": ["num_prefixes"], "multi_turn": ["num_turns", "think_s"]}
+            names += own.get(self.name, [])
+        values = {name: getattr(self, name) for name in (*names, "seed")}
+        return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
 
     def conversations(
         self, num: int, vocab_size: int, stream: str, count: Callable[[str], int] | None = None
@@ -80,6 +92,18 @@ class Dataset:
         if len(made) < num:
             raise ConfigError(f"{self.path} holds nothing that can be asked", "dataset_path")
         return made
+
+
+_LEAST = {
+    "input_len": ("--input-len", 1),
+    "output_len": ("--output-len", 1),
+    "fixed_output_len": ("--output-len", 1),
+    "num_turns": ("--num-turns", 1),
+    "prefix_len": ("--random-prefix-len", 0),
+    "num_prefixes": ("--prefix-repetition-num-prefixes", 1),
+    "think_s": ("--think-time", 0),
+}
+"""The least that each field may be, with its flag."""
 
 
 class _Drawn:
@@ -159,31 +183,22 @@ def _multi_turn(drawn: _Drawn) -> Iterator[Conversation]:
 def _custom(drawn: _Drawn) -> Iterator[Conversation]:
     asked = drawn.asked
     assert asked.path is not None
-    rows = [json.loads(line) for line in _text(asked.path).splitlines() if line.strip()]
-    for row in _over_and_over(drawn, [row for row in rows if row.get("prompt")]):
-        length = asked.fixed_output_len or row.get("output_tokens") or asked.output_len
-        prompt = row["prompt"]
-        if isinstance(prompt, list):
-            yield Conversation(turns=(Turn(length, tuple(prompt)),))
+    for line in _over_and_over(drawn, lines(asked.path)):
+        length = asked.fixed_output_len or line.output_tokens or asked.output_len
+        if isinstance(line.prompt, str):
+            yield Conversation(turns=(Turn(length, text=line.prompt),))
         else:
-            yield Conversation(turns=(Turn(length, text=prompt),))
+            yield Conversation(turns=(Turn(length, line.prompt),))
 
 
 def _of_file(drawn: _Drawn) -> Iterator[tuple[Turn, ...]]:
-    """The turns of each chat of a ShareGPT file, which begin with a person's and are answered."""
+    """The turns of each chat of a ShareGPT file."""
     path = drawn.asked.path
     assert path is not None
-    chats = []
-    for row in json.loads(_text(path)):
-        said = row.get("conversations") or row.get("conversation") or row.get("messages") or []
-        texts = [str(part.get("value", part.get("content", ""))) for part in said]
-        pairs = list(zip(texts[::2], texts[1::2], strict=False))
-        if pairs and all(question and answer for question, answer in pairs):
-            chats.append(pairs)
-    for pairs in _over_and_over(drawn, chats):
+    for chat in _over_and_over(drawn, chats(path)):
         yield tuple(
-            Turn(drawn.asked.fixed_output_len or drawn.count(answer), text=question)
-            for question, answer in pairs
+            Turn(drawn.asked.fixed_output_len or drawn.count(pair.answer), text=pair.question)
+            for pair in chat
         )
 
 
@@ -192,13 +207,6 @@ def _over_and_over(drawn: _Drawn, rows: list[Any]) -> Iterator[Any]:
     if drawn.asked.shuffle:
         drawn.random.shuffle(rows)
     return cycle(rows) if rows else iter(())
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--dataset-path {path}: {error.strerror}", "dataset_path") from None
 
 
 DATASETS: dict[str, Callable[[_Drawn], Iterator[Conversation]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -35,8 +36,9 @@ def summary(
     good = [record for record in done if kept(record, objectives or {})]
     return {
         "title": level.title,
-        "max_concurrency": level.concurrency,
+        "max_concurrency": level.concurrency if level.bounded else None,
         "request_rate": level.rate if math.isfinite(level.rate) else None,
+        "ramp_up": dataclasses.asdict(level.ramp) if level.ramp else None,
         "burstiness": None if level.closed else level.burstiness,
         "completed": len(done),
         "failed": len(run.records) - len(done),
@@ -111,16 +113,19 @@ def over_time(run: Run) -> dict[str, list[float]]:
     own.
     """
     num = max(1, math.ceil(run.duration_s / SECONDS_A_POINT))
+    ends = [min((i + 1) * SECONDS_A_POINT, run.duration_s) for i in range(num)]
+    widths = [end - i * SECONDS_A_POINT for i, end in enumerate(ends)]
     chunks, under_way = [0.0] * num, [0.0] * num
     for record in run.records:
-        for at in record.arrivals:
-            chunks[min(num - 1, int((at - run.begin) / SECONDS_A_POINT))] += 1 / SECONDS_A_POINT
+        for arrival in record.arrivals:
+            at = min(num - 1, int((arrival - run.begin) / SECONDS_A_POINT))
+            chunks[at] += 1 / widths[at]
         begin, end = record.begin - run.begin, record.end - run.begin
         for at in range(int(begin / SECONDS_A_POINT), min(num, math.ceil(end / SECONDS_A_POINT))):
-            upto = min(end, (at + 1) * SECONDS_A_POINT)
-            under_way[at] += (upto - max(begin, at * SECONDS_A_POINT)) / SECONDS_A_POINT
+            held = min(end, ends[at]) - max(begin, at * SECONDS_A_POINT)
+            under_way[at] += held / widths[at]
     return {
-        "seconds": [min((i + 1) * SECONDS_A_POINT, run.duration_s) for i in range(num)],
+        "seconds": ends,
         "chunks_per_s": chunks,
         "under_way": under_way,
         "read_at": [reading.at - run.begin for reading in run.readings],

@@ -23,6 +23,7 @@ from ..resolve import configure
 from ..settings import target
 from .asked import dataset_of
 from .figures import percentile
+from .save import writable, write
 from .talks import Turn
 from .vocabulary import counter
 
@@ -52,6 +53,7 @@ def latency(keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
     for name in ("input_len", "output_len", "batch_size", "n", "num_iters"):
         _at_least(name, given[name], 1)
+    file = writable(given["output_json"], "--output-json")
     with LLM(**keys) as llm:
         random = Random(0)
         size = llm.capacity.vocab_size
@@ -86,7 +88,7 @@ def latency(keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         + [(f"p{percent}", value) for percent, value in found["percentiles"].items()]
         + [("output tokens/s", found["output_tokens_per_s"])],
     )
-    _keep(given["output_json"], found)
+    _keep(file, found)
 
 
 def _rounds(batch: Callable[[], float], given: Mapping[str, Any]) -> list[float]:
@@ -126,6 +128,7 @@ def throughput(keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             "a chat's next turn waits for an answer: `shoal bench serve` measures multi_turn",
             "dataset_name",
         )
+    file = writable(given["output_json"], "--output-json")
     with LLM(**keys) as llm:
         count = counter(str(keys["tokenizer"] or keys["model"])) if dataset.path else None
         made = dataset.conversations(
@@ -164,7 +167,7 @@ def throughput(keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     )
     print(f"Total num prompt tokens:  {prompt}")
     print(f"Total num output tokens:  {output}")
-    _keep(given["output_json"], found)
+    _keep(file, found)
 
 
 def _prompts(turns: Sequence[Turn]) -> list[Any]:
@@ -186,6 +189,6 @@ def _print(title: str, rows: Sequence[tuple[str, float | None]]) -> None:
     Console().print(drawn)
 
 
-def _keep(name: str | None, found: Mapping[str, Any]) -> None:
-    if name is not None:
-        Path(name).write_text(json.dumps(found, indent=4) + "\n", encoding="utf-8")
+def _keep(file: Path | None, found: Mapping[str, Any]) -> None:
+    if file is not None:
+        write(file, json.dumps(found, indent=4), "--output-json")

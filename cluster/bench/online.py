@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from ...engine.errors import ConfigError
 from ..client import Client, ClientError
 from . import figures
 from .arrivals import Level
 from .datasets import Dataset
 from .report import gap_percentiles, report
-from .save import Saving
+from .save import Saving, write
 from .table import METRICS, table
 from .talks import Conversation, Form, route
 from .traffic import Run, drive
@@ -129,6 +128,7 @@ class _Bench:
             sampling=plan.sampling,
             extra=plan.extra_body,
         )
+        self.saving = plan.saving
         self.date = datetime.now(UTC).isoformat(timespec="seconds")
         self.levels: list[dict[str, Any]] = []
         self.page_levels: list[dict[str, Any]] = []
@@ -149,8 +149,11 @@ class _Bench:
         self.levels.append(found)
         if plan.report_file is not None:
             self.page_levels.append(found | _drawn(done))
-        if plan.saving is not None:
-            _tell(f"saved {plan.saving.write(self.model, self.date, found, done)}")
+        if self.saving is not None:
+            _tell(f"saved {self.saving.write(self.model, self.date, found, done)}")
+            # One file for all levels has a line of each.
+            again = self.saving.append or self.saving.filename is not None
+            self.saving = replace(self.saving, append=again)
 
     def finish(self) -> bool:
         """Print and write what was found; whether every request succeeded."""
@@ -168,17 +171,16 @@ class _Bench:
             "notes": notes,
         }
         if plan.json_file is not None:
-            _write(plan.json_file, json.dumps(found | {"levels": self.levels}, indent=2), "--json")
+            write(plan.json_file, json.dumps(found | {"levels": self.levels}, indent=2), "--json")
         if plan.report_file is not None:
-            _write(plan.report_file, report(found | {"levels": self.page_levels}), "--report")
+            write(plan.report_file, report(found | {"levels": self.page_levels}), "--report")
         return not any(level["failed"] for level in self.levels)
 
     def _workload(self) -> dict[str, Any]:
-        dataset = {name: getattr(self.plan.dataset, name) for name in Dataset.__slots__}
-        dataset["path"] = str(dataset["path"]) if dataset["path"] else None
-        return {"model": self.model, "endpoint": self.form.path, "dataset": dataset.pop("name")} | (
-            dataset | {"ignore_eos": self.plan.ignore_eos}
-        )
+        plan = self.plan
+        asked = {"model": self.model, "endpoint": self.form.path, "dataset": plan.dataset.name}
+        body = {"sampling": {**plan.sampling, **plan.extra_body}, "ignore_eos": plan.ignore_eos}
+        return asked | plan.dataset.told() | body
 
     def _conversations(self, num: int, stream: str) -> list[Conversation]:
         return self.plan.dataset.conversations(num, self.vocab_size, stream, self.count)
@@ -215,13 +217,6 @@ def _bar(*, quiet: bool) -> Progress:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn())
     hidden = quiet or not console.is_terminal
     return Progress(*columns, console=console, transient=True, disable=hidden)
-
-
-def _write(path: Path, text: str, flag: str) -> None:
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}", flag) from None
 
 
 def _tell(line: str) -> None:

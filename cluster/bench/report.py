@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from .arrivals import UNBOUNDED
 from .figures import percentile
 from .plots import Chart, Series, page
-from .table import METRICS, ROWS
+from .table import METRICS, ROWS, value_of
 
 GAP_PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 TIMES = (("ttft_ms", "Time to the first token"), ("tpot_ms", "Time a token"))
@@ -47,7 +46,7 @@ def _table(levels: Sequence[dict[str, Any]]) -> str:
         rows.append(f"<tr><td>{label}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
 
     for label, key, form in ROWS:
-        values = [level.get(key) for level in levels]
+        values = [value_of(level, key) for level in levels]
         if any(value is not None for value in values):
             add(label, values, form)
     for label, key in METRICS.values():
@@ -86,7 +85,7 @@ def _by_load(levels: Sequence[dict[str, Any]]) -> list[str]:
 
     def place(level: dict[str, Any]) -> float:
         bound = level["max_concurrency"]
-        at_once = level["most_at_once"] if bound == UNBOUNDED else bound
+        at_once = level["most_at_once"] if bound is None else bound
         return float(level["request_rate"] if open_loop else at_once)
 
     def line(key: str) -> list[tuple[float, float]]:

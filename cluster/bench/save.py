@@ -1,4 +1,4 @@
-"""`--save-result`: a level's figures as vLLM's own benchmark writes them, flat."""
+"""The files of a measurement; for `--save-result` as vLLM's own benchmark writes them, flat."""
 
 from __future__ import annotations
 
@@ -74,6 +74,8 @@ def flat(model: str, date: str, level: Mapping[str, Any]) -> dict[str, Any]:
         "total_token_throughput": level["total_tokens_per_s"],
         "max_concurrent_requests": level["most_at_once"],
     }
+    for part, value in (level["ramp_up"] or {}).items():
+        content[f"ramp_up_{part}" if part == "strategy" else f"ramp_up_{part}_rps"] = value
     for name, key in _SPREADS.items():
         for part, value in level[key].items():
             content[f"{part}_{name}_ms"] = value
@@ -93,3 +95,21 @@ def details(run: Run) -> dict[str, Any]:
         "generated_texts": [r.text for r in records],
         "errors": [r.error or "" for r in records],
     }
+
+
+def writable(name: str | None, flag: str) -> Path | None:
+    """The file of this name. Raises ConfigError where there can be none."""
+    if name is None:
+        return None
+    path = Path(name)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(f"{flag} {name}: there is no folder {path.parent} to write it in", flag)
+    return path
+
+
+def write(path: Path, text: str, flag: str) -> None:
+    """Fill a file that a flag names. Raises ConfigError."""
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}", flag) from None

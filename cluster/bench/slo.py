@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from ...engine.errors import ConfigError
@@ -22,7 +23,7 @@ def objectives(words: Iterable[str]) -> dict[str, float]:
                 f"--goodput is {word!r}; expected METRIC:MILLISECONDS, such as ttft:500 tpot:50",
                 "goodput",
             ) from None
-        if name.lower() not in METRICS or not found[name.lower()] > 0:
+        if name.lower() not in METRICS or not 0 < found[name.lower()] < math.inf:
             raise ConfigError(
                 f"--goodput knows {', '.join(METRICS)}, each with milliseconds above 0; got "
                 f"{word!r}",

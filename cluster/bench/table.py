@@ -41,7 +41,7 @@ def table(
     for level in levels:
         drawn.add_column(level["title"], justify="right")
     for label, key, form in ROWS:
-        values = [_value(level, key) for level in levels]
+        values = [value_of(level, key) for level in levels]
         if any(value is not None for value in values):
             last = key == ROWS[-1][1]
             drawn.add_row(label, *(_shown(value, form) for value in values), end_section=last)
@@ -62,7 +62,8 @@ def table(
     return drawn
 
 
-def _value(level: Mapping[str, Any], key: str) -> float | None:
+def value_of(level: Mapping[str, Any], key: str) -> float | None:
+    """What a level has for a row of `ROWS`; None: nothing to be shown."""
     if key != "cached_share":
         value: float | None = level[key]
         return value

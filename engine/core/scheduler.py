@@ -1,4 +1,4 @@
-"""Which tokens the next step computes, and what a finished step means.
+"""Which tokens the next step computes; `results` says what a finished one means.
 
 There is no prefill phase and no decode phase: each step, `computed` catches up with `tokens` under
 one token budget. Chunked prefill, prefix hits, preemption by recompute and resumption all follow
@@ -15,9 +15,9 @@ from ..config import EngineConfig
 from ..errors import ConfigError
 from ..executor import Capacity
 from ..plan import Copy, Plan, Result, Row, Start
-from ..request import FinishReason, Request, TokenLogprobs, Update
-from ..sequence import Ending, Family, Sequence, State
-from . import lockstep
+from ..request import FinishReason, Request, Update
+from ..sequence import Sequence, State
+from . import lockstep, results
 from .kv import Shortage
 from .roster import BY_RANK, LockstepOf, Roster, alone
 
@@ -46,8 +46,6 @@ class _UnderWay:
 Grown = tuple[tuple[int, ...], ...]
 """The new blocks of each cache group; () where there are none."""
 
-_NO_ENDING = Ending((), (), FinishReason.ERROR)
-
 
 class Scheduler:
     """Owns every sequence and the books on blocks and slots.
@@ -68,7 +66,7 @@ class Scheduler:
     ) -> None:
         self.roster = Roster(config, capacity, lockstep_of)
         self.kv, self.counters = self.roster.kv, self.roster.counters
-        self._budget = config.step_tokens(capacity.device == "cpu")
+        self._budget = capacity.step_tokens
         self._chunked = config.enable_chunked_prefill
         self._depth, self._resident = depth, resident
         if not self._chunked and self._budget < capacity.max_model_len:
@@ -183,12 +181,12 @@ class Scheduler:
                 self.roster.landed(seq)
             tokens, logprobs = next(sampled) if row.sample else ((), ())
             if seq.family is not None:
-                updates += self._take_step(seq, row, result)
+                updates += results.take_in_lockstep(self.roster, seq, row, result)
                 continue
             seq.expected -= row.sample
             if seq.state is State.FINISHED:
                 continue
-            update = self._advance(seq, row, tokens, logprobs, result)
+            update = results.take(self.roster, seq, row, tokens, logprobs, result)
             if update is not None:
                 updates.append(update)
         self.roster.give_back(plan.step)
@@ -307,119 +305,6 @@ class Scheduler:
         seq.expected += sample and alone
         seq.in_flight += 1
         seq.last_step = self._step
-
-    # Commits.
-
-    def _take_step(self, seq: Sequence, row: Row, result: Result) -> list[Update]:
-        """Enter what a row brought a sibling in lockstep; the answers of all at the end."""
-        family = seq.family
-        assert family is not None
-        if seq.state is State.FINISHED:
-            return []
-        if row.slot in result.failed:
-            return self._end_family(family, (), result.failed[row.slot])
-        self._score_prompt(seq, row, result.prompt_logprobs.get(row.slot, ()))
-        if seq.slot == row.slot:
-            self._written(seq, row)
-        if not row.sample:
-            return []
-        self.counters.generation_tokens += 1
-        if lockstep.advance(self.roster, seq, result.candidates[row.slot]):
-            return []
-        return self._end_family(family, family.lockstep.endings())
-
-    def _end_family(
-        self, family: Family, endings: tuple[Ending, ...], error: str | None = None
-    ) -> list[Update]:
-        """Give the answers that are wanted; without an ending an answer is an error."""
-        first, request = family.members[0], family.members[0].request
-        updates = []
-        for number in sorted(family.wanted):
-            place = number - request.sibling
-            end = endings[place] if place < len(endings) else _NO_ENDING
-            reason = error or f"only {len(endings)} of {request.params.n} answers can be made"
-            update = self._update(
-                first,
-                end.tokens,
-                end.logprobs if request.params.logprobs is not None else (),
-                end.finish,
-                end.stop_reason,
-                reason if end.finish is FinishReason.ERROR else None,
-            )
-            updates.append(update._replace(sibling=number, num_cached=first.num_cached or 0))
-            self.counters.finished[end.finish] += 1
-        lockstep.end(self.roster, family)
-        return updates
-
-    def _advance(
-        self,
-        seq: Sequence,
-        row: Row,
-        tokens: tuple[int, ...],
-        logprobs: tuple[TokenLogprobs, ...],
-        result: Result,
-    ) -> Update | None:
-        """Enter what one row brought into the sequence's book."""
-        if result.failed and row.slot in result.failed:
-            self.roster.finish(seq, FinishReason.ERROR)
-            return self._update(seq, (), (), FinishReason.ERROR, error=result.failed[row.slot])
-        if result.prompt_logprobs:
-            self._score_prompt(seq, row, result.prompt_logprobs.get(row.slot, ()))
-        accepted, finish, stop = seq.accept(tokens)
-        self.counters.generation_tokens += accepted
-        if seq.slot == row.slot:
-            self._written(seq, row)
-        if not accepted and finish is None:
-            if seq.limit > seq.num_prompt or seq.written < seq.num_prompt:
-                return None
-            finish = FinishReason.LENGTH  # it was to be computed only
-        if finish is not None:
-            self.roster.finish(seq, finish)
-        return self._update(seq, tokens[:accepted], logprobs[:accepted], finish, stop)
-
-    def _written(self, seq: Sequence, row: Row) -> None:
-        """A row's keys and values are in the cache: let others find them, and siblings begin."""
-        before, seq.written = seq.written, row.start + row.num_tokens
-        self.kv.publish(seq)
-        if before < seq.num_prompt:
-            self.counters.prompt_tokens += min(seq.written, seq.num_prompt) - before
-            if seq.written >= seq.num_prompt:
-                self.roster.prompt_done(seq)
-
-    def _score_prompt(self, seq: Sequence, row: Row, scores: tuple[TokenLogprobs, ...]) -> None:
-        """Keep prompt log probabilities by position, so that a preemption repeats none."""
-        if scores and seq.prompt_logprobs is not None:
-            first = row.start + 1
-            seq.prompt_logprobs[first : first + len(scores)] = scores
-
-    def _update(
-        self,
-        seq: Sequence,
-        tokens: tuple[int, ...],
-        logprobs: tuple[TokenLogprobs, ...],
-        finish: FinishReason | None,
-        stop: int | None = None,
-        error: str | None = None,
-    ) -> Update:
-        request = seq.request
-        scored = cached = waits = None
-        if not seq.told:
-            seq.told = True
-            scored = None if seq.prompt_logprobs is None else tuple(seq.prompt_logprobs)
-            cached, waits = seq.num_cached or 0, seq.waits(self.roster.now)
-        return Update(
-            request.id,
-            seq.sibling,
-            tokens,
-            logprobs or None,
-            scored,
-            cached,
-            finish,
-            stop,
-            error,
-            request.epoch,
-            waits,
-        )
 
 
 def _start(seq: Sequence) -> Start:

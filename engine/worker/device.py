@@ -16,7 +16,7 @@ from torch import Tensor
 from ...kernels import ops
 from ...kernels.cpu import memory
 from ...kernels.cpu.backend import gap
-from ...kernels.cpu.structures import Pool, absence
+from ...kernels.cpu.library import Pool, absence
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
@@ -79,9 +79,12 @@ class Device:
         return 32 if self.is_cpu else 16
 
     @property
-    def saturates_early(self) -> bool:
-        """Whether it computes no faster by more than some hundred tokens at once."""
-        return self.is_cpu
+    def step_tokens(self) -> int:
+        """Tokens a step, at most, where nobody asked for another number.
+
+        A CPU computes no faster by more at once, and all streams wait for a step's end.
+        """
+        return 512 if self.is_cpu else 2048
 
     @property
     def divides_node(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch._C._distributed_c10d import Store
 from tqdm import tqdm
 
-from ...kernels.cpu.structures import Pool
+from ...kernels.cpu.library import Pool
 from ...kernels.cpu.threads import using
 from .. import sizing
 from ..config import EngineConfig
@@ -91,6 +91,7 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
         footprint(model, dtype, own, packed=device.packs_weights),
         device.memory(),
         block_size,
+        config.step_tokens(device.step_tokens),
     )
     return Forecast(
         folder=folder,
@@ -226,6 +227,7 @@ class Worker:
             num_blocks=(num_blocks,) * len(cache.groups),
             block_size=plan.sizing.block_size,
             max_model_len=plan.sizing.max_model_len,
+            step_tokens=plan.sizing.step_tokens,
             vocab_size=plan.facts.vocab_size,
             eos_token_ids=plan.facts.eos_token_ids,
             dtype=_name(plan.dtype),
@@ -270,7 +272,7 @@ class Worker:
             model,
             cache,
             Limits(
-                tokens=config.step_tokens(plan.device.saturates_early),
+                tokens=plan.sizing.step_tokens,
                 sequences=config.max_num_seqs,
                 model_len=plan.sizing.max_model_len,
                 width=0 if seat.first else plan.width,

@@ -19,10 +19,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .. import reference
 from . import recorder
 from .binding import bind
+from .library import absence, has
 from .panels import DTYPES as NATIVE
 from .panels import Packed
 from .ranks import Ranks
-from .structures import Epilogue, Kind, NormKind, Sizes, Step, absence, has, step
+from .structures import Epilogue, Kind, NormKind, Sizes, Step, step
 from .threads import current_pool
 
 DTYPES = tuple(NATIVE)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import memory
-from .structures import Dtype, Format, Kind, Matrix, Panels, Pool, has
+from .library import Pool, has
+from .structures import Dtype, Format, Kind, Matrix, Panels
 
 DTYPES = {torch.float32: Dtype.F32, torch.bfloat16: Dtype.BF16}
 EDGE = 32

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .. import sampling
 from .binding import bind
-from .structures import Kind, Sizes, Step, has, step
+from .library import has
+from .structures import Kind, Sizes, Step, step
 from .threads import pool_for
 
 

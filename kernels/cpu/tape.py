@@ -18,10 +18,11 @@ from torch import Tensor
 
 from . import memory
 from .binding import bind
+from .library import Pool
 from .panels import DTYPES
 from .passes import simplify
 from .recorder import Answer, Buffer, Line, Rows, View
-from .structures import Dtype, Extent, Matrix, Pool, Sizes, Step, step
+from .structures import Dtype, Extent, Matrix, Sizes, Step, step
 
 _ALIGNMENT = 4096
 _SKEW = 320

@@ -94,20 +94,24 @@ def test_a_step_may_take_twenty_times_as_long_as_expected(clock: Clock) -> None:
 
 
 def test_a_long_prompt_is_no_stall(tiny_model: Path) -> None:
-    """A real engine, whose layers are slow: six of them take twice the time that one may.
+    """A real engine, whose layers are slow: six of them take more time than one may.
 
-    They are called one by one, since a recorded step would not call what makes them slow.
+    They are called one by one, since a recorded step would not call what makes them slow. A layer
+    lasts until it was looked at: of two looks that end while it runs, one also began then.
     """
-    bound_s, layer_s = 3.0, 1.0
+    bound_s, layer_s = 5.0, 1.0
     keys = {"threads": 1, "num_gpu_blocks_override": 64, "max_model_len": 512}
     keys["enforce_eager"] = True
     engine = AsyncEngine(from_keys({"model": str(tiny_model), "dtype": "float32", **keys}))
     engine.start()
-    watch, words, ended = StallWatch(bound_s), set(), threading.Event()
+    watch, words, looks, ended = StallWatch(bound_s), set(), [0], threading.Event()
 
     def slow(module: Any, _: Any) -> None:
         if type(module).__name__ == "PreNormLayer":
+            before = looks[0]
             time.sleep(layer_s)
+            while looks[0] < before + 2:
+                time.sleep(0.01)
 
     def sink(updates: list[Update]) -> None:
         if any(update.finish for update in updates):
@@ -122,9 +126,11 @@ def test_a_long_prompt_is_no_stall(tiny_model: Path) -> None:
             load = engine.load()
             assert watch.look(load) is None
             words.update(rank.operation for rank in load.ranks)
+            looks[0] += 1
         assert time.monotonic() - began > bound_s, "it was not slow"
         assert {f"layer {i}" for i in range(5)} <= words
     finally:
+        looks[0] += 100
         hook.remove()
         engine.close()
 

@@ -35,7 +35,7 @@ class Executor(FakeExecutor):
 
     def collect(self) -> Result:
         self.waiting.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(60)
         if self.broken is not None:
             raise self.broken
         return super().collect()
@@ -72,7 +72,7 @@ class Caller:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.001)

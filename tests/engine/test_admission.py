@@ -52,7 +52,7 @@ def test_a_full_queue() -> None:
         caller = Caller()
         executor.gate.clear()
         engine.submit(request("a"), caller.sink)
-        assert executor.waiting.wait(30)
+        assert executor.waiting.wait(60)
         engine.submit(request("b"), caller.sink)
         engine.submit(request("c"), caller.sink)
         with pytest.raises(Overloaded, match="at most 2 may"):

@@ -53,7 +53,7 @@ def test_a_sink_gets_one_batch_a_step() -> None:
         one, other = Caller(), Caller()
         executor.gate.clear()
         engine.submit(request("first", max_tokens=2), one.sink)
-        assert executor.waiting.wait(30)
+        assert executor.waiting.wait(60)
         for i in range(3):
             engine.submit(request(f"a{i}", max_tokens=2), one.sink)
         engine.submit(request("b", max_tokens=2), other.sink)
@@ -72,7 +72,7 @@ def test_abort() -> None:
         executor.gate.clear()
         engine.submit(request("gone", max_tokens=None), caller.sink)
         engine.submit(request("n", n=3, max_tokens=20), stays.sink)
-        assert executor.waiting.wait(30)
+        assert executor.waiting.wait(60)
         engine.abort("gone")
         engine.abort("n", 1)
         engine.abort("unknown")
@@ -90,7 +90,7 @@ def test_a_name_may_be_used_again_after_an_abort() -> None:
         old, new = Caller(), Caller()
         executor.gate.clear()
         engine.submit(request("x", (9, 9), max_tokens=30), old.sink)
-        assert executor.waiting.wait(30)
+        assert executor.waiting.wait(60)
         with pytest.raises(InvalidRequest, match="running already"):
             engine.submit(request("x"), new.sink)
         engine.abort("x")
@@ -126,7 +126,7 @@ def test_a_name_used_again_after_the_abort_of_what_had_ended() -> None:
         old, new, busy = Caller(), Caller(), Caller()
         executor.gate.clear()
         engine.submit(request("busy", max_tokens=1), busy.sink)
-        assert executor.waiting.wait(30)
+        assert executor.waiting.wait(60)
         whole = request("x", max_tokens=2)
         done = Request(id="x", prompt=whole.prompt, params=whole.params, emitted=(5, 6))
         engine.submit(done, old.sink)
@@ -220,7 +220,7 @@ def test_a_dying_worker_ends_every_request(caplog: pytest.LogCaptureFixture) -> 
         callers = [Caller() for _ in range(4)]
         for i, caller in enumerate(callers):
             engine.submit(request(str(i), n=1 + i % 2), caller.sink)
-        assert executor.waiting.wait(30)
+        assert executor.waiting.wait(60)
         executor.broken = WorkerLost("rank 0 is gone")
         with caplog.at_level(logging.CRITICAL):
             executor.gate.set()
@@ -246,11 +246,11 @@ def test_closing_ends_what_runs() -> None:
     caller = Caller()
     executor.gate.clear()
     engine.submit(request(max_tokens=None), caller.sink)
-    assert executor.waiting.wait(30)
+    assert executor.waiting.wait(60)
     closer = threading.Thread(target=engine.close)
     closer.start()
     executor.gate.set()
-    closer.join(30)
+    closer.join(60)
     assert not closer.is_alive()
     assert caller.updates[-1].finish is FinishReason.ERROR
     with pytest.raises(EngineLost, match="closed"):
@@ -307,7 +307,7 @@ def test_books_are_verified_when_idle(
     monkeypatch.setattr(engine._scheduler, "verify", count)
     engine.submit(request(), caller.sink)
     caller.wait(2)
-    assert verified.wait(30)
+    assert verified.wait(60)
 
     with caplog.at_level(logging.CRITICAL):
         engine._scheduler.roster.slots.append(0)
@@ -355,7 +355,7 @@ def test_a_failing_start_closes_the_executor() -> None:
 def test_closing_while_loading() -> None:
     class Slow(Executor):
         def start(self, config: EngineConfig) -> Capacity:
-            assert self.gate.wait(30)
+            assert self.gate.wait(60)
             return super().start(config)
 
     executor = Slow()
@@ -367,8 +367,8 @@ def test_closing_while_loading() -> None:
         engine.load()
     engine.close()
     executor.gate.set()
-    starting.join(30)
-    engine._thread.join(30)
+    starting.join(60)
+    engine._thread.join(60)
     assert executor.closed == 1
     with pytest.raises(EngineLost, match="closed"):
         engine.submit(request(), Caller().sink)

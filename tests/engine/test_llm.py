@@ -253,5 +253,5 @@ def test_closing(folder: str) -> None:
     thread = dropped._engine._thread
     del dropped
     gc.collect()
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()

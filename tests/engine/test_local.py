@@ -21,6 +21,7 @@ FOUND = Capacity(
     num_blocks=(),
     block_size=16,
     max_model_len=64,
+    step_tokens=512,
     vocab_size=9,
     eos_token_ids=frozenset(),
     dtype="float32",
@@ -48,7 +49,7 @@ class FakeRank:
 
     def run(self, plan):
         assert threading.current_thread() is self.thread
-        assert self.gate.wait(30)
+        assert self.gate.wait(60)
         self.log.append(plan.step)
         if plan.step == self.fatal:
             raise RuntimeError("out of memory")

@@ -12,6 +12,7 @@ from shoal.engine.plan import CacheSpec
 from shoal.engine.sizing import Footprint, Memory
 
 GIB = 1 << 30
+STEP = 512
 FULL, WINDOW = CacheSpec(8, 128), CacheSpec(8, 128, 4096)
 
 
@@ -34,7 +35,7 @@ def memory(gib, **changes):
 
 def size(mem=None, shape=None, block_size=32, **config):
     config = EngineConfig(**{"max_num_seqs": 16} | config)
-    return sizing.size(config, shape or footprint(), mem or memory(16), block_size)
+    return sizing.size(config, shape or footprint(), mem or memory(16), block_size, STEP)
 
 
 def test_layers_of_equal_spec_form_a_group():
@@ -47,7 +48,7 @@ def test_the_cache_takes_the_stated_share_of_free_memory():
     shape, config = footprint(), EngineConfig(max_num_seqs=16)
     each = sizing.block_bytes(shape, 32)
     assert each == 2 * 28 * 8 * 128 * 32 * 2
-    spare = 16 * GIB - GIB - sizing.activation_bytes(config, shape, memory(16), 8192)
+    spare = 16 * GIB - GIB - sizing.activation_bytes(config, shape, 8192, STEP)
     assert found.num_blocks == int(spare * 0.25) // each
     assert found.max_model_len == 8192 and found.block_size == 32
 
@@ -70,7 +71,7 @@ def test_cuda_takes_a_share_of_what_is_free_weights_included():
     mem = memory(80, total=80 * GIB, source="a GPU", host=False)
     found = size(mem, max_num_seqs=256, gpu_memory_utilization=0.5)
     shape, config = footprint(), EngineConfig()
-    cache = 40 * GIB - GIB - sizing.activation_bytes(config, shape, mem, 8192)
+    cache = 40 * GIB - GIB - sizing.activation_bytes(config, shape, 8192, STEP)
     assert found.num_blocks == cache // sizing.block_bytes(shape, 32)
     labels = dict(found.table)
     assert "gpu_memory_utilization" not in labels and "50%" in labels["KV cache"]
@@ -185,5 +186,5 @@ def test_a_tiny_model_asks_for_little():
         max_model_len=2048,
         itemsize=4,
     )
-    assert sizing.activation_bytes(EngineConfig(), tiny, memory(2), 2048) < 64 << 20
+    assert sizing.activation_bytes(EngineConfig(), tiny, 2048, STEP) < 64 << 20
     assert size(memory(2), tiny, max_num_seqs=256).num_blocks > 64

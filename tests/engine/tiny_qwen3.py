@@ -71,7 +71,7 @@ def save_qwen3(path: str) -> None:
 
 
 def idle(llm: LLM) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while llm._engine.load().running or llm._engine.load().waiting:
         assert time.monotonic() < deadline
         time.sleep(0.001)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import statistics
 from itertools import pairwise
 from random import Random
@@ -59,7 +60,8 @@ def test_levels_as_they_are_written() -> None:
     assert levels(None, "2.0") == (Level(concurrency=UNBOUNDED, rate=2.0),)
     assert levels("4", "2") == (Level(concurrency=4, rate=2.0),)
     assert [level.rate for level in levels(None, "0.5,1")] == [0.5, 1.0]
-    assert levels(None, "inf")[0].closed
+    assert levels(None, "inf")[0].closed and levels(None, "inf")[0].concurrency == UNBOUNDED
+    assert levels("4", "inf") == levels("4", None)
     assert levels(None, None, ramp=Ramp(strategy="linear", start=1, end=2))[0].concurrency > 8
     for wrong in ("0", "", "1,,2", "-1"):
         with pytest.raises(ConfigError):
@@ -69,8 +71,9 @@ def test_levels_as_they_are_written() -> None:
             levels(None, wrong)
     with pytest.raises(ConfigError):
         levels(None, "1", ramp=Ramp(strategy="linear", start=1, end=2))
-    with pytest.raises(ConfigError):
-        Ramp(strategy="linear", start=3, end=2)
+    for end in (2, math.inf, math.nan):
+        with pytest.raises(ConfigError):
+            Ramp(strategy="linear", start=3, end=end)
 
 
 def test_a_rate_does_not_wait_for_answers(server: Any) -> None:
@@ -91,3 +94,6 @@ def test_titles() -> None:
     bursts = Level(concurrency=4, rate=2.0, burstiness=0.5)
     assert bursts.title == "2 requests/s, burstiness 0.5, 4 at once at most"
     assert Level(ramp=Ramp(strategy="linear", start=1, end=4)).title == "1 to 4 requests/s"
+    rising = Level(ramp=Ramp(strategy="linear", start=1, end=4), burstiness=0.5)
+    assert rising.title == "1 to 4 requests/s, burstiness 0.5"
+    assert levels(None, "inf")[0].title == "all at once"

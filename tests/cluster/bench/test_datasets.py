@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,54 @@ def test_lines_of_a_file(tmp_path: Path) -> None:
     file.write_text('{"other": 1}')
     with pytest.raises(ConfigError, match="nothing that can be asked"):
         Dataset(name="custom", path=file).conversations(1, 100, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"prompt": "a"}\nno', "line 2: no JSON"),
+        ("[1]", "line 1: expected a JSON object, got [1]"),
+        ('{"prompt": ["a"]}', 'expected a prompt of text or of token ids, got ["a"]'),
+        ('{"prompt": [-1]}', "expected a prompt of text or of token ids, got [-1]"),
+        ('{"prompt": {"a": 1}}', "expected a prompt of text or of token ids"),
+        ('{"prompt": "a", "output_tokens": "x"}', "expected output_tokens of at least 1"),
+        ('{"prompt": "a", "output_tokens": 0}', "expected output_tokens of at least 1, got 0"),
+    ],
+)
+def test_a_line_that_cannot_be_asked_is_named(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Dataset(name="custom", path=file).conversations(1, 100, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"no", "no JSON"),
+        (b"\xff\xfe", "no UTF-8"),
+        (b'{"a": 1}', "expected a list of chats, got"),
+        (b"[{}, 2]", "chat 2: expected a JSON object, got 2"),
+        (b'[{"messages": ["hi"]}]', "chat 1: expected a JSON object, got"),
+        (b'[{"messages": "hi"}]', "expected a list of what was said"),
+        (b"[{}]", "nothing that can be asked"),
+    ],
+)
+def test_a_chat_that_cannot_be_asked_is_named(tmp_path: Path, text: bytes, said: str) -> None:
+    file = tmp_path / "chats.json"
+    file.write_bytes(text)
+    for name in ("sharegpt", "multi_turn"):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            Dataset(name=name, path=file).conversations(1, 100, "a")
+
+
+def test_only_what_shapes_the_prompts_is_told(tmp_path: Path) -> None:
+    assert set(Dataset().told()) == {"input_len", "output_len", "prefix_len", "range_ratio", "seed"}
+    chats = Dataset(name="sharegpt").told()
+    assert "input_len" not in chats and "num_turns" not in chats
+    assert Dataset(name="multi_turn").told()["num_turns"] == 4
+    told = Dataset(name="custom", path=tmp_path / "x").told()
+    assert told["path"] == str(tmp_path / "x") and "input_len" not in told
 
 
 def talk_of(path: str, conversation: Conversation, answer: Callable[[int], str]) -> list[object]:

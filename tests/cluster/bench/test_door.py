@@ -30,7 +30,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(180)
 
 
 def wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -112,6 +112,7 @@ def test_throughput_of_chats(tmp_path: Path) -> None:
         (("latency", "--dtpe", "float32"), "did you mean --dtype?"),
         (("latency", "--batch-size", "0"), "--batch-size must be at least 1"),
         (("throughput", "--dataset-name", "multi_turn"), "`shoal bench serve` measures multi_turn"),
+        (("latency", "--output-json", "/nowhere/x.json"), "no folder /nowhere to write it in"),
         (("throughput", "--async-engine"), "`shoal bench serve` measures a server"),
     ],
 )

@@ -106,6 +106,28 @@ def test_over_time() -> None:
     assert found["kv_usage"] == [0.2, 0.4]
 
 
+def test_a_part_of_a_second_is_a_rate_too() -> None:
+    answers = [record(0.1), record(0.1)]
+    answers[1].end = answers[0].end = 0.25
+    run = a_run(*answers, duration_s=0.25)
+    found = figures.over_time(run)
+    assert found["seconds"] == [0.25]
+    chunks = sum(len(answer.arrivals) for answer in answers)
+    assert found["chunks_per_s"] == pytest.approx([chunks / 0.25])
+    assert found["under_way"] == pytest.approx([2.0])
+
+
+def test_the_page_tells_what_was_found_cached() -> None:
+    cached = record(0.2)
+    cached.num_prompt, cached.num_cached = 8, 6
+    run = a_run(cached)
+    drawn = {"requests": figures.each(run), "over_time": figures.over_time(run)}
+    level = figures.summary(run) | drawn | {"gap_percentiles_ms": []}
+    named = {name: "x" for name in ("date", "command", "url", "model")}
+    page = report({**named, "workload": {}, "notes": [], "levels": [level]})
+    assert "<td>of all, found cached</td><td>75%</td>" in page
+
+
 def test_what_vllm_calls_them() -> None:
     found = flat("m", "2026-01-02T03:04:05+00:00", figures.summary(RUN))
     assert (found["completed"], found["output_throughput"], found["date"]) == (

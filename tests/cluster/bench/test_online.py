@@ -89,7 +89,7 @@ def test_chat_prompts_are_the_text_of_the_ids(server: Server) -> None:
         (("--dataset-name", "custom"), "needs --dataset-path"),
         (("--dataset-name", "custom", "--dataset-path", "/nowhere"), "No such file"),
         (("--request-rate", "0"), "--request-rate must be above 0"),
-        (("--burstiness", "0", "--request-rate", "1"), "--burstiness must be above 0"),
+        (("--burstiness", "0", "--request-rate", "1"), "--burstiness must be a number above 0"),
         (("--ramp-up-start-rps", "1"), "go together"),
         (("--extra-body", "[1]"), "must be a JSON object"),
         (("--save-result", "--metadata", "x"), "expected KEY=VALUE"),
@@ -97,6 +97,16 @@ def test_chat_prompts_are_the_text_of_the_ids(server: Server) -> None:
         (("--port", "1"), "keep one"),
         (("--tokenizer", "/nowhere"), "--tokenizer /nowhere is no folder"),
         (("--shared-prefix-len", "500"), "cannot exceed it"),
+        (("--shared-prefix-len", "-5"), "--shared-prefix-len must be at least 0, got -5"),
+        (("--burstiness", "inf", "--request-rate", "1"), "--burstiness must be a number above 0"),
+        (("--goodput", "ttft:inf"), "each with milliseconds above 0"),
+        (("--think-time", "nan"), "--think-time must be at least 0, got nan"),
+        (("--input-len", "0"), "--input-len must be at least 1, got 0"),
+        (("--output-len", "0"), "--output-len must be at least 1, got 0"),
+        (
+            ("--dataset-name", "sharegpt", "--sharegpt-output-len", "-4"),
+            "--sharegpt-output-len must be at least 1, got -4",
+        ),
     ],
 )
 def test_a_wrong_call_is_refused(server: Server, args: tuple[str, ...], said: str) -> None:
@@ -129,6 +139,34 @@ def test_a_page_and_files_as_vllm_writes_them(server: Server, tmp_path: Path) ->
     assert saved["generated_texts"] == ["xxxx"] * 6
     assert [len(gaps) for gaps in saved["itls"]] == [3] * 6
     assert "KV cache in use" in page.read_text()
+
+
+def test_one_file_holds_a_line_a_level(server: Server, tmp_path: Path) -> None:
+    sizes = ["--num-prompts", "3", "--output-len", "2", "--num-warmups", "0"]
+    saving = ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "all.json"]
+    for _ in range(2):
+        done = bench(server, "--max-concurrency", "1,2", *sizes, *saving)
+        assert done.returncode == 0
+    saved = [json.loads(line) for line in (tmp_path / "all.json").read_text().splitlines()]
+    assert [level["max_concurrency"] for level in saved] == [1, 2]
+
+
+def test_an_unbounded_rate_is_told_as_it_is(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    ramp = ["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "50", "--ramp-up-end-rps", "90"]
+    sizes = ["--num-prompts", "3", "--output-len", "2", "--num-warmups", "0", "--json", str(file)]
+    saving = ["--save-result", "--result-dir", str(tmp_path / "saved")]
+    assert bench(server, *ramp, *sizes, *saving).returncode == 0
+    found = json.loads(file.read_text())
+    (level,) = found["levels"]
+    assert level["max_concurrency"] is None
+    assert level["ramp_up"] == {"strategy": "linear", "start": 50, "end": 90}
+    assert "num_turns" not in found["workload"] and found["workload"]["input_len"] == 128
+    assert found["workload"]["sampling"] == {"temperature": 0.0}
+    (path,) = (tmp_path / "saved").iterdir()
+    saved = json.loads(path.read_text())
+    assert "concurrency" not in path.name
+    assert (saved["ramp_up_strategy"], saved["ramp_up_end_rps"]) == ("linear", 90)
 
 
 def test_every_turn_sends_the_answers_before_it(server: Server) -> None:

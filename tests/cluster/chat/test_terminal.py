@@ -40,7 +40,7 @@ def test_ctrl_c_ends_the_request_and_ctrl_d_leaves(chat: Terminal, server: Serve
     chat.until("two")
     chat.until("> ")
     chat.keys(CTRL_D)
-    assert chat.process.wait(60) == 0
+    assert chat.process.wait(180) == 0
     roles = [(m["role"], m["content"]) for m in server.bodies[1]["messages"]]
     assert roles == [("user", "one hang"), ("assistant", "one hang"), ("user", "two")]
 
@@ -52,7 +52,7 @@ def test_ctrl_c_at_the_prompt_says_how_to_leave(chat: Terminal, server: Server) 
     chat.until("(Ctrl-D or /exit leaves)")
     chat.until("> ")
     chat.keys("/exit\r")
-    assert chat.process.wait(60) == 0
+    assert chat.process.wait(180) == 0
     assert server.bodies == []
 
 
@@ -72,7 +72,7 @@ def test_history_lasts_and_is_nobody_elses(terminal: Make, server: Server, tmp_p
         chat.until("output tokens")
         chat.until("> ")
         chat.keys(CTRL_D)
-        assert chat.process.wait(60) == 0
+        assert chat.process.wait(180) == 0
     assert said(server) == ["first\nline", "first\nline"]
     (history,) = (tmp_path / "state").rglob("chat_history")
     assert stat.S_IMODE(history.stat().st_mode) == 0o600

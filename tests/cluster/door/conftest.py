@@ -233,7 +233,7 @@ class Door:
         async def run():
             return work()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
 
 
 @contextlib.contextmanager
@@ -256,13 +256,13 @@ def opened(app, **settings):
     listener.listen(128)
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    begun.wait(10)
+    begun.wait(60)
     try:
         yield listener.getsockname()[1], loops[0]
     finally:
         server.should_exit = True
         server.force_exit = True
-        thread.join(10)
+        thread.join(60)
         listener.close()
         if isinstance(app, Gateway):
             app.close()
@@ -396,7 +396,7 @@ def serve_model(serve_app):
             async def open_():
                 router.add(MemoryLink(0, engine, model_card(model, capacity)))
 
-            asyncio.run_coroutine_threadsafe(open_(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(open_(), loop).result(60)
             yield Served(engine, router, port)
         engine.close()
 

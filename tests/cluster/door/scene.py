@@ -141,7 +141,7 @@ class Scene:
 
     async def finish(self):
         """Step until every stream has ended."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not all(generation.ended for generation in self.generations):
                 self.step()
                 await asyncio.sleep(0.001)
@@ -161,3 +161,10 @@ async def settled():
     """Once what is due has run."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def until(condition):
+    """Once `condition()` holds: what a timer does comes when the machine has time for it."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)

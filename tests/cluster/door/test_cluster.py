@@ -40,7 +40,7 @@ def test_an_engine_that_stands_still_is_stalled_until_it_gets_on(served, monkeyp
 
     def hang(plan):
         inside.set()
-        gate.wait(30)
+        gate.wait(60)
         return run(plan)
 
     monkeypatch.setattr(rank, "run", hang)
@@ -52,8 +52,8 @@ def test_an_engine_that_stands_still_is_stalled_until_it_gets_on(served, monkeyp
     asked = threading.Thread(target=ask)
     asked.start()
     try:
-        assert inside.wait(10)
-        until = time.monotonic() + 10
+        assert inside.wait(60)
+        until = time.monotonic() + 60
         while not link.stalled and time.monotonic() < until:
             link.watch()
             time.sleep(0.02)

@@ -19,7 +19,7 @@ from shoal.engine.errors import EngineLost
 from shoal.engine.request import Request, SamplingParams
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

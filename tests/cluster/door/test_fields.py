@@ -15,7 +15,7 @@ NEEDED = {"messages": [{"role": "user", "content": "hello"}], "prompt": "hello"}
 
 
 def post(door, schema, **fields):
-    return httpx.post(door.url + PATHS[schema], json={**NEEDED, **fields}, timeout=20)
+    return httpx.post(door.url + PATHS[schema], json={**NEEDED, **fields}, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 
 def post(door, path="/v1/chat/completions", body=CHAT, **settings):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(door.url + path, content=content, timeout=20, **settings)
+    return httpx.post(door.url + path, content=content, timeout=60, **settings)
 
 
 def error_of(answer, status):
@@ -189,7 +189,7 @@ def test_request_ids(door):
 
 
 def test_keep_alive_survives_errors(door):
-    connection = http.client.HTTPConnection("127.0.0.1", door.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", door.port, timeout=60)
     connection.connect()
     kept = connection.sock
     bad, good = b"{", json.dumps(CHAT).encode()

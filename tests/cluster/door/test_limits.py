@@ -78,7 +78,7 @@ def test_a_head_that_is_too_long(door):
 
 
 def test_a_head_that_never_ends_is_not_kept(door):
-    with socket.create_connection(("127.0.0.1", door.port), timeout=30) as endless:
+    with socket.create_connection(("127.0.0.1", door.port), timeout=60) as endless:
         endless.sendall(b"GET / HTTP/1.1\r\nx: ")
         got = b""
         try:
@@ -96,7 +96,7 @@ def test_a_head_that_never_ends_is_not_kept(door):
 
 
 def test_what_is_no_http_gets_an_error_object_too(door):
-    with socket.create_connection(("127.0.0.1", door.port), timeout=30) as rude:
+    with socket.create_connection(("127.0.0.1", door.port), timeout=60) as rude:
         rude.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         got = rude.recv(4096)
     assert got.startswith(b"HTTP/1.1 400 ")

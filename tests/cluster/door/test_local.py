@@ -40,7 +40,7 @@ class Process:
 
     def health(self):
         try:
-            return httpx.get(f"{self.url}/health", timeout=5).json()["status"]
+            return httpx.get(f"{self.url}/health", timeout=60).json()["status"]
         except httpx.TransportError:
             return None
 
@@ -53,7 +53,7 @@ class Process:
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(60), self.process.stdout.read()
+        return self.process.wait(180), self.process.stdout.read()
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_an_answer_that_a_stop_string_ends_counts_as_stop(served):
     def counted(reason):
         return served.engine.load().counters[f"finished_{reason}"] - ended[f"finished_{reason}"]
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not counted("stop"):  # the word that nobody wants the rest is on its way
         assert time.monotonic() < deadline
         time.sleep(0.005)

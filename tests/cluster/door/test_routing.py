@@ -67,7 +67,7 @@ def fleet(model_folder, serve_app):
             for index, engine in enumerate(engines):
                 router.add(MemoryLink(index, engine, model_card(model, capacities[index])))
 
-        asyncio.run_coroutine_threadsafe(open_(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(open_(), loop).result(60)
         yield Fleet(f"http://127.0.0.1:{port}", engines, router)
     for engine in engines:
         engine.close()

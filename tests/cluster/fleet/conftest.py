@@ -64,7 +64,7 @@ def until() -> Callable:
     return _until
 
 
-async def _until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def _until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait for a condition, on the loop."""
     end = time.monotonic() + timeout_s
     while not condition():

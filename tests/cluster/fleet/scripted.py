@@ -63,6 +63,7 @@ class ScriptedEngine:
             num_blocks=(),
             block_size=16,
             max_model_len=200_000,
+            step_tokens=512,
             vocab_size=1000,
             eos_token_ids=frozenset(),
             dtype="float32",

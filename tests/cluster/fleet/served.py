@@ -25,7 +25,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
-def wait(condition: Callable[[], object], timeout_s: float = 60.0, every_s: float = 0.05) -> object:
+def wait(
+    condition: Callable[[], object], timeout_s: float = 120.0, every_s: float = 0.05
+) -> object:
     """The condition's value once it is true."""
     until = time.monotonic() + timeout_s
     while not (value := condition()):

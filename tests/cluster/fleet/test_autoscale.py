@@ -30,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def scaling(served: Served) -> list[dict[str, Any]]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/cluster", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/cluster", timeout=60) as answer:
         return json.load(answer)["scaling"]
 
 

@@ -27,7 +27,7 @@ async def connect(channel, secret: bytes = SECRET, lost: list | None = None) -> 
 
 
 def raw(channel) -> socket.socket:
-    return socket.create_connection(channel.address, timeout=10)
+    return socket.create_connection(channel.address, timeout=60)
 
 
 def answer(connection: socket.socket) -> wire.ToGateway | None:

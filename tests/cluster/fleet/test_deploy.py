@@ -48,7 +48,7 @@ class Cluster:
 
     def is_through(self) -> bool:
         """Whether the last file is in force, and nothing of an earlier one is left."""
-        told = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=30).json()
+        told = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=60).json()
         app = told["applications"].get("shoal", {})
         assert app.get("status") not in ("DEPLOY_FAILED", "UNHEALTHY"), json.dumps(app, indent=1)
         if app.get("status") != "RUNNING":
@@ -59,7 +59,7 @@ class Cluster:
             return False
 
     def overview(self) -> dict[str, Any]:
-        return httpx.get(f"http://127.0.0.1:{self.port}/cluster", timeout=10).json()
+        return httpx.get(f"http://127.0.0.1:{self.port}/cluster", timeout=60).json()
 
     def pids(self) -> dict[str, list[int]]:
         """The processes of each model."""

@@ -82,7 +82,7 @@ def both_doors(served: Served) -> dict[int, int]:
 
 
 def health(served: Served) -> dict[str, Any]:
-    return httpx.get(f"http://127.0.0.1:{served.port}/health", timeout=10).json()
+    return httpx.get(f"http://127.0.0.1:{served.port}/health", timeout=60).json()
 
 
 def wait_healthy(served: Served) -> None:
@@ -91,7 +91,7 @@ def wait_healthy(served: Served) -> None:
 
 def figures(port: int) -> dict[str, float]:
     """What a gateway tells but for HTTP, which asking for it changes."""
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
     lines = (line for line in text.splitlines() if line[:1] != "#" and "_http_" not in line)
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
@@ -145,7 +145,7 @@ def test_the_death_of_one_model_leaves_the_other_alone(fleet: Served) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert begun.wait(30)
+    assert begun.wait(60)
     (victim,) = pids(fleet, "b")
     with no_controller(fleet.process.pid):
         os.kill(victim, signal.SIGKILL)
@@ -267,11 +267,11 @@ def test_ctrl_c_lets_the_streams_of_both_models_end(fleet: Served) -> None:
     readers = [threading.Thread(target=read, args=(model,)) for model in "ab"]
     for reader in readers:
         reader.start()
-    assert all(begun.acquire(timeout=30) for _ in readers)
+    assert all(begun.acquire(timeout=60) for _ in readers)
     fleet.pids = descendants(fleet.process.pid)
     fleet.signal_group(signal.SIGINT)
     for reader in readers:
         reader.join(60)
     assert texts["a"] == texts["b"]
-    assert fleet.process.wait(60) == 0, fleet.said()
+    assert fleet.process.wait(180) == 0, fleet.said()
     wait(lambda: gone(fleet.pids))

@@ -132,7 +132,7 @@ def test_replicas_and_ranks_without_a_place_bring_nodes(
         assert len(served.health()["loads"]) == 2
         assert served.stream(50).numbers() == [str(i) for i in range(50)]
         served.process.terminate()
-        assert served.process.wait(60) == 0
+        assert served.process.wait(180) == 0
     finally:
         served.process.kill()
         served.process.wait()

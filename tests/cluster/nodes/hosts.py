@@ -125,7 +125,7 @@ class Hosts:
     def down(self) -> None:
         """Take everything down; harmless when repeated."""
         for i in range(len(self.address)):
-            until = time.monotonic() + 10
+            until = time.monotonic() + 60
             while self.pids(i) and time.monotonic() < until:
                 self.kill(i)
                 time.sleep(0.05)

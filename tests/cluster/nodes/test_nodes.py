@@ -86,7 +86,7 @@ class Served:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            assert self.process.wait(60) == 0, self.said()
+            assert self.process.wait(180) == 0, self.said()
         finally:
             self.process.kill()
 
@@ -166,7 +166,7 @@ def test_another_version_of_shoal_is_refused_by_the_node_s_name(two: Hosts, tmp_
     two.kill(1)
     two.start_ray(1, PYTHONPATH=str(other.parent))
     served = Served(two, tmp_path)
-    assert served.process.wait(60) == 2
+    assert served.process.wait(180) == 2
     assert f"{two.address[1]} has shoal 0.0.1" in served.said()
     assert two.address[0] not in served.said().split("must have it")[1]
     examined, found = doctor(two)

@@ -103,7 +103,7 @@ def until() -> Callable[..., None]:
     return _until
 
 
-def _until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def _until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait for a condition."""
     import time
 

@@ -57,7 +57,7 @@ def engine(
     strangers: None, ray_here: None, uneven_model: Path, engine_of: Callable[..., Any]
 ) -> Iterator[Any]:
     """Its ranks came all the same, and the strangers were hung up on."""
-    made = engine_of(uneven_model, tensor_parallel_size=2, stall_timeout=2.0)
+    made = engine_of(uneven_model, tensor_parallel_size=2, stall_timeout=5.0)
     yield made
     made.executor.close()
 
@@ -121,7 +121,7 @@ def test_a_stopped_rank_is_found_by_its_silence(engine: Any, until: Callable[...
     with pytest.raises(WorkerLost, match=rf"rank 0 .*pid {pids[0]}\) is silent: at step"):
         while True:
             engine.loop.step()
-    assert time.monotonic() - began >= 2.0  # not before its time
+    assert time.monotonic() - began >= 5.0  # not before its time
     until(lambda: all(map(gone, pids)))
 
 

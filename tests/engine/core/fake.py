@@ -212,6 +212,7 @@ def capacity(
     num_blocks: int,
     block_size: int = 4,
     max_model_len: int = 64,
+    step_tokens: int = 512,
     windows: tuple[int | None, ...] = (None,),
 ) -> Capacity:
     return Capacity(
@@ -219,6 +220,7 @@ def capacity(
         num_blocks=(num_blocks,) * len(windows),
         block_size=block_size,
         max_model_len=max_model_len,
+        step_tokens=step_tokens,
         vocab_size=VOCAB,
         eos_token_ids=frozenset({EOS}),
         dtype="float32",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from shoal.engine.config import EngineConfig
@@ -35,6 +35,7 @@ class World:
     checked: bool = True
 
     def __post_init__(self) -> None:
+        self.capacity = replace(self.capacity, step_tokens=self.config.step_tokens(512))
         self.scheduler = Scheduler(
             self.config,
             self.capacity,

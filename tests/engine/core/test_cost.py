@@ -27,10 +27,11 @@ def scheduler(
     """`rows` that run, one token behind, and others that wait for a place."""
     config = EngineConfig(
         max_num_seqs=rows if places is None else places,
-        max_num_batched_tokens=budget,
         max_model_len=2 * LONG,
     )
-    made = Scheduler(config, capacity(num_blocks=blocks, max_model_len=2 * LONG))
+    made = Scheduler(
+        config, capacity(num_blocks=blocks, max_model_len=2 * LONG, step_tokens=budget)
+    )
     for number in range(rows):
         made.add(request(f"r{number}", 2, number))
     while made.num_running < rows:

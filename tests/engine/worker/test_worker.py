@@ -288,8 +288,9 @@ def test_what_start_finds_out(folder, engine):
         run.executor.call("dance")
 
 
-def test_the_default_block_is_of_32_tokens_on_cpus(folder):
-    assert forecast(EngineConfig(model=str(folder), device="cpu")).sizing.block_size == 32
+def test_blocks_and_steps_of_cpus_where_nobody_asked_for_others(folder):
+    sizing = forecast(EngineConfig(model=str(folder), device="cpu")).sizing
+    assert (sizing.block_size, sizing.step_tokens) == (32, 512)
 
 
 @pytest.mark.parametrize("overlapped", [False, True])

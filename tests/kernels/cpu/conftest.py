@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
-from shoal.kernels.cpu import build, structures
+from shoal.kernels.cpu import build, library
 
 INSTRUCTIONS = ("avx2", "avx512", "avx512bf16", "amx")
 
@@ -16,9 +16,7 @@ INSTRUCTIONS = ("avx2", "avx512", "avx512bf16", "amx")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ctypes.CDLL | None]:
     """The library with emulated tiles, built when first called for."""
     return cache(
-        lambda: structures.opened(
-            build.build(tmp_path_factory.mktemp("emulated"), emulate_tiles=True)
-        )
+        lambda: library.opened(build.build(tmp_path_factory.mktemp("emulated"), emulate_tiles=True))
     )
 
 
@@ -29,8 +27,8 @@ def instructions(
     emulated: Callable[[], ctypes.CDLL | None],
 ) -> Iterator[str]:
     """The instruction set that ops run on during a test."""
-    native = structures.library()
-    assert native is not None, structures.absence()
+    native = library.library()
+    assert native is not None, library.absence()
     before = native.shoal_instructions()
     if native.shoal_choose(request.param.encode()):
         yield request.param
@@ -39,5 +37,5 @@ def instructions(
     stand_in = emulated() if request.param == "amx" else None
     if stand_in is None:
         pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setattr(structures, "library", lambda: stand_in)
+    monkeypatch.setattr(library, "library", lambda: stand_in)
     yield request.param

@@ -6,8 +6,9 @@ import ctypes
 from functools import cache
 
 import torch
-from shoal.kernels.cpu import structures
-from shoal.kernels.cpu.structures import Dtype, Kind, Matrix, Pool, Sizes, Step, step
+from shoal.kernels.cpu import library
+from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu.structures import Dtype, Kind, Matrix, Sizes, Step, step
 from torch import Tensor
 
 
@@ -18,7 +19,7 @@ def _pool(native: int, threads: int) -> Pool:
 
 def pool(threads: int) -> Pool:
     """Threads of the library that a test runs on."""
-    return _pool(id(structures.library()), threads)
+    return _pool(id(library.library()), threads)
 
 
 def dtype_of(x: Tensor) -> Dtype:

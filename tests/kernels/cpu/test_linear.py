@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from shoal.kernels.cpu import panels
+from shoal.kernels.cpu.library import Pool
 from shoal.kernels.cpu.structures import (
     Embed,
     Epilogue,
@@ -15,7 +16,6 @@ from shoal.kernels.cpu.structures import (
     Linear,
     Matrix,
     Panels,
-    Pool,
     Sizes,
     Step,
     step,

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from shoal.kernels.cpu.library import Pool, library
 from shoal.kernels.cpu.panels import matrix
-from shoal.kernels.cpu.structures import Add, Kind, Pool, Sizes, Step, library, step
+from shoal.kernels.cpu.structures import Add, Kind, Sizes, Step, step
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native library is not built")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from shoal.kernels import ops
 from shoal.kernels.cpu import passes
+from shoal.kernels.cpu.library import Pool
 from shoal.kernels.cpu.recorder import Recorder, Rows
-from shoal.kernels.cpu.structures import Kind, Pool
+from shoal.kernels.cpu.structures import Kind
 from shoal.kernels.cpu.tape import Counts, Tape
 from torch import Tensor
 

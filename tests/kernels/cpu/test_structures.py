@@ -6,21 +6,8 @@ import ctypes
 
 import pytest
 import torch
-from shoal.kernels.cpu.structures import (
-    ARGS,
-    Add,
-    Dtype,
-    Kind,
-    Matrix,
-    Panels,
-    Pool,
-    Sizes,
-    Step,
-    absence,
-    has,
-    library,
-    step,
-)
+from shoal.kernels.cpu.library import Pool, absence, has, library
+from shoal.kernels.cpu.structures import ARGS, Add, Dtype, Kind, Matrix, Panels, Sizes, Step, step
 
 
 @pytest.fixture(scope="module")
