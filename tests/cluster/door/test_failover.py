@@ -136,6 +136,21 @@ def test_weights_that_are_served_no_more_are_not_waited_for(scene):
     assert len(scene(test, num=0).errors) == 1
 
 
+def test_what_has_not_begun_begins_on_other_weights_but_in_its_own_vocabulary(scene):
+    async def test(scene):
+        old = scene.add(version="1")
+        generation = scene.begin()
+        generation.state.vocabulary = old.card.vocabulary
+        stranger, new = scene.add("b"), scene.add("c")
+        stranger.card = replace(stranger.card, tokenizer="another", version="2")
+        old.lose()
+        await until(lambda: new.live)
+        assert not stranger.seen and generation.state.digest == "c"
+        await scene.finish()
+
+    assert not scene(test, num=0).errors
+
+
 def test_a_new_version_of_the_same_weights_takes_streams_over(scene):
     async def test(scene):
         old = scene.add(version="1")
