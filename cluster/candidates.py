@@ -18,9 +18,15 @@ class Candidates:
         self._router = router
         self._lives = lives
 
+    def of_model(self, generation: Generation) -> list[Link]:
+        """The replicas of its model, whatever their weights."""
+        model = generation.state.model
+        return [link for link in self._router.links() if model in link.card.names]
+
     def within_reach(self, generation: Generation) -> list[Link]:
         """The replicas on which it could go on."""
-        return [link for link in self._router.links() if generation.state.fits(link.card)]
+        fits = generation.state.fits
+        return [link for link in self.of_model(generation) if fits(link.card)]
 
     def to_begin(self, generation: Generation) -> Link:
         """The replica to send it to.

@@ -62,7 +62,7 @@ class Failover:
         self._leaving: dict[Link, float] = {}
         self._last_lost: Link | None = None
         self._stopping = False
-        self._served = Served(router)
+        self._served = Served()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -266,7 +266,7 @@ class Failover:
         if self._candidates.within_reach(generation) and not waiting.due:
             waiting.since = now
             return False
-        if why := self._served.end_of(generation.state):
+        if why := self._served.end_of(generation.state, self._candidates.of_model(generation)):
             end = why
         elif self._stopping:
             end = "the server is shutting down"

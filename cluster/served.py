@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from .link import Router
+from .link import Link
 from .state import StreamState
 
 
 class Served:
     """All models, by replicas as they are, until `only` says which."""
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    def __init__(self) -> None:
         self._versions: Mapping[str, str] | None = None
 
     def only(self, versions: Mapping[str, str]) -> None:
@@ -23,13 +22,15 @@ class Served:
         """Whether no replica of a model will come."""
         return self._versions is not None and model not in self._versions
 
-    def end_of(self, state: StreamState) -> str | None:
-        """Why no replica will come for a stream; None where one may, or is there."""
+    def end_of(self, state: StreamState, links: Iterable[Link]) -> str | None:
+        """Why no replica will come for a stream; None where one may, or is there. `links` are those
+        of its model.
+        """
         if self._versions is None:
             return None
         if self.lacks(state.model):
             return f"the model `{state.model}` is served no more"
-        cards = [link.card for link in self._router.links() if state.model in link.card.names]
+        cards = [link.card for link in links]
         wanted = self._versions[state.model]
         if any(card.version == wanted for card in cards) and not any(map(state.fits, cards)):
             return f"the model `{state.model}` is served with other weights now"
