@@ -73,6 +73,7 @@ def ours(pool: Pool, shape: Shape, copies: int) -> Callable[[int], None]:
                 None,
                 0,
                 HEADS,
+                SIZE,
                 0,
                 SIZE**-0.5,
                 0.0,

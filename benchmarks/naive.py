@@ -167,6 +167,8 @@ def figures(tally: Tally, asked: argparse.Namespace, shape: Shape, roof: Roof) -
 def fit(prompts: list[list[int]], asked: argparse.Namespace) -> dict[str, float]:
     """How many of these sequences a cache of so many tokens holds at once, paged and not."""
     lengths = [Lengths(len(prompt), asked.output_len) for prompt in prompts]
+    # Few of them leave room: as often again as fills it several times.
+    lengths *= -(-4 * CACHE_TOKENS // sum(map(sum, lengths)))
     longest = 1 << (asked.longest + asked.output_len - 1).bit_length()
     paged = memory.watched(lengths, CACHE_TOKENS, 32)
     whole = memory.watched(lengths, CACHE_TOKENS, longest)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from shoal.cluster import scaling
+from shoal.cluster import fleet, scaling
 
 FIXED_S, STREAM_S = 0.004, 0.0012
 """About the bundled model on one core: 190 tokens/s of one stream, 800 of many."""
@@ -52,11 +52,11 @@ class Replica:
             self.tokens += done
         self.streams = [stream for stream in self.streams if stream.left > 0]
 
-    def reading(self, now: float) -> scaling.Reading:
+    def reading(self, now: float) -> fleet.Reading:
         running, waiting = self.streams[:SLOTS], self.streams[SLOTS:]
         tokens, self.tokens = self.tokens, 0.0
         before, self.before = self.before, len(running)
-        return scaling.Reading(
+        return fleet.Reading(
             running=len(running),
             waiting=len(waiting),
             queue_s=now - waiting[0].at if waiting else 0.0,
@@ -70,13 +70,13 @@ Policy = Callable[[float, int, list[Replica]], tuple[int, str | None]]
 
 def shoals(settings: dict[str, Any]) -> Policy:
     """`scaling.decide`."""
-    state, targets = scaling.State(), scaling.Targets(**settings)
+    state, targets = fleet.State(), fleet.Targets(**settings)
 
     def policy(now: float, target: int, ready: list[Replica]) -> tuple[int, str | None]:
         nonlocal state
         readings = tuple(replica.reading(now) for replica in ready)
-        fleet = scaling.Fleet(now=now, target=target, readings=readings)
-        state, wanted, line = scaling.decide(state, fleet, targets)
+        seen = fleet.Fleet(now=now, target=target, readings=readings)
+        state, wanted, line = scaling.decide(state, seen, targets)
         return wanted, line
 
     return policy

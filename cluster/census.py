@@ -18,7 +18,7 @@ from .link import Link, Router
 HERE = "127.0.0.1"
 
 
-class Place(NamedTuple):
+class Process(NamedTuple):
     """A process somewhere."""
 
     node: str
@@ -31,7 +31,7 @@ class Absent:
 
     replica: str
     model: str
-    place: Place
+    process: Process
     state: str
 
 
@@ -42,7 +42,7 @@ class Entries:
     """
 
     replicas: Sequence[Absent] = ()
-    gateways: Mapping[str, Place] = field(default_factory=dict)
+    gateways: Mapping[str, Process] = field(default_factory=dict)
     draining: frozenset[str] = frozenset()
     scaling: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ class Census:
         replicas = [_row(link, known.draining) for link in links]
         replicas += [_absent_row(r) for r in known.replicas if r.replica not in linked]
         streams = {**self._others(links), self._name: own_streams}
-        gateways = {self._name: Place(HERE, os.getpid()), **known.gateways}
+        gateways = {self._name: Process(HERE, os.getpid()), **known.gateways}
         scaling = [_scaling_row(model, fact) for model, fact in sorted(known.scaling.items())]
         told: dict[str, Any] = {"scaling": scaling} if scaling else {}
         return {
@@ -140,8 +140,8 @@ def _absent_row(replica: Absent) -> dict[str, Any]:
     return {
         "id": replica.replica,
         "model": replica.model,
-        "node": replica.place.node,
-        "pid": replica.place.pid,
+        "node": replica.process.node,
+        "pid": replica.process.pid,
         "state": replica.state,
         "running": 0,
         "waiting": 0,

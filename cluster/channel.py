@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ..engine.bounds import MAX_N
 from ..engine.errors import EngineLost, ShoalError, WorkerStalled
 from ..engine.holdings import Holdings
-from ..engine.request import MAX_N, FinishReason, Request, SamplingParams, Update
+from ..engine.request import FinishReason, Request, SamplingParams, Update
 from . import wire
 from .greeting import GATEWAYS, greet, limit_silence, receive
 from .link import Load, ModelCard

@@ -23,9 +23,10 @@ from ray.serve.exceptions import RayServeException
 from .. import __version__
 from ..engine.config import EngineConfig
 from ..engine.seat import num_ranks
-from . import placement, scaling, scaling_policy
+from . import placement, scaling_policy
 from .config import Autoscaling, ModelConfig, ServeConfig
 from .facts import Facts
+from .fleet import Targets
 from .handover import HAND_OVER_S
 from .room import Room
 from .shares import Share, is_on_gpu, kept, shares
@@ -285,11 +286,11 @@ def _only_at(node: str | None) -> dict[str, Any]:
     return {"resources": {f"node:{node}": LABEL_S}} if node else {}
 
 
-def targets(model: ModelConfig) -> scaling.Targets:
+def targets(model: ModelConfig) -> Targets:
     """What the policy is told."""
     assert model.autoscaling is not None
     given = model.autoscaling.model_dump(exclude={"cold_start_timeout_s"})
-    return scaling.Targets(**given)
+    return Targets(**given)
 
 
 def _version(settings: Mapping[str, Any]) -> str:

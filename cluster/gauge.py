@@ -60,7 +60,7 @@ class Gauge:
         return self._engine.holdings
 
     def report(self) -> dict[str, float]:
-        """The fields of a `scaling.Reading`, for the time since the last report."""
+        """The fields of a `fleet.Reading`, for the time since the last report."""
         load, now = self.load(), time.monotonic()
         with self._lock:
             first_s, self._first_s = self._first_s, []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.errors import ConfigError, EngineLost
-from .processes import Guard, end_all
+from .processes import Sweeper, end_all
 from .ray_variables import ON_EVERY_NODE
 
 OBJECT_STORE_BYTES = 80 << 20
@@ -46,7 +46,7 @@ def private_ray(log_dir: Path) -> Iterator[None]:
 
     _quieten()
     folder = _temporary_folder()
-    guard = Guard(folder)
+    sweeper = Sweeper(folder)
     with _environment(_settings()):
         try:
             _start_ray(folder)
@@ -55,7 +55,7 @@ def private_ray(log_dir: Path) -> Iterator[None]:
         finally:
             ray.shutdown()
             _keep_logs(folder, log_dir)
-            guard.close()
+            sweeper.close()
 
 
 def _start_ray(folder: Path) -> None:

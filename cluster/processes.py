@@ -1,7 +1,7 @@
 """Sees to it that nothing of a Ray session outlives its driver, however the driver ends.
 
-`Guard` runs this file as a program of its own, which waits for the driver's end of a pipe to close.
-It imports only the standard library and nothing of shoal.
+`Sweeper` runs this file as a program of its own, which waits for the driver's end of a pipe to
+close. It imports only the standard library and nothing of shoal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 WAIT_S = 10.0
 
 
-class Guard:
+class Sweeper:
     """Ends the processes that have files open in `folder`, and removes it, once this process ends
     or calls `close`."""
 
@@ -64,11 +64,11 @@ def end_all(folder: Path, spared: int) -> None:
         time.sleep(0.02)
 
 
-def _guard(folder: Path, driver: int) -> None:
+def _sweep(folder: Path, driver: int) -> None:
     sys.stdin.buffer.read()
     end_all(folder, driver)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    _guard(Path(sys.argv[1]), int(sys.argv[2]))
+    _sweep(Path(sys.argv[1]), int(sys.argv[2]))

@@ -18,9 +18,9 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from ..engine.bounds import MAX_BAD_WORDS, MAX_N, MAX_STOPS
 from ..engine.errors import InvalidRequest
-from ..engine.request import MAX_BAD_WORDS, MAX_N, MAX_STOPS
-from .unbuilt import refuse_unbuilt
+from .unbuilt import refuse_unbuilt_fields
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ def parse(schema: type[RequestBody], body: object) -> RequestBody:
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, got {json_kind(body)}")
     fields = {name: value for name, value in body.items() if value is not None}
-    refuse_unbuilt(fields)
+    refuse_unbuilt_fields(fields)
     if log.isEnabledFor(logging.DEBUG) and (unknown := fields.keys() - schema.model_fields.keys()):
         log.debug("ignored unknown fields: %s", ", ".join(sorted(unknown)))
     try:

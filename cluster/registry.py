@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray._private import state
 
-from .census import Absent, Entries, Place
+from .census import Absent, Entries, Process
 from .drain import drain
 from .facts import Facts
 
@@ -76,12 +76,12 @@ class FactRegistry:
             if found is None:
                 self._facts.remove("replica", replica)
                 continue
-            place = Place(str(fact["node"]), int(fact["pid"]))
+            process = Process(str(fact["node"]), int(fact["pid"]))
             replicas.append(
-                Absent(replica=replica, model=str(fact["model"]), place=place, state=found)
+                Absent(replica=replica, model=str(fact["model"]), process=process, state=found)
             )
         gateways = {
-            name: Place(str(fact["host"]), int(fact["pid"]))
+            name: Process(str(fact["host"]), int(fact["pid"]))
             for name, fact in self._facts.all("gateway").items()
             if "host" in fact and not _is_dead(fact)
         }

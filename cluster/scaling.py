@@ -2,10 +2,8 @@
 
     state, fleet, targets  ->  state, number of replicas, and a line in words when there is news
 
-What a replica sustains is learned: its mean tokens a second are kept by how many streams it runs,
-in powers of two. Once twice the streams brought hardly more tokens, its knee is where it gave
-nearly the most. Until then a queue, a full cache, a missed latency target or streams that become
-more and more without more tokens ask for more.
+What a replica sustains is learned (`knee`). Until it is known a queue, a full cache, a missed
+latency target or streams that become more and more without more tokens ask for more.
 
 up      at once where requests queue longer than `target_queue_s`, else when the need has held for
         CONFIRM_S; straight to what is needed; replicas that are starting count
@@ -17,9 +15,12 @@ zero    after `scale_to_zero_after_s` without a request, where `min_replicas` is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
+
+from . import knee
+from .fleet import Fleet, Reading, State, Targets
 
 CONFIRM_S = 1.0
 HOLD_LINE_S = 30.0
@@ -28,113 +29,12 @@ MARGIN, RATE_MARGIN = 0.6, 0.85
 replicas have fewer streams in flight of the same load, but give as many tokens.
 """
 
-LONG_S, FLAT = 6.0, 1.15
-"""Streams count as carried where over the second half of LONG_S they were no more and no fewer than
-by FLAT: a replica that falls behind may hold many for a while."""
-
-GAIN = 1.15
-"""What twice the streams must bring in tokens a second to count as not saturated."""
-
-NEARLY = 0.9
-SAMPLES = 4
-MEMORY = 20
-"""Reports over which a pace is averaged."""
-
 MAX_PATIENCE = 8.0
 RAISE = 1.5
 """How much more than what is starting must be needed to ask for still more."""
 
-WINDOW_S = 1.5
-CROWD = 8
-GROWTH = 1.35
-"""Fewer streams than CROWD a replica tell of no knee: it idles between them. GROWTH times as many
-within WINDOW_S with no more tokens tell without one that the replicas are past theirs."""
-
 MAX_STEP = 2.0
 """How many times its size a fleet may grow to at once for a latency, which tells no number."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Targets:
-    """What is wanted of a fleet; None asks nothing. See `Autoscaling` of the configuration."""
-
-    min_replicas: int = 1
-    max_replicas: int = 1
-    target_load: float = 1.0
-    target_kv_usage: float = 0.85
-    target_queue_s: float = 1.0
-    target_ttft_s: float | None = None
-    target_time_per_token_s: float | None = None
-    scale_down_after_s: float = 60.0
-    scale_to_zero_after_s: float = 300.0
-
-
-class Reading(NamedTuple):
-    """What a replica last reported.
-
-    `queue_s`: how long the oldest has waited for its first token. `ttft_s`: mean of the first
-    tokens of late, 0 where there were none. `steady`: it ran about as many streams all the time
-    over which its tokens were counted.
-    """
-
-    running: float
-    waiting: float = 0.0
-    kv_usage: float = 0.0
-    queue_s: float = 0.0
-    ttft_s: float = 0.0
-    tokens_per_s: float = 0.0
-    steady: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fleet:
-    """A model's replicas at a time: how many were asked for, those that are ready and report, and
-    requests that wait for a first one.
-    """
-
-    now: float
-    target: int
-    readings: tuple[Reading, ...]
-    pending: float = 0.0
-
-
-class Traffic(NamedTuple):
-    """Streams in flight and tokens a second of all replicas at a time."""
-
-    now: float
-    streams: float
-    tokens_per_s: float
-
-
-class Pace(NamedTuple):
-    """Tokens a second of one replica at some number of streams, and in how many reports."""
-
-    tokens_per_s: float
-    samples: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What `decide` remembers from one call to the next.
-
-    `paces` are by the power of two of the streams; `proven` are the most streams that a replica
-    ran while none waited and they were neither more nor fewer for a while, `saturated` the most
-    tokens a second that it gave while they became more.
-    """
-
-    paces: Mapping[int, Pace] = field(default_factory=dict)
-    proven: float = 0.0
-    saturated: float = 0.0
-    recent: tuple[Traffic, ...] = ()
-    target: int | None = None
-    needed_since: float | None = None
-    quiet_since: float | None = None
-    quiet_floor: int = 0
-    idle_since: float | None = None
-    went_down: float = -math.inf
-    patience: float = 1.0
-    said: str = ""
-    said_at: float = -math.inf
 
 
 class Decision(NamedTuple):
@@ -155,7 +55,7 @@ class Need(NamedTuple):
 
 def decide(state: State, fleet: Fleet, targets: Targets) -> Decision:
     """The number of replicas from now on."""
-    state = _learn(state, fleet)
+    state = knee.learn(state, fleet)
     if state.target is not None and state.target != fleet.target:
         why = _woke(fleet) if state.target == 0 else "it was set anew"
         line = f"{_step(state.target, fleet.target)}: {why}"
@@ -171,57 +71,6 @@ def decide(state: State, fleet: Fleet, targets: Targets) -> Decision:
     return _down(replace(state, needed_since=None), fleet, targets)
 
 
-def sustained(state: State, targets: Targets) -> float | None:
-    """The streams at which one replica is at its knee, times `target_load`; None until learned."""
-    known = {b: p.tokens_per_s for b, p in state.paces.items() if p.samples >= SAMPLES}
-    if len(known) < 2:
-        return None
-    *_, below, top = sorted(known)
-    if 2**top < CROWD or known[top] > GAIN * known[below]:
-        return None
-    most = max(known.values())
-    knee = min(bucket for bucket, rate in known.items() if rate >= NEARLY * most)
-    return 1.5 * 2.0**knee * targets.target_load
-
-
-def _learn(state: State, fleet: Fleet) -> State:
-    paces, proven = dict(state.paces), state.proven
-    for reading in fleet.readings:
-        if reading.steady and reading.running >= 1 and reading.tokens_per_s > 0:
-            bucket = int(math.log2(reading.running))
-            known = paces.get(bucket, Pace(0.0, 0))
-            weight = 1 / min(known.samples + 1, MEMORY)
-            mean = known.tokens_per_s + weight * (reading.tokens_per_s - known.tokens_per_s)
-            paces[bucket] = Pace(mean, known.samples + 1)
-    traffic = Traffic(
-        fleet.now,
-        sum(r.running + r.waiting for r in fleet.readings),
-        sum(r.tokens_per_s for r in fleet.readings),
-    )
-    recent = (*_within(LONG_S, state.recent, fleet.now), traffic)
-    if _flat(recent):
-        carried = [r.running for r in fleet.readings if not r.waiting]
-        proven = max(proven, *carried, 0.0)
-    saturated, num = state.saturated, len(fleet.readings)
-    if num and any(_growing(_within(WINDOW_S, recent, fleet.now), num)):
-        saturated = max(saturated, traffic.tokens_per_s / num)
-    return replace(state, paces=paces, proven=proven, saturated=saturated, recent=recent)
-
-
-def _flat(recent: Sequence[Traffic]) -> bool:
-    """Whether there were about as many streams late as early."""
-    half = len(recent) // 2
-    if recent[-1].now - recent[0].now < LONG_S - 1.0:
-        return False
-    early = sum(traffic.streams for traffic in recent[:half]) / half
-    late = sum(traffic.streams for traffic in recent[-half:]) / half
-    return late <= FLAT * early + 0.5 and early <= FLAT * late + 0.5
-
-
-def _within(seconds: float, recent: Sequence[Traffic], now: float) -> list[Traffic]:
-    return [traffic for traffic in recent if now - traffic.now <= seconds + 0.05]
-
-
 def _needs(state: State, readings: Sequence[Reading], targets: Targets) -> Iterator[Need]:
     """What each signal that is past its target asks for."""
     num = len(readings)
@@ -235,14 +84,20 @@ def _needs(state: State, readings: Sequence[Reading], targets: Targets) -> Itera
             f"(target {targets.target_queue_s:g} s); {running:g} run, {waiting:g} wait",
             sure=True,
         )
-    streams = sustained(state, targets)
+    streams = knee.sustained(state, targets)
     if streams is not None and running + waiting > num * streams:
         yield Need(
             math.ceil((running + waiting) / streams),
             f"{running + waiting:g} streams in flight, and a replica sustains {streams:g} "
-            f"(it gives {_rate(state):.0f} tokens/s, no more with more streams)",
+            f"(it gives {knee.rate(state):.0f} tokens/s, no more with more streams)",
         )
-    yield from _growing(_within(WINDOW_S, state.recent, state.recent[-1].now), num)
+    if (grown := knee.growth(state.recent, num)) is not None:
+        yield Need(
+            max(num + 1, math.ceil(num * min(grown.after / grown.before, MAX_STEP))),
+            f"streams in flight grew from {grown.before:g} to {grown.after:g} in "
+            f"{grown.seconds:.1f} s and {grown.tokens_per_s:.0f} tokens/s did not",
+            sure=True,
+        )
     kv = sum(r.kv_usage for r in readings)
     if kv > num * targets.target_kv_usage:
         yield Need(
@@ -256,27 +111,6 @@ def _needs(state: State, readings: Sequence[Reading], targets: Targets) -> Itera
             yield Need(max(num + 1, math.ceil(num * step)), why)
 
 
-def _growing(recent: Sequence[Traffic], num: int) -> Iterator[Need]:
-    """Streams that grow all through the window while the tokens do not."""
-    first, last = recent[0], recent[-1]
-    middle = recent[len(recent) // 2]
-    half = math.sqrt(GROWTH)
-    if (
-        last.now - first.now > WINDOW_S - 0.5
-        and first.streams >= CROWD * num
-        and middle.streams >= half * first.streams
-        and last.streams >= half * middle.streams
-        and last.tokens_per_s < GAIN * first.tokens_per_s
-    ):
-        growth = last.streams / first.streams
-        yield Need(
-            max(num + 1, math.ceil(num * min(growth, MAX_STEP))),
-            f"streams in flight grew from {first.streams:g} to {last.streams:g} in "
-            f"{last.now - first.now:.1f} s and {last.tokens_per_s:.0f} tokens/s did not",
-            sure=True,
-        )
-
-
 def _latencies(
     readings: Sequence[Reading], targets: Targets
 ) -> Iterator[tuple[str, float, float | None]]:
@@ -284,10 +118,6 @@ def _latencies(
     each = [r.running / r.tokens_per_s for r in readings if r.running and r.tokens_per_s > 0]
     yield "time to first token", sum(first) / max(len(first), 1), targets.target_ttft_s
     yield "time per token", sum(each) / max(len(each), 1), targets.target_time_per_token_s
-
-
-def _rate(state: State) -> float:
-    return max((p.tokens_per_s for p in state.paces.values() if p.samples >= SAMPLES), default=0.0)
 
 
 def _up(state: State, fleet: Fleet, targets: Targets, need: Need) -> Decision:
@@ -347,12 +177,12 @@ def _enough(state: State, fleet: Fleet, targets: Targets) -> int:
     for _, value, target in _latencies(readings, targets):
         if target is not None and value > MARGIN * target:
             return fleet.target
-    streams = sustained(state, targets) or state.proven
+    streams = knee.sustained(state, targets) or state.proven
     running = sum(r.running for r in readings)
     if running and not streams:
         return fleet.target
     by_load = math.ceil(running / (MARGIN * streams)) if running else 0
-    if rate := _rate(state) if sustained(state, targets) else state.saturated:
+    if rate := knee.rate(state) if knee.sustained(state, targets) else state.saturated:
         rate *= min(targets.target_load, 1.0) * RATE_MARGIN
         by_load = max(by_load, math.ceil(state.recent[-1].tokens_per_s / rate))
     kv = sum(r.kv_usage for r in readings)
@@ -362,7 +192,7 @@ def _enough(state: State, fleet: Fleet, targets: Targets) -> int:
 def _words(state: State, readings: Sequence[Reading], targets: Targets) -> str:
     """How it is, with numbers."""
     running = sum(r.running for r in readings)
-    streams = sustained(state, targets)
+    streams = knee.sustained(state, targets)
     carry = f"sustains {streams:g}" if streams else f"has carried {state.proven:g} so far"
     kv = sum(r.kv_usage for r in readings) / len(readings)
     queue_s = max(r.queue_s for r in readings)

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from . import facts, scaling  # Serve pickles what this module holds by value, but modules by name
+# Serve pickles what this module holds by value, but modules by name.
+from . import facts, fleet, knee, scaling
 
 REPORT_S = 0.5
 LOOK_BACK_S = 2.5
@@ -42,8 +43,8 @@ class ServePolicy:
     def __init__(self, app: str, model: str, targets: dict[str, Any]) -> None:
         self._facts = facts.Facts(app)
         self._model = model
-        self._targets = scaling.Targets(**targets)
-        self._state = scaling.State()
+        self._targets = fleet.Targets(**targets)
+        self._state = fleet.State()
         self._decisions: list[dict[str, Any]] = []
         self._counts = dict.fromkeys(("up", "down", "stay"), 0)
         self._asked = float("-inf")
@@ -55,19 +56,19 @@ class ServePolicy:
         if now - self._asked < REPORT_S:
             return context.target_num_replicas, {}
         self._asked = now
-        fleet = scaling.Fleet(
+        seen = fleet.Fleet(
             now=now,
             target=context.target_num_replicas,
             readings=readings(context),
             pending=0.0 if context.running_replicas else context.total_num_requests,
         )
         before = self._state.target  # Serve itself may have moved it since, as to wake a model
-        self._state, replicas, line = scaling.decide(self._state, fleet, self._targets)
+        self._state, replicas, line = scaling.decide(self._state, seen, self._targets)
         if line:
-            self._tell(fleet, fleet.target if before is None else before, replicas, line)
+            self._tell(seen, seen.target if before is None else before, replicas, line)
         return replicas, {}
 
-    def _tell(self, fleet: scaling.Fleet, before: int, replicas: int, line: str) -> None:
+    def _tell(self, seen: fleet.Fleet, before: int, replicas: int, line: str) -> None:
         log.info("%s: %s", self._model, line)
         ways = replicas - before
         self._counts["up" if ways > 0 else "down" if ways < 0 else "stay"] += 1
@@ -75,30 +76,30 @@ class ServePolicy:
         self._decisions = [*self._decisions, said][-KEPT:]
         fact = {
             "target": replicas,
-            "ready": len(fleet.readings),
+            "ready": len(seen.readings),
             "min": self._targets.min_replicas,
             "max": self._targets.max_replicas,
-            "sustains": scaling.sustained(self._state, self._targets),
+            "sustains": knee.sustained(self._state, self._targets),
             "counts": dict(self._counts),
             "decisions": self._decisions,
         }
         self._writer.submit(self._facts.put, KIND, self._model, fact)
 
 
-def readings(context: Context) -> tuple[scaling.Reading, ...]:
+def readings(context: Context) -> tuple[fleet.Reading, ...]:
     """The last report of each replica that is ready and has reported."""
     metrics = context.raw_metrics or {}
     found = []
     for replica in context.running_replicas:
-        series = {name: metrics.get(name, {}).get(replica) for name in scaling.Reading._fields}
+        series = {name: metrics.get(name, {}).get(replica) for name in fleet.Reading._fields}
         if all(series.values()):
             last = {name: points[-1].value for name, points in series.items() if points}
-            found.append(scaling.Reading(**last))
+            found.append(fleet.Reading(**last))
     return tuple(found)
 
 
 def autoscaling_config(
-    app: str, model: str, targets: scaling.Targets, initial_replicas: int
+    app: str, model: str, targets: fleet.Targets, initial_replicas: int
 ) -> dict[str, Any]:
     """Serve's autoscaling_config for a model.
 

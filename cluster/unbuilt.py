@@ -54,7 +54,7 @@ UNBUILT: Mapping[str, Unbuilt] = {
 }
 
 
-def refuse_unbuilt(fields: Mapping[str, object]) -> None:
+def refuse_unbuilt_fields(fields: Mapping[str, object]) -> None:
     """Raise InvalidRequest for the first field that asks for what is not built.
 
     Empty strings, lists and objects ask for nothing.

@@ -25,6 +25,9 @@ GENERATION = ("auto", "vllm", "shoal")
 POLICIES = ("fcfs", "priority")
 ATTENTION = ("auto", "triton", "FLASH_ATTN", "FLASHINFER", "torch", "TRITON_ATTN", "TORCH_SDPA")
 
+MOST_THREADS = 1024
+"""As many cores as Linux names in an affinity mask of the usual size."""
+
 log = logging.getLogger(__name__)
 
 
@@ -287,6 +290,11 @@ def _check(config: EngineConfig) -> None:
     ):
         if getattr(config, name) is not None:
             _at_least(config, name, 1)
+    if (config.threads or 1) > MOST_THREADS:
+        raise ConfigError(
+            f"threads must be at most {MOST_THREADS:,}, got {config.threads}: one a core is best",
+            "threads",
+        )
     if config.num_gpu_blocks_override is not None:
         _at_least(config, "num_gpu_blocks_override", 2)
     for name in ("gpu_memory_utilization", "cpu_memory_share"):

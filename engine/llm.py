@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
 from . import admission, beam_search
+from .bar import Bar
 from .beam_search import BeamSearchOutput, BeamSearchParams
 from .checkpoint import checkpoint_facts
 from .config import from_keys
@@ -23,7 +24,6 @@ from .outputs import Answer
 from .outputs import CompletionOutput as CompletionOutput
 from .outputs import Logprob as Logprob
 from .outputs import RequestOutput as RequestOutput
-from .progress import Progress
 from .request import FinishReason, Request, SamplingParams, Update, candidates_of
 from .text import Tokenizer, with_bad_words
 
@@ -308,7 +308,7 @@ def _drive(
     """Submit and collect until all answers are finished, or None comes among the updates."""
     ahead = deque(answers.values())
     live: set[str] = set()
-    with Progress(use_tqdm, len(answers)) as progress:
+    with Bar(use_tqdm, len(answers)) as bar:
         try:
             while ahead or live:
                 _feed(engine, ahead, live, updates.put)
@@ -320,7 +320,7 @@ def _drive(
                         engine.abort(update.id, update.sibling, FinishReason.STOP)
                     if answer.output.finished and update.id in live:
                         live.discard(update.id)
-                        progress.add(answer.output)
+                        bar.add(answer.output)
         finally:
             for id in live:
                 engine.abort(id)

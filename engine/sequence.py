@@ -137,11 +137,6 @@ class Sequence:
         """How many tokens, known or expected, have no keys and values yet."""
         return len(self.tokens) + self.expected - self.computed
 
-    @property
-    def num_emitted(self) -> int:
-        """Output tokens known so far, those of an earlier life included."""
-        return len(self.tokens) - self.num_prompt
-
     def accept(self, tokens: tuple[int, ...]) -> tuple[int, FinishReason | None, int | None]:
         """Append sampled tokens up to the first that ends it.
 

@@ -86,11 +86,6 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether `render` can work without being given a template."""
-        return bool(self._chat.sources)
-
-    @property
     def chat_templates(self) -> Mapping[str, str]:
         """The sources of the chat templates by name; "default" is the one for plain chat."""
         return self._chat.sources

@@ -26,6 +26,7 @@ from .choice import serving_dtype as serving_dtype
 from .choice import use as use
 from .cpu import backend as native
 from .cpu import panels
+from .cpu.backend import page_columns
 from .cpu.panels import Packed
 from .cpu.ranks import Ranks
 from .cpu.threads import current_pool
@@ -209,11 +210,13 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
     """Put new keys and values into their places of a paged cache.
 
-    k, v [T, G, D]; kv [2, N, P, G, D], keys then values, packed; slots [T] int64: block * P +
-    offset. Slots are distinct, but for those of block 0, whose content means nothing. How a block's
-    content is ordered inside is its backend's business, the same for `paged_attention`.
+    k, v [T, G, D]; kv [2, N, P, G, C], keys then values, packed, where C is D, or on CPUs
+    `page_columns` of it; slots [T] int64: block * P + offset. Slots are distinct, but for those of
+    block 0, whose content means nothing. How a block's content is ordered inside is its backend's
+    business, the same for `paged_attention`.
     """
-    if k.shape != v.shape or k.shape[1:] != kv.shape[3:] or slots.shape[0] != k.shape[0]:
+    fits = k.shape == v.shape and k.shape[1] == kv.shape[3] and _holds(kv, k.shape[2])
+    if not fits or slots.shape[0] != k.shape[0]:
         raise ValueError(
             f"store_kv: keys {tuple(k.shape)}, values {tuple(v.shape)} and slots "
             f"{tuple(slots.shape)} do not fit a cache of {tuple(kv.shape)}"
@@ -237,7 +240,7 @@ def turn_and_store(
     """
     num_kv_heads = kv.shape[3]
     num_queries = heads.shape[1] - 2 * num_kv_heads
-    if num_queries < 1 or num_queries % num_kv_heads or heads.shape[2] != kv.shape[4]:
+    if num_queries < 1 or num_queries % num_kv_heads or not _holds(kv, heads.shape[2]):
         raise ValueError(
             f"turn_and_store: heads {tuple(heads.shape)} do not fit a cache of {tuple(kv.shape)}"
         )
@@ -291,10 +294,11 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of packed queries over a paged cache.
 
-    Shapes: q [T, H, D]; kv [2, N, P, G, D]; block_table [B, M] int32; query_start [B+1] int32;
-    kv_len [B] int32. Sequence b has the queries query_start[b] to query_start[b+1], n_b of them.
-    Query i of it sees keys 0 .. kv_len[b] - n_b + i, and of those the last `window`. Query head h
-    reads key-value head h // (H / G). `softcap` bounds the scores to +-softcap by tanh.
+    Shapes: q [T, H, D]; kv [2, N, P, G, C] as in `store_kv`; block_table [B, M] int32; query_start
+    [B+1] int32; kv_len [B] int32. Sequence b has the queries query_start[b] to query_start[b+1],
+    n_b of them. Query i of it sees keys 0 .. kv_len[b] - n_b + i, and of those the last `window`.
+    Query head h reads key-value head h // (H / G). `softcap` bounds the scores to +-softcap by
+    tanh.
     `alibi` [H, L] float32, L no less than any kv_len: alibi[h, j] is added to what head h makes of
     the key at position j of its sequence, behind scale and softcap (Press et al., 2022).
     Rows of the table past kv_len are never read, nor is a key that no query of its sequence sees.
@@ -304,7 +308,7 @@ def paged_attention(
     Source: FlashAttention-2 (Dao, 2023), over pages as in vLLM (Kwon et al., 2023).
     """
     num_heads, head_size = q.shape[1:]
-    if kv.shape[0] != 2 or head_size != kv.shape[4] or num_heads % kv.shape[3]:
+    if kv.shape[0] != 2 or not _holds(kv, head_size) or num_heads % kv.shape[3]:
         raise ValueError(
             f"paged_attention: queries {tuple(q.shape)} do not fit a cache of {tuple(kv.shape)}"
         )
@@ -329,6 +333,11 @@ def paged_attention(
         alibi=alibi,
         plan=plan,
     )
+
+
+def _holds(kv: Tensor, head_size: int) -> bool:
+    """Whether a cache is one of heads of this size."""
+    return kv.shape[4] in (head_size, page_columns(kv.dtype, head_size, kv.shape[2]))
 
 
 def silu_mul(x: Tensor) -> Tensor:

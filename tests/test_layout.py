@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("cluster", "engine", "kernels")
 HALLWAY = (
     "engine/errors.py",
+    "engine/bounds.py",
     "engine/request.py",
     "engine/config.py",
     "engine/sequence.py",

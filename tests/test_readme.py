@@ -13,7 +13,7 @@ from shoal.cluster.config import Autoscaling, Key, keys, model_keys
 from shoal.cluster.protocol import ChatRequest, CompletionRequest
 from shoal.cluster.resolve import resolve
 from shoal.cluster.unbuilt import UNBUILT
-from shoal.engine import confined, request
+from shoal.engine import bounds, confined
 from shoal.engine.request import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,16 +111,16 @@ def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
     found = re.search(r"<!-- bounds.*?-->\n(.*?)<!-- /bounds -->", REQUESTS, re.DOTALL)
     assert found
     settings = keys()
-    bounds = {
+    stated = {
         "requests that wait": settings["max_waiting"].default,
         "a request's body": settings["max_body_bytes"].default,
         "its line and headers": connection.MAX_HEAD_BYTES,
         "prompts in a request": prompts.MAX_PROMPTS,
         "messages of": conversation.MAX_MESSAGES,
-        "`n`, `best_of`": request.MAX_N,
+        "`n`, `best_of`": bounds.MAX_N,
         "`logprobs`": settings["max_logprobs"].default,
-        "`stop`": request.MAX_STOPS,
-        "`bad_words`": request.MAX_BAD_WORDS,
+        "`stop`": bounds.MAX_STOPS,
+        "`bad_words`": bounds.MAX_BAD_WORDS,
         "rendering": confined.CPU_S,
         "what waits": sender.MAX_WAITING_BYTES,
         "an idle": web.KEEP_ALIVE_S,
@@ -128,10 +128,10 @@ def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
         "connections": open_files.FEW,
     }
     rows = [row.removeprefix("| ") for row in found[1].splitlines()]
-    for beginning, number in bounds.items():
+    for beginning, number in stated.items():
         (row,) = (row for row in rows if row.startswith(beginning))
         assert f"{number:,}" in row, beginning
-    words = [row for row in rows if f"{request.MAX_WORD_LENGTH:,} characters" in row]
+    words = [row for row in rows if f"{bounds.MAX_WORD_LENGTH:,} characters" in row]
     assert len(words) == 2
     assert f"{confined.MEMORY_BYTES >> 30} GiB" in found[1]
 

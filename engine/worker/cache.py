@@ -18,7 +18,7 @@ from .device import Device
 class Cache:
     """Keys and values of every layer.
 
-    layers[l]   [2, N, P, G, D]: keys, then values, of N blocks of P tokens, G heads of size D
+    layers[l]   [2, N, P, G, D]: keys, then values, of N blocks of P tokens, G heads of D columns
     group_of[l] the cache group of layer l; a block id means the same place in all its layers
 
     What was never written may be any bit pattern, NaN included.
@@ -55,10 +55,12 @@ def allocate(
 
     `groups` are those of the whole model, of which a stage may have some layers.
     """
-    layers = tuple(
-        device.large(2, num_blocks, block_size, spec.num_kv_heads, spec.head_size, dtype=dtype)
-        for spec in specs
-    )
+
+    def layer(spec: CacheSpec) -> Tensor:
+        columns = device.page_columns(dtype, spec.head_size, block_size)
+        return device.large(2, num_blocks, block_size, spec.num_kv_heads, columns, dtype=dtype)
+
+    layers = tuple(map(layer, specs))
     return Cache(
         layers=layers,
         groups=tuple(groups),

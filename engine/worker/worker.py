@@ -88,7 +88,13 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
     device, why = choose_kernels(config, device, model, dtype, whole.cache_specs, block_size)
     size = sizing.size(
         _shared(config, device, seat),
-        footprint(model, dtype, own, packed=device.packs_weights),
+        footprint(
+            model,
+            dtype,
+            own,
+            packed=device.packs_weights,
+            columns=lambda head_size: device.page_columns(dtype, head_size, block_size),
+        ),
         device.memory(),
         block_size,
         config.step_tokens(device.step_tokens),
@@ -134,13 +140,21 @@ def stage_of(seat: Seat, config: ModelConfig, partition: str | None) -> Stage | 
 
 
 def footprint(
-    config: ModelConfig, dtype: torch.dtype, shapes: CausalLM, *, packed: bool = False
+    config: ModelConfig,
+    dtype: torch.dtype,
+    shapes: CausalLM,
+    *,
+    packed: bool = False,
+    columns: Callable[[int], int] = int,
 ) -> Footprint:
-    """What decides the memory of a rank, from the shapes of its part of the model alone."""
+    """What decides the memory of a rank, from the shapes of its part of the model alone.
+
+    `columns`: how many the cache has for a head of a size.
+    """
     assert isinstance(shapes, torch.nn.Module)
     return Footprint(
         weight_bytes=num_bytes(shapes, packed=packed),
-        specs=tuple(shapes.cache_specs),
+        specs=tuple(s._replace(head_size=columns(s.head_size)) for s in shapes.cache_specs),
         width=token_width(shapes, config),
         vocab_size=config.vocab_size,
         max_model_len=config.max_length,

@@ -190,15 +190,21 @@ def gap(dtype: torch.dtype) -> str | None:
 
 def pages_gap(head_size: int, block_size: int) -> str | None:
     """Why native.h has no layout for a cache of such pages; None where it has."""
-    if head_size % 16 or head_size > 256:
-        return f"native heads are multiples of 16 up to 256, and these are of {head_size}"
+    if head_size > 256:
+        return f"native heads are of at most 256, and these are of {head_size}"
     if block_size != 16 and (block_size < 1 or block_size % 32):
         return f"native blocks are 16 or a multiple of 32 tokens, and these are of {block_size}"
     return None
 
 
+def page_columns(dtype: torch.dtype, head_size: int, block_size: int) -> int:
+    """How many columns a cache has for a head: native pages come in multiples of 16."""
+    return -(-head_size // 16) * 16 if native_pages(dtype, head_size, block_size) else head_size
+
+
 def _native(kv: Tensor) -> bool:
-    return kv.is_contiguous() and native_pages(kv.dtype, kv.shape[4], kv.shape[2])
+    whole = kv.is_contiguous() and not kv.shape[4] % 16
+    return whole and native_pages(kv.dtype, kv.shape[4], kv.shape[2])
 
 
 def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
@@ -206,7 +212,9 @@ def store_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:
         _fall_back("store_kv", None, k, v, kv, slots)
         return
     k, v = _side_by_side(k), _side_by_side(v)
-    _run(Kind.STORE_KV, k, {"k": k, "v": v, "slots": slots, "cache": kv})
+    head_size = k.shape[2]
+    fields = {"k": k, "v": v, "slots": slots, "cache": kv, "head_size": head_size}
+    _run(Kind.STORE_KV, k, fields)
 
 
 def plan_attention(kv: Tensor, *args: Any, **options: Any) -> Any:
@@ -246,6 +254,7 @@ def paged_attention(
         "alibi": alibi,
         "alibi_stride": 0 if alibi is None else alibi.stride(0),
         "heads": q.shape[1],
+        "head_size": q.shape[2],
         "window": window or 0,
         "scale": scale,
         "softcap": softcap or 0.0,

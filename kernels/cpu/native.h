@@ -132,7 +132,8 @@ struct Rope {
 //   F32 keys      [block_size / 16][head_size][16 tokens]
 //   F32 values    [block_size][head_size]
 //
-// block_size a multiple of 16, or of 32 beyond 16; head_size a multiple of 16, up to 256.
+// block_size a multiple of 16, or of 32 beyond 16; head_size a multiple of 16, up to 256: a head that
+// is no such multiple has zeros behind it.
 struct Cache {
     void* data;
     int64_t blocks, block_size, heads, head_size;
@@ -144,6 +145,7 @@ struct StoreKv {
     Matrix k, v;
     const int64_t* slots;
     Cache cache;
+    int64_t head_size;  // of k and v, at most the cache's
 };
 
 // Norm, Rope and StoreKv in turn, head by head: a token's query and key heads are normed where
@@ -157,7 +159,7 @@ struct RopeStore {
 
 // As ops.paged_attention. The table's row b begins at block_table + b * table_stride.
 struct Attend {
-    Matrix q, out;      // [T, heads * head_size]
+    Matrix q, out;      // [T, heads * head_size]; head_size at most the cache's
     Cache cache;
     const int32_t* block_table;
     int64_t table_stride;
@@ -165,7 +167,7 @@ struct Attend {
     const int32_t* kv_len;
     const float* alibi;  // [heads, alibi_stride], or null
     int64_t alibi_stride;
-    int64_t heads;
+    int64_t heads, head_size;
     int64_t window;      // 0 for none
     float scale;
     float softcap;       // 0 for none
@@ -284,7 +286,7 @@ struct Pool;
 
 // Threads that are awake through a run and asleep soon after it; the caller is one of them, and only
 // one thread may run a pool at a time. In a forked child they are started anew by the first run.
-// Null without memory or threads.
+// Null without memory or threads, and where none are asked for.
 SHOAL_API Pool* shoal_pool_open(int32_t threads);
 SHOAL_API void shoal_pool_close(Pool* pool);
 

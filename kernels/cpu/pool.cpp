@@ -217,7 +217,7 @@ bool run_all(Pool* pool, void (*work)(Pool*, Lane*)) {
 }  // namespace
 
 SHOAL_API Pool* shoal_pool_open(int32_t threads) {
-    Pool* pool = new (std::nothrow) Pool();
+    Pool* pool = threads > 0 ? new (std::nothrow) Pool() : nullptr;
     if (!pool) return nullptr;
     pool->threads = threads;
     pool->process = getpid();

@@ -157,7 +157,13 @@ class Cache(ctypes.Structure):
 
 
 class StoreKv(ctypes.Structure):
-    _fields_ = (("k", Matrix), ("v", Matrix), ("slots", c_void_p), ("cache", Cache))
+    _fields_ = (
+        ("k", Matrix),
+        ("v", Matrix),
+        ("slots", c_void_p),
+        ("cache", Cache),
+        ("head_size", c_int64),
+    )
 
 
 class RopeStore(ctypes.Structure):
@@ -182,6 +188,7 @@ class Attend(ctypes.Structure):
         ("alibi", c_void_p),
         ("alibi_stride", c_int64),
         ("heads", c_int64),
+        ("head_size", c_int64),
         ("window", c_int64),
         ("scale", c_float),
         ("softcap", c_float),

@@ -138,6 +138,10 @@ def paged_attention(
     plan: Plan | None = None,
     exact: bool = False,
 ) -> Tensor:
+    """See `ops`. `exact`: a row gets the same bits whatever else is in the batch.
+
+    Raises ValueError for heads above LARGEST_HEAD.
+    """
     num_rows, num_heads, head_size = q.shape
     block_size, num_kv_heads = kv.shape[2], kv.shape[3]
     if head_size > LARGEST_HEAD:
@@ -149,43 +153,63 @@ def paged_attention(
     if plan is None:  # bounds that are known without asking the device
         plan = Plan(num_rows, block_table.shape[1] * block_size)
     launch = choose(head_size, num_heads // num_kv_heads, q.dtype, family(q.device), exact)
-    given = (block_table, query_start, kv_len, q if alibi is None else alibi)
-    numbers = (scale, softcap or 1.0, window or 0)
-    strides = (
-        *q.stride()[:2],
-        *kv.stride()[:3],
-        block_table.stride(0),
-        0 if alibi is None else alibi.stride(0),
-    )
-    fixed = {
-        "H": num_heads,
-        "GROUP": num_heads // num_kv_heads,
-        "P": block_size,
-        "D": head_size,
-        "BLOCK_D": power_of_two(head_size, least=16),
-        "WINDOW": window is not None,
-        "SOFTCAP": softcap is not None,
-        "ALIBI": alibi is not None,
-    }
+    common = _common(q, kv, block_table, query_start, kv_len, scale, window, softcap, alibi)
     if plan.max_query > 1:
         tiles = launch.prefill
-        queries = tiles.rows // fixed["GROUP"]
+        queries = tiles.rows // (num_heads // num_kv_heads)
         prefill_kernel[(num_rows // queries + num_sequences, num_kv_heads)](
-            out, q, kv, *given, num_sequences, *numbers, *strides,
-            **fixed, SPLIT=exact, **_size(tiles, exact),
+            out, q, kv, *common.tensors, num_sequences, *common.numbers,
+            **common.constants, SPLIT=exact, **_size(tiles, exact),
         )  # fmt: skip
     parts, marks = plan.room(num_sequences, q)
     splits = plan.num_splits
     decode_kernel[(splits, num_kv_heads, num_sequences)](
-        parts, marks, q, kv, *given, splits, *numbers, *strides,
-        **fixed, **_size(launch.decode, exact),
+        parts, marks, q, kv, *common.tensors, splits, *common.numbers,
+        **common.constants, **_size(launch.decode, exact),
     )  # fmt: skip
     combine_kernel[(num_rows, num_heads)](
         out, parts, marks, query_start, kv_len, num_sequences, splits, window or 0,
-        num_heads, head_size, fixed["BLOCK_D"], window is not None,
+        num_heads, head_size, common.constants["BLOCK_D"], window is not None,
         num_warps=1, enable_fp_fusion=not exact,
     )  # fmt: skip
     return out
+
+
+class _Common(NamedTuple):
+    """What both kernels take, in their order: first the tensors behind q and kv, then numbers."""
+
+    tensors: tuple[Tensor, ...]
+    numbers: tuple[float, ...]
+    constants: dict[str, int | bool]
+
+
+def _common(
+    q: Tensor,
+    kv: Tensor,
+    block_table: Tensor,
+    query_start: Tensor,
+    kv_len: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    alibi: Tensor | None,
+) -> _Common:
+    heads, head_size = q.shape[1:]
+    strides = (*q.stride()[:2], *kv.stride()[:3], block_table.stride(0))
+    return _Common(
+        (block_table, query_start, kv_len, q if alibi is None else alibi),
+        (scale, softcap or 1.0, window or 0, *strides, 0 if alibi is None else alibi.stride(0)),
+        {
+            "H": heads,
+            "GROUP": heads // kv.shape[3],
+            "P": kv.shape[2],
+            "D": head_size,
+            "BLOCK_D": power_of_two(head_size, least=16),
+            "WINDOW": window is not None,
+            "SOFTCAP": softcap is not None,
+            "ALIBI": alibi is not None,
+        },
+    )
 
 
 def _size(tiles: Tiles, exact: bool) -> dict[str, int | bool]:

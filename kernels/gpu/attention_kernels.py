@@ -42,6 +42,22 @@ def split_of(key):
 
 
 @triton.jit
+def lowest_seen(position, window, WINDOW: tl.constexpr):
+    """The first key that a query at `position` sees."""
+    lowest = 0
+    if WINDOW:
+        lowest = tl.maximum(position + 1 - window, 0)
+    return lowest
+
+
+@triton.jit
+def nothing(M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The softmax sum of what has seen no key: its top, weight and total."""
+    top = tl.full([M], float("-inf"), tl.float32)
+    return top, tl.zeros([M], tl.float32), tl.zeros([M, BLOCK_D], tl.float32)
+
+
+@triton.jit
 def merge(top, weight, total, other_top, other_weight, other_total):
     """Two partial softmax sums as one; what has seen no key (top of -inf) changes nothing."""
     new_top = tl.maximum(top, other_top)
@@ -123,15 +139,16 @@ def scan(
 
 
 @triton.jit
-def sequence_of(query_start, num_sequences, at, BLOCK_Q: tl.constexpr):
-    """The sequence that query tile `at` belongs to, where sequence b has its tiles from
-    query_start[b] // BLOCK_Q + b on: room enough for each, known without counting.
+def sequence_of(query_start, num_sequences, at, BLOCK_Q: tl.constexpr, GAP: tl.constexpr):
+    """The last sequence b that has its tiles from `at` or before on, which are counted from
+    query_start[b] // BLOCK_Q + b * GAP: with a GAP of 1 room enough for each, known without
+    counting.
     """
     low = 0
     high = num_sequences
     while low < high:
         middle = (low + high) // 2
-        if tl.load(query_start + middle) // BLOCK_Q + middle <= at:
+        if tl.load(query_start + middle) // BLOCK_Q + middle * GAP <= at:
             low = middle + 1
         else:
             high = middle
@@ -177,7 +194,7 @@ def prefill_kernel(
     BLOCK_Q: tl.constexpr = M // GROUP
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
-    sequence = sequence_of(query_start, num_sequences, tile, BLOCK_Q)
+    sequence = sequence_of(query_start, num_sequences, tile, BLOCK_Q, 1)
     begin = tl.load(query_start + sequence)
     count = tl.load(query_start + sequence + 1) - begin
     index = (tile - begin // BLOCK_Q - sequence) * BLOCK_Q
@@ -195,23 +212,18 @@ def prefill_kernel(
     past = tl.load(kv_len + sequence) - count
     position = tl.where(active, past + query, -1)
     last = past + tl.minimum(index + BLOCK_Q, count)
-    lowest = 0
-    if WINDOW:
-        lowest = tl.maximum(past + index + 1 - window, 0)
+    lowest = lowest_seen(past + index, window, WINDOW)
     table = block_table + sequence.to(tl.int64) * table_row
     kv += kv_head * D
-    top = tl.full([M], float("-inf"), tl.float32)
-    weight = tl.zeros([M], tl.float32)
-    total = tl.zeros([M, BLOCK_D], tl.float32)
+    top, weight, total = nothing(M, BLOCK_D)
     if SPLIT:
         for split in range(split_of(lowest), split_of(last - 1) + 1):
             part_first = tl.maximum(split_start(split), lowest // N * N)
             part_last = tl.minimum(split_start(split + 1), last)
+            part_top, part_weight, part_total = nothing(M, BLOCK_D)
             part_top, part_weight, part_total = scan(
                 queries, position, head, kv, table, alibi, part_first, part_last, lowest,
-                tl.full([M], float("-inf"), tl.float32),
-                tl.zeros([M], tl.float32),
-                tl.zeros([M, BLOCK_D], tl.float32),
+                part_top, part_weight, part_total,
                 scale, softcap, window, kv_half, kv_block, kv_token, alibi_head,
                 P, D, N, BLOCK_D, WINDOW, SOFTCAP, ALIBI,
             )  # fmt: skip
@@ -270,9 +282,7 @@ def decode_kernel(
     sequence = tl.program_id(2)
     begin = tl.load(query_start + sequence)
     last = tl.load(kv_len + sequence)
-    lowest = 0
-    if WINDOW:
-        lowest = tl.maximum(last - window, 0)
+    lowest = lowest_seen(last - 1, window, WINDOW)
     first = tl.maximum(split_start(split), lowest // N * N)
     end = tl.minimum(split_start(split + 1), last)
     if (tl.load(query_start + sequence + 1) - begin != 1) | (first >= end):
@@ -285,12 +295,11 @@ def decode_kernel(
     own = q + begin.to(tl.int64) * q_token + head[:, None] * q_head + d[None, :]
     queries = tl.load(own, mask=inside, other=0.0)
     position = tl.where(active, last - 1, -1)
+    top, weight, total = nothing(M, BLOCK_D)
     top, weight, total = scan(
         queries, position, head, kv + kv_head * D,
         block_table + sequence.to(tl.int64) * table_row, alibi, first, end, lowest,
-        tl.full([M], float("-inf"), tl.float32),
-        tl.zeros([M], tl.float32),
-        tl.zeros([M, BLOCK_D], tl.float32),
+        top, weight, total,
         scale, softcap, window, kv_half, kv_block, kv_token, alibi_head,
         P, D, N, BLOCK_D, WINDOW, SOFTCAP, ALIBI,
     )  # fmt: skip
@@ -327,15 +336,7 @@ def combine_kernel(
     sequence = tl.minimum(row, num_sequences - 1)  # right where every sequence has one query
     begin = tl.load(query_start + sequence)
     if (begin != row) | (tl.load(query_start + sequence + 1) != row + 1):
-        low = 0
-        high = num_sequences
-        while low < high:
-            middle = (low + high) // 2
-            if tl.load(query_start + middle) <= row:
-                low = middle + 1
-            else:
-                high = middle
-        sequence = low - 1
+        sequence = sequence_of(query_start, num_sequences, row, 1, 0)
     last = tl.load(kv_len + sequence)
     count = tl.load(query_start + sequence + 1) - tl.load(query_start + sequence)
     if row >= tl.load(query_start + num_sequences):
@@ -343,12 +344,8 @@ def combine_kernel(
         return
     if count != 1:
         return
-    lowest = 0
-    if WINDOW:
-        lowest = tl.maximum(last - window, 0)
-    top = tl.full([1], float("-inf"), tl.float32)
-    weight = tl.zeros([1], tl.float32)
-    total = tl.zeros([1, BLOCK_D], tl.float32)
+    lowest = lowest_seen(last - 1, window, WINDOW)
+    top, weight, total = nothing(1, BLOCK_D)
     base = (sequence.to(tl.int64) * H + head) * num_splits
     stop = tl.where(last > 0, split_of(tl.maximum(last - 1, 0)) + 1, 0)
     one = tl.zeros([1], tl.int32)

@@ -18,6 +18,7 @@ from shoal.engine.errors import ConfigError
         ("enable_prefix_caching", "no", "must be true or false"),
         ("max_num_seqs", True, "must be an integer"),
         ("max_num_seqs", 0, "at least 1"),
+        ("threads", 40_000, "at most 1,024"),
         ("max_model_len", "32k", "must be an integer"),
         ("seed", None, "must be an integer"),
         ("dtype", None, "must be text"),

@@ -41,6 +41,7 @@ MODELS = {
     "gpt2": GPT2Config(**SIZES),
     "falcon-alibi": FalconConfig(**SIZES, alibi=True, multi_query=False, parallel_attn=False),
     "falcon": FalconConfig(**SIZES),
+    "llama-head-40": LlamaConfig(**GROUPED, head_dim=40),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "in a batch of 32": {},

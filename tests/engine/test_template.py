@@ -160,7 +160,7 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
 
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     tokenizer = Text.load(str(save(tmp_path, None)))
-    assert not tokenizer.has_chat_template
+    assert not tokenizer.chat_templates
     with pytest.raises(InvalidRequest, match="--chat-template FILE"):
         tokenizer.render([{"role": "user", "content": "x"}])
     assert tokenizer.render([{"role": "user", "content": "x"}], chat_template="t") == "t"

@@ -13,7 +13,7 @@ from shoal.cluster.conversation import MAX_MESSAGES
 from shoal.cluster.prompts import MAX_PROMPTS
 from shoal.cluster.settings import serve_config
 from shoal.cluster.web import KEEP_ALIVE_S, web_config
-from shoal.engine.request import MAX_BAD_WORDS, MAX_N, MAX_STOPS, MAX_WORD_LENGTH
+from shoal.engine.bounds import MAX_BAD_WORDS, MAX_N, MAX_STOPS, MAX_WORD_LENGTH
 
 
 def post(door, path="/v1/completions", headers=None, **body):

@@ -34,8 +34,10 @@ CARD = ModelCard(
 
 
 @contextmanager
-def channel_of(engine: ScriptedEngine, replica: str = "r1") -> Iterator[Channel]:
-    channel = Channel(engine, replica=replica, card=CARD, secret=SECRET, host="127.0.0.1")
+def channel_of(
+    engine: ScriptedEngine, replica: str = "r1", card: ModelCard = CARD
+) -> Iterator[Channel]:
+    channel = Channel(engine, replica=replica, card=card, secret=SECRET, host="127.0.0.1")
     channel.start()
     try:
         yield channel
@@ -57,6 +59,16 @@ def channel(engine: ScriptedEngine) -> Iterator[Channel]:
 @pytest.fixture
 def card() -> ModelCard:
     return CARD
+
+
+@pytest.fixture
+def channels(card: ModelCard) -> Iterator[list[Channel]]:
+    """Two replicas, r1 and r2."""
+    with (
+        channel_of(ScriptedEngine(), "r1", card) as one,
+        channel_of(ScriptedEngine(), "r2", card) as two,
+    ):
+        yield [one, two]
 
 
 @pytest.fixture(scope="session")

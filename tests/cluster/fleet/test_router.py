@@ -14,7 +14,6 @@ from scripted import ScriptedEngine
 from shoal.cluster.app import build
 from shoal.cluster.channel import Channel
 from shoal.cluster.config import ServeConfig
-from shoal.cluster.link import ModelCard
 from shoal.cluster.membership import Member, Membership
 from shoal.cluster.router import FleetRouter
 from shoal.cluster.waker import Waker
@@ -30,19 +29,6 @@ def request(id: str, n: int = 1) -> Request:
 
 def member(channel: Channel) -> Member:
     return Member(channel.replica, channel.card.names[0], *channel.address)
-
-
-@pytest.fixture
-def channels(card: ModelCard):
-    made = [
-        Channel(ScriptedEngine(), replica=name, card=card, secret=SECRET, host="127.0.0.1")
-        for name in ("r1", "r2")
-    ]
-    for channel in made:
-        channel.start()
-    yield made
-    for channel in made:
-        channel.close()
 
 
 def routed(test: Callable, channels: list[Channel], until: Callable) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from scripted import ScriptedEngine
 from shoal.cluster.channel import Channel
 from shoal.cluster.link import ModelCard
 from shoal.cluster.membership import Member, Membership
@@ -35,17 +34,8 @@ def request(prompt: tuple[int, ...], session: str = "", salt: str = "") -> Reque
 
 
 @pytest.fixture
-def channels(card: ModelCard):
-    card = replace(card, block_size=BLOCK)
-    made = [
-        Channel(ScriptedEngine(), replica=name, card=card, secret=SECRET, host="127.0.0.1")
-        for name in ("r1", "r2")
-    ]
-    for channel in made:
-        channel.start()
-    yield made
-    for channel in made:
-        channel.close()
+def card(card: ModelCard) -> ModelCard:
+    return replace(card, block_size=BLOCK)
 
 
 def routed(test: Callable, channels: list[Channel], until: Callable, gateways: int = 1) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from shoal.cluster.scaling import Fleet, Pace, Reading, State, Targets, decide
+from shoal.cluster.fleet import Fleet, Pace, Reading, State, Targets
+from shoal.cluster.scaling import decide
 
 EVERY_S = 0.5
 START_S = 5.0

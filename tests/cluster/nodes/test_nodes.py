@@ -228,7 +228,7 @@ def test_the_head_s_host_dies_under_streams_and_comes_back(
 ) -> None:
     """The last test of this module: it takes the head away."""
     for host in (0, 1):
-        wait(lambda host=host: two.kill(host) or not two.pids(host))
+        two.end(host)
     shutil.rmtree(two.folder / "gcs")
     for host in (0, 1):
         two.start_ray(host)
@@ -241,7 +241,7 @@ def test_the_head_s_host_dies_under_streams_and_comes_back(
 
         wait(lambda: ready() == sorted(two.address))
         streams = [Answer(served) for _ in range(8)]
-        wait(lambda: two.kill(0) or not two.pids(0))
+        two.end(0)
         assert all(stream.text() == text for stream in streams)
         assert served.text() == text
         wait(lambda: "the head of Ray" in served.said())

@@ -96,6 +96,12 @@ def _sleeps() -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt"))
 
 
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_pool_of_no_threads_is_refused(threads: int) -> None:
+    with pytest.raises(MemoryError, match=f"for a pool of {threads}"):
+        Pool(threads)
+
+
 def test_closing_twice_is_harmless() -> None:
     pool = Pool(2)
     pool.close()

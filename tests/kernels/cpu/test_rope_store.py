@@ -8,6 +8,7 @@ import pytest
 import torch
 from shoal.kernels import ops
 from shoal.kernels.cpu import passes
+from shoal.kernels.cpu.backend import page_columns
 from shoal.kernels.cpu.library import Pool
 from shoal.kernels.cpu.recorder import Recorder, Rows
 from shoal.kernels.cpu.structures import Kind
@@ -49,7 +50,8 @@ class Heads:
         return q
 
     def cache(self) -> Tensor:
-        return torch.full((2, 3, BLOCK, self.keys, self.size), torch.nan, dtype=self.dtype)
+        columns = page_columns(self.dtype, self.size, BLOCK)
+        return torch.full((2, 3, BLOCK, self.keys, columns), torch.nan, dtype=self.dtype)
 
     def tape(self, x: Tensor, positions: Tensor, slots: Tensor, kv: Tensor) -> Tape:
         recorder = Recorder(COUNTS, lambda: "heads")
@@ -66,6 +68,7 @@ SHAPES = {
     "odd partial": (3, 3, 80, 26),
     "small": (4, 4, 16, 16),
     "large": (2, 1, 256, 256),
+    "not of sixteens": (4, 2, 40, 40),
 }
 
 

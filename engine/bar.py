@@ -10,7 +10,7 @@ from typing import Any
 from .outputs import RequestOutput
 
 
-class Progress:
+class Bar:
     """A bar over finished prompts with the speed so far, where tqdm is installed."""
 
     def __init__(self, wanted: bool | Callable[..., Any], total: int) -> None:
@@ -22,7 +22,7 @@ class Progress:
                 make = wanted if callable(wanted) else _tqdm()
                 self._bar = make(total=total, desc="Processed prompts", dynamic_ncols=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
