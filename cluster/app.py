@@ -14,9 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve import Application
-from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
@@ -47,7 +45,7 @@ from .interrupts import interrupts, listen
 from .launch import joined_ray, private_ray
 from .ports import check_port
 from .readiness import await_ready, loaded
-from .removal import remove
+from .removal import BACK_S, await_control, end_serve, remove
 from .replica import Replica
 from .settings import remarks, serve_config
 from .shares import shared
@@ -136,7 +134,7 @@ def run(
     joins = _address(config) is not None
     if not joins:
         _check_here(config, progress)
-    bound_s = config.shutdown_timeout + STOP_S + END_S
+    bound_s = config.shutdown_timeout + STOP_S + BACK_S + END_S
     with interrupts(bound_s) as stop, contextlib.ExitStack() as stack:
         listen()
         with progress.phase("start Ray"):
@@ -151,7 +149,7 @@ def run(
                 return
         owner = rollout.Owner(Facts(config.name))
         rolls = rollout.runs(config.name)
-        leave = partial(_leave, config, owner, progress, serve_too=not _serve_runs())
+        leave = partial(_leave, config, owner, progress)
         if not rolls:
             Facts(config.name).clear()
             check_port(config.host, config.port)
@@ -251,10 +249,6 @@ def _ray(config: ServeConfig) -> AbstractContextManager[None]:
     return joined_ray(address) if address else private_ray(logs.folder(config))
 
 
-def _serve_runs() -> bool:
-    return bool(serve.status().proxies or serve.status().applications)
-
-
 def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
@@ -278,29 +272,23 @@ def _stay(
     return True
 
 
-def _leave(
-    config: ServeConfig, owner: rollout.Owner, progress: Progress, *, serve_too: bool
-) -> None:
-    """Take the application off its Ray, and Serve where it was started for it.
+def _leave(config: ServeConfig, owner: rollout.Owner, progress: Progress) -> None:
+    """Take the application off its Ray, and Serve where nothing else is on it.
 
     A Ray of our own ends with all that is left on it.
     """
     joined = _address(config) is not None
-    if not head.answers():
-        rest = "nothing is taken off it" if joined else "running answers are cut off"
-        progress.note(f"the head of Ray does not answer: {rest}")
+    if not joined and not head.answers():
+        progress.note("the head of Ray does not answer: running answers are cut off")
+        return
+    if joined and not await_control(config.name, progress.note):
         return
     if not owner.owns:
-        return
-    if joined and not controller.answers():
-        progress.note("Ray Serve's controller does not answer: nothing is taken off its Ray")
         return
     remove(config.name, config.shutdown_timeout + STOP_S)
     if joined:
         Facts(config.name).clear()
-        if serve_too:
-            with contextlib.suppress(RayError, RayServeException):
-                serve.shutdown()
+        end_serve()
 
 
 def _end_without_head(

@@ -25,8 +25,8 @@ class Candidates:
 
     def within_reach(self, generation: Generation) -> list[Link]:
         """The replicas on which it could go on."""
-        digest = generation.state.digest
-        return [link for link in self.of_model(generation) if digest in ("", link.card.digest)]
+        fits = generation.state.fits
+        return [link for link in self.of_model(generation) if fits(link.card)]
 
     def to_begin(self, generation: Generation) -> Link:
         """The replica to send it to.
@@ -34,13 +34,18 @@ class Candidates:
         Raises UnknownModel, EngineLost where there is none.
         """
         state = generation.state
-        return self._router.choose(state.model, state.request, self._lives.is_free)
+
+        def fit(link: Link) -> bool:
+            return state.fits(link.card) and self._lives.is_free(link)
+
+        return self._router.choose(state.model, state.request, fit)
 
     def to_ask(self, generation: Generation, refused_by: Set[Link]) -> Link | None:
         """One that may have room, after some have refused it."""
 
         def fit(link: Link) -> bool:
-            return link not in refused_by and link.has_room and self._lives.is_free(link)
+            able = link not in refused_by and link.has_room and self._lives.is_free(link)
+            return able and generation.state.fits(link.card)
 
         return self._choose(generation, fit)
 

@@ -14,10 +14,12 @@ from .link import ModelCard
 def model_card(model: ModelConfig, capacity: Capacity, version: str = "") -> ModelCard:
     """The card of an engine that was started for `model`; see ModelCard."""
     engine = model.engine
+    tokenizer, tokenizer_revision = engine.tokenizer_place
     return ModelCard(
         names=model.served_model_name,
         model=engine.model,
-        tokenizer=engine.tokenizer or engine.model,
+        tokenizer=tokenizer,
+        tokenizer_revision=tokenizer_revision,
         max_model_len=capacity.max_model_len,
         vocab_size=capacity.vocab_size,
         max_logprobs=engine.max_logprobs,

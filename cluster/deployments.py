@@ -149,8 +149,15 @@ def state_shares(
         return
     facts = Facts(config.name)
     for model, options, share in zip(config.models, every, found, strict=True):
-        told = {"of": _own(config, model), "share": share, "version": options["version"]}
-        facts.put("share", options["name"], told | {"names": model.served_model_name})
+        told = {
+            "of": _own(config, model),
+            "share": share,
+            "version": options["version"],
+            "names": model.served_model_name,
+            "placement_timeout": config.placement_timeout,
+            "gone": 0,
+        }
+        facts.put("share", options["name"], told)
     for gone in facts.all("share").keys() - {options["name"] for options in every}:
         facts.remove("share", gone)
     scaling = {model.name for model in config.models if model.autoscaling}

@@ -4,7 +4,8 @@ secret             what its processes prove themselves with
 replica/<id>       how far a replica has come: {"model": ..., "phase": ...}, and where it runs
 card/<model>       what a replica last stated of its model: a ModelCard
 scaling/<model>    what the scaling policy last decided; see `scaling_policy`
-share/<deployment> what a replica has of its machine and of which settings, its version and names
+share/<deployment> what a replica has of its machine and of which settings, its version and names,
+                   and how many earlier ones have gone for want of a place; see succession.py
 driver/owner       which `shoal serve` the application belongs to: {"id": ...}
 loading/<id>       how much of its weights it has read: {"done": bytes, "total": bytes}
 gateway/<id>       a gateway's private address and actor: {"host", "port", "pid", "actor"}

@@ -232,6 +232,8 @@ class Failover:
         reason: str,
         due: float = 0.0,
     ) -> None:
+        if not any(choice.emitted or choice in self._lives for choice in generation.choices):
+            generation.state.digest = ""  # it can as well begin on other weights
         for group in generation.state.groups(choices):
             self._line.join(
                 Waiting(generation=generation, choices=group, since=since, reason=reason, due=due)

@@ -24,6 +24,11 @@ def ask(key: bytes, namespace: bytes) -> bytes | None:
     return value
 
 
+def address() -> str:
+    """Where it is: host:port."""
+    return str(_ray.gcs_client.address)
+
+
 def answers() -> bool:
     """Whether it does."""
     try:
@@ -53,7 +58,7 @@ class Absence:
         self._unheard += 1
         if self._unheard == 2:
             self._warn(
-                f"the head of Ray at {_ray.gcs_client.address} does not answer. What runs goes on "
+                f"the head of Ray at {address()} does not answer. What runs goes on "
                 f"and takes requests; nothing is started or replaced until it is back. Nodes wait "
                 f"for it for RAY_gcs_rpc_server_reconnect_timeout_s (60 s where that was not set), "
                 f"then Ray ends"

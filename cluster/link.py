@@ -21,8 +21,9 @@ class ModelCard:
     ready.
 
     `names` are the served names, the first one is answered with. `model` and `tokenizer` are
-    folders or hub ids that the gateway can open too. `sampling_defaults` comes from
-    generation_config.json. `digest` names the weights. `cache`: how the KV cache is made, in words.
+    folders or hub ids that the gateway can open too, the latter at `tokenizer_revision`.
+    `sampling_defaults` comes from generation_config.json. `digest` names the weights. `cache`: how
+    the KV cache is made, in words.
     `block_size`: of how many tokens each a prompt's cached blocks are; 0 where none are kept.
     `window`: the longest that any layer has, in tokens, which keeps no more; 0 where none has one.
     `version` stands for the settings that the replica was made of; "" where those never change.
@@ -42,6 +43,12 @@ class ModelCard:
     block_size: int = 0
     window: int = 0
     version: str = ""
+    tokenizer_revision: str | None = None
+
+    @property
+    def vocabulary(self) -> tuple[str, str | None]:
+        """What its token ids mean: the place of its tokenizer."""
+        return self.tokenizer, self.tokenizer_revision
 
 
 class LinkLost(EngineLost):

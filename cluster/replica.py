@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from ..engine.checkpoint import check_tokenizer
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
@@ -25,6 +27,7 @@ from .facts import Facts, Loading, node_address
 from .gauge import Gauge
 from .sigterm import exit_within, on_sigterm
 from .stall import StallWatch, stacks
+from .succession import LOOK_S, Succession
 
 if TYPE_CHECKING:
     from ..engine.engine import AsyncEngine
@@ -137,6 +140,7 @@ class Replica:
         )
         self._channel.start()
         threading.Thread(target=self._watch, name="replica-watch", daemon=True).start()
+        threading.Thread(target=self._make_way, name="replica-succession", daemon=True).start()
         on_sigterm(self._terminate)
         self._facts.put("card", self._model.name, card)
         ready = {"card": card, "table": capacity.table, "phases": capacity.phases}
@@ -186,6 +190,16 @@ class Replica:
                 os._exit(1)
             except ShoalError:
                 log.exception("the engine does not tell its load")
+
+    def _make_way(self) -> None:
+        """End the process where a new version of it needs its place."""
+        deployment = serve.get_replica_context().deployment
+        succession = Succession(self._facts, deployment, self._id, self._version)
+        while not self._stopped.wait(LOOK_S):
+            with contextlib.suppress(RayError):
+                if succession.is_due() and not self._told_to_end.is_set():
+                    log.warning("a new replica of %s has no place", self._model.name)
+                    self._terminate()
 
     def _give_up(self, blame: str) -> None:
         log.error("%s", stacks())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import Callable, Mapping
 
 from ..engine.errors import EngineLost, UnknownModel
@@ -95,8 +96,10 @@ class FleetRouter:
         check_room(self._able(self._first_name(model)), model)
 
     def cards(self) -> list[ModelCard]:
-        """See Router; a model stays known while its replicas are being replaced."""
-        return [self._cards[names[0]] for names in self._wanted if names[0] in self._cards]
+        """See Router; a model stays known while its replicas are being replaced, and while those
+        there have several vocabularies each speaks for its share of the requests.
+        """
+        return [self._card(names[0]) for names in self._wanted if names[0] in self._cards]
 
     def links(self) -> list[Link]:
         """See Router."""
@@ -130,6 +133,12 @@ class FleetRouter:
             task.cancel()
         for link in tuple(self._links.values()):
             link.close()
+
+    def _card(self, name: str) -> ModelCard:
+        last = self._cards[name]
+        able = [link.card for link in self._able(name)]
+        same = all(card.vocabulary == last.vocabulary for card in able)
+        return last if same else random.choice(able)
 
     def _first_name(self, model: str) -> str:
         for names in self._wanted:

@@ -178,6 +178,7 @@ def _answer(
                 first_index=i * request.n,
                 num_answers=request.n,
                 silent=silent,
+                vocabulary=card.vocabulary,
             ),
             tokenizer,
             on_delta=answer.on_delta,

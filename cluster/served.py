@@ -32,8 +32,6 @@ class Served:
             return f"the model `{state.model}` is served no more"
         cards = [link.card for link in links]
         wanted = self._versions[state.model]
-        if any(card.version == wanted for card in cards) and all(
-            state.digest not in ("", card.digest) for card in cards
-        ):
+        if any(card.version == wanted for card in cards) and not any(map(state.fits, cards)):
             return f"the model `{state.model}` is served with other weights now"
         return None

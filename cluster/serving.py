@@ -49,9 +49,9 @@ class Serving:
             max_failovers=config.max_failovers,
         )
         self._loader = ThreadPoolExecutor(1, "shoal-tokenizer")
-        self._tokenizers: dict[str, Future[Tokenizer]] = {}
+        self._tokenizers: dict[tuple[str, str, str | None], Future[Tokenizer]] = {}
         for model in config.models:
-            self._load(model)  # while the engine loads
+            self._load(model, *model.engine.tokenizer_place)  # while the engine loads
         self._seeds = {model.name: Seeds(model.engine.seed) for model in config.models}
 
     def card(self, name: str | None) -> ModelCard:
@@ -94,10 +94,12 @@ class Serving:
             ) from None
 
     async def tokenizer(self, card: ModelCard) -> Tokenizer:
-        """The tokenizer of a model, loaded once, beside the event loop."""
-        loading = self._tokenizers[card.names[0]]
-        if loading.done() and loading.exception():
-            loading = self._load(self.model(card))
+        """The tokenizer of a card, loaded once, beside the event loop: that of this gateway's own
+        configuration, or while the model is replaced, the other one's.
+        """
+        loading = self._tokenizers.get((card.names[0], *card.vocabulary))
+        if loading is None or (loading.done() and loading.exception()):
+            loading = self._load(self.model(card), *card.vocabulary)
         return await asyncio.wrap_future(loading)
 
     def close(self) -> None:
@@ -106,9 +108,8 @@ class Serving:
             if not loading.cancel() and loading.exception() is None:
                 loading.result().close()
 
-    def _load(self, model: ModelConfig) -> Future[Tokenizer]:
+    def _load(self, model: ModelConfig, path: str, revision: str | None) -> Future[Tokenizer]:
         engine = model.engine
-        path, revision = engine.tokenizer_place
         loading = self._loader.submit(
             Tokenizer.load,
             path,
@@ -117,7 +118,7 @@ class Serving:
             chat_template=engine.chat_template,
             confined=True,
         )
-        self._tokenizers[model.name] = loading
+        self._tokenizers[model.name, path, revision] = loading
         return loading
 
     async def read(self, request: Request, schema: type[RequestBody]) -> RequestBody:

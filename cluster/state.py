@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ..engine.request import FinishReason, Request, TokenLogprobs
+from .link import ModelCard
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -40,9 +41,10 @@ class Choice:
 class StreamState:
     """One prompt and its siblings.
 
-    `request` is as it was first sent, with its seed; `digest` names the weights that it must stay
-    on, once it has begun on some. Of more choices than `num_answers` the best are answered. A
-    `silent` answer shows no token. `num_cached` and `prompt_logprobs` are as first told.
+    `request` is as it was first sent, with its seed, in ids of `vocabulary`, where that is known;
+    `digest` names the weights that it must stay on, once it has begun on some. Of more choices than
+    `num_answers` the best are answered. A `silent` answer shows no token. `num_cached` and
+    `prompt_logprobs` are as first told.
     """
 
     request: Request
@@ -50,9 +52,18 @@ class StreamState:
     choices: tuple[Choice, ...]
     num_answers: int
     silent: bool = False
+    vocabulary: tuple[str, str | None] | None = None
     digest: str = ""
     num_cached: int | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+    def fits(self, card: ModelCard) -> bool:
+        """Whether it can begin, or go on, on a replica."""
+        return (
+            self.model in card.names
+            and self.digest in ("", card.digest)
+            and self.vocabulary in (None, card.vocabulary)
+        )
 
     def groups(self, choices: Iterable[Choice]) -> list[tuple[Choice, ...]]:
         """Choices that go on together: beams all at once, others each alone."""
@@ -91,6 +102,7 @@ def new_state(
     first_index: int = 0,
     num_answers: int | None = None,
     silent: bool = False,
+    vocabulary: tuple[str, str | None] | None = None,
 ) -> StreamState:
     """The state of a request that has not begun; its answers are numbered from `first_index`."""
     num = request.params.n
@@ -103,4 +115,5 @@ def new_state(
         ),
         num_answers=num if num_answers is None else num_answers,
         silent=silent,
+        vocabulary=vocabulary,
     )

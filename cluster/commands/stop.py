@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ...engine.errors import ShoalError
+from ...engine.errors import ConfigError, ShoalError
 from ..exits import FAILED
 from ..ports import holder
 from ..running import Running, alive, running
@@ -20,21 +20,41 @@ POLL_S = 0.05
 GRACE_S = 20.0
 """What a serve may take beyond its `--shutdown-timeout`: its replicas and its Ray end after it."""
 
+TAKE_OFF_S = 120.0
+APP = "shoal"
+
 Which = Annotated[
     str | None, typer.Argument(metavar="NAME|PORT", help="Name, model, port or process of one.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Take the application NAME (default: shoal) off this Ray, whose serve has gone.",
+        metavar="auto|HOST:PORT",
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="Stop everything that is served here.")]
 Force = Annotated[bool, typer.Option("--force", help="Kill it, without letting answers end.")]
 Timeout = Annotated[
     float | None,
-    typer.Option(help="Seconds to wait (default: its shutdown timeout and 20).", metavar="X"),
+    typer.Option(
+        help="Seconds to wait (default: its shutdown timeout and 20; with --ray-address 120).",
+        metavar="X",
+    ),
 ]
 
 
 def stop(
-    which: Which = None, every: All = False, force: Force = False, timeout: Timeout = None
+    which: Which = None,
+    every: All = False,
+    force: Force = False,
+    timeout: Timeout = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Stop a server; running answers get --shutdown-timeout seconds to end."""
+    if ray_address is not None:
+        _take_off(ray_address, which or APP, timeout, kills=every or force)
+        return
     entries = running() if every else [choose(running(), which)]
     if not entries:
         print("nothing is served here")
@@ -43,6 +63,21 @@ def stop(
     ended = [_ends(entry, timeout, force=force) for entry in entries]
     if not all(ended):
         raise typer.Exit(FAILED)
+
+
+def _take_off(address: str, app: str, timeout: float | None, *, kills: bool) -> None:
+    """End an application where no serve of this machine does."""
+    if kills:
+        raise ConfigError(
+            "--ray-address takes one application, and lets its answers end: leave "
+            "--all and --force out",
+            "ray_address",
+        )
+    from ..removal import take_off
+
+    begin = time.monotonic()
+    take_off(address, app, TAKE_OFF_S if timeout is None else timeout)
+    _tell(f"{app} is taken off the Ray at {address} after {time.monotonic() - begin:.1f} s")
 
 
 def choose(entries: list[Running], which: str | None) -> Running:

@@ -126,7 +126,7 @@ def test_weights_that_are_served_no_more_are_not_waited_for(scene):
         earlier = scene.add("other weights", version="0")
         scene.failover.serve_only({MODEL: "2"})
         old.lose()
-        await asyncio.sleep(0.03)
+        await settled()
         assert scene.failover.num_streams == 1 and not earlier.live
         scene.add("other weights", version="2")
         await until(lambda: scene.errors)
@@ -134,6 +134,21 @@ def test_weights_that_are_served_no_more_are_not_waited_for(scene):
         assert not scene.failover.num_streams
 
     assert len(scene(test, num=0).errors) == 1
+
+
+def test_what_has_not_begun_begins_on_other_weights_but_in_its_own_vocabulary(scene):
+    async def test(scene):
+        old = scene.add(version="1")
+        generation = scene.begin()
+        generation.state.vocabulary = old.card.vocabulary
+        stranger, new = scene.add("b"), scene.add("c")
+        stranger.card = replace(stranger.card, tokenizer="another", version="2")
+        old.lose()
+        await until(lambda: new.live)
+        assert not stranger.seen and generation.state.digest == "c"
+        await scene.finish()
+
+    assert not scene(test, num=0).errors
 
 
 def test_a_new_version_of_the_same_weights_takes_streams_over(scene):
@@ -144,7 +159,8 @@ def test_a_new_version_of_the_same_weights_takes_streams_over(scene):
         scene.failover.serve_only({MODEL: "2"})
         old.lose()
         await settled()
-        scene.add(version="2")
+        new = scene.add(version="2")
+        await until(lambda: new.live)
         await scene.finish()
         assert generation.choices[0].num_tokens == 20
 

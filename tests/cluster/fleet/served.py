@@ -37,8 +37,9 @@ def wait(
 
 
 CLUSTER = """
-import json, sys
+import json, os, sys
 import ray
+from served import descendants, kill
 for left in (2, 1, 0):  # Ray gives a node 30 s to start, which is short on a busy machine
     try:
         here = ray.init(object_store_memory=10**8, **json.loads(sys.argv[1]))
@@ -47,6 +48,7 @@ for left in (2, 1, 0):  # Ray gives a node 30 s to start, which is short on a bu
         ray.shutdown()
         if not left:
             raise
+        kill(descendants(os.getpid()))  # what had started when it gave up
 print("addresses", json.dumps({k: str(v) for k, v in here.address_info.items()}), flush=True)
 sys.stdin.read()
 """

@@ -163,3 +163,15 @@ def test_models_scale_apart_and_take_new_bounds_as_they_are(cluster: Cluster) ->
     assert set(before["a"]) & set(after["a"]) and len(after["b"]) == 1, "none was restarted for it"
     (told,) = cluster.overview()["scaling"]
     assert (told["model"], told["max_replicas"]) == ("a", 2), "the other one scales no more"
+
+
+def test_where_a_reckoned_place_is_taken_an_old_replica_drains_first(cluster: Cluster) -> None:
+    """As where another application has it by then: two replicas have both places."""
+    whole = A | {"replicas": 2, "ray_actor_options": {"num_cpus": 1}}
+    cluster.deploy(whole)
+    before = cluster.pids()
+    streams = Streams(cluster.port, "a")
+    cluster.deploy(whole | {"max-num-seqs": 99}, **{"placement-timeout": 1, "room": "pretended"})
+    wait(lambda: len(cluster.pids()["a"]) == 2)
+    streams.end()
+    assert not set(before["a"]) & set(cluster.pids()["a"])

@@ -15,6 +15,7 @@ import httpx2 as httpx
 import pytest
 from callers import Streams
 from served import ENDLESS, START_S, Served, no_controller, no_head, ray_cluster, wait
+from shoal.cluster.launch import import_path
 from shoal.cluster.ports import free_port
 
 RESOURCES = {"shelf": 2, "accelerator_type:Abacus": 1}
@@ -81,6 +82,28 @@ def test_a_changed_configuration_rolls_and_its_driver_takes_over(
         assert second.said().count("the head of Ray") == 2
         second.process.terminate()
         assert second.process.wait(180) == 0
+        assert set(look(ray_address)["states"]) == {"DEAD"}
+    finally:
+        for served in started:
+            served.process.kill()
+            served.process.wait()
+
+
+def test_one_that_ends_leaves_the_application_of_another_alone(
+    ray_address: str, tmp_path: Path
+) -> None:
+    """Also the one for which Serve was started; the last one ends it."""
+    started = []
+    try:
+        for name in ("first", "second"):
+            (folder := tmp_path / name).mkdir()
+            started.append(Served(folder, name=name, ray_address=ray_address))
+            started[-1].wait_started()
+        for served in started:
+            assert started[-1].stream(3).numbers() == ["0", "1", "2"]
+            served.process.terminate()
+            assert served.process.wait(180) == 0
+        assert set(look(ray_address)["states"]) == {"DEAD"}
     finally:
         for served in started:
             served.process.kill()
@@ -109,13 +132,27 @@ def test_told_to_end_it_waits_for_no_replica_without_a_place(
         served.process.wait()
 
 
+def test_told_to_end_while_the_head_is_away_it_takes_all_off_once_that_is_back(
+    ray_address: str, tmp_path: Path
+) -> None:
+    served = Served(tmp_path, ray_address=ray_address)
+    try:
+        served.wait_started()
+        with no_head(os.getpid()):
+            served.process.terminate()
+            wait(lambda: "to be back" in served.said())
+        assert served.process.wait(180) == 0
+        assert "nothing is taken off" not in served.said()
+        assert set(look(ray_address)["states"]) == {"DEAD"}
+    finally:
+        served.process.kill()
+        served.process.wait()
+
+
 def test_without_room_for_one_more_an_old_replica_drains_first(
     ray_address: str, tmp_path: Path
 ) -> None:
-    """Two replicas have both places. It is pretended that there is a third, until a bound.
-
-    The last test of this module: it leaves its application on the cluster.
-    """
+    """Two replicas have both places. It is pretended that there is a third, until a bound."""
     options = {"num_cpus": 0.25, "runtime_env": {"env_vars": {"SHELVED": "yes"}}}
     keys = {
         "port": free_port(),
@@ -168,6 +205,17 @@ def test_without_room_for_one_more_an_old_replica_drains_first(
             started[3].process.terminate()
             assert started[3].process.wait(180) == 0
         assert "head of Ray does not answer: nothing is taken off it" in started[3].said()
+        command = f"shoal stop shoal --ray-address {ray_address}"
+        assert started[3].said().strip().endswith(command)
+        ended = subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            env=os.environ | {"PYTHONPATH": import_path()},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ended.returncode == 0 and "shoal is taken off" in ended.stderr, ended.stderr
+        assert set(look(ray_address)["states"]) == {"DEAD"}
     finally:
         for served in started:
             served.process.kill()

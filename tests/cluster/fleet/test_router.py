@@ -64,6 +64,20 @@ def test_its_status_follows_the_replicas(channels, until) -> None:
     routed(test, channels, until)
 
 
+def test_replicas_of_another_vocabulary_are_asked_in_their_own(channels, until) -> None:
+    async def test(router: FleetRouter, members: Membership) -> None:
+        members.publish("tiny", tuple(map(member, channels)))
+        await until(lambda: router.status() == "ready")
+        old, new = router.links()
+        new.card = replace(new.card, tokenizer="/models/other")
+        seen = {router.cards()[0].vocabulary for _ in range(200)}
+        assert seen == {old.card.vocabulary, new.card.vocabulary}
+        old.leaving = True
+        assert router.cards() == [new.card]
+
+    routed(test, channels, until)
+
+
 def test_it_takes_the_least_loaded(channels, until) -> None:
     async def test(router: FleetRouter, members: Membership) -> None:
         members.publish("tiny", tuple(map(member, channels)))
