@@ -155,8 +155,9 @@ def choose_dtype(
     assert isinstance(model, nn.Module)
     size = sum(weight.nbytes for weight in model.parameters())
     chosen = ops.serving_dtype(own, device, small=size < FLOAT32_BYTES)
-    if chosen is torch.bfloat16 and own is torch.float16:
-        log.info("float16 weights are served in bfloat16 on CPUs; dtype: float16 keeps them")
+    if own is torch.float16 and chosen is not own:
+        served = str(chosen).removeprefix("torch.")
+        log.info("float16 weights are served in %s on CPUs; dtype: float16 keeps them", served)
     return chosen
 
 
