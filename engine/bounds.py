@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import InvalidRequest
 
-if TYPE_CHECKING:
-    from .request import SamplingParams
+Params = Any
+"""A SamplingParams, which asks here while it is made."""
 
 MAX_N = 128
 MAX_STOPS = 64
@@ -19,7 +19,7 @@ MAX_WORD_LENGTH = 4096
 """Characters of one stop string or bad word."""
 
 
-def freeze(params: SamplingParams) -> None:
+def freeze(params: Params) -> None:
     """Turn lists and nulls into tuples, so that a value can be shared and compared."""
 
     def put(name: str, value: object) -> None:
@@ -90,7 +90,7 @@ _OPTIONAL: dict[str, float] = {
 }
 
 
-def check(params: SamplingParams) -> None:
+def check(params: Params) -> None:
     """Raise InvalidRequest for the first value that is out of its bounds."""
     for name, (low, high) in _BOUNDS.items():
         value = getattr(params, name)
@@ -127,7 +127,7 @@ def check(params: SamplingParams) -> None:
         _check_beams(params)
 
 
-def _check_width(params: SamplingParams) -> None:
+def _check_width(params: Params) -> None:
     best_of = params.best_of
     _refuse(
         best_of is not None and not params.n <= best_of <= MAX_N,
@@ -158,7 +158,7 @@ def _check_width(params: SamplingParams) -> None:
         )
 
 
-def _check_beams(params: SamplingParams) -> None:
+def _check_beams(params: Params) -> None:
     """Refuse what a search that draws nothing, and shows nothing before its end, would ignore."""
     _refuse(
         params.width < 2,
@@ -184,7 +184,7 @@ def _check_beams(params: SamplingParams) -> None:
     _refuse(params.max_tokens == 0, "use_beam_search needs max_tokens of at least 1", "max_tokens")
 
 
-def _check_lists(params: SamplingParams) -> None:
+def _check_lists(params: Params) -> None:
     _refuse("" in params.stops, "stop must not contain an empty string", "stop")
     _refuse(
         len(params.stops) > MAX_STOPS,

@@ -337,7 +337,8 @@ def paged_attention(
 
 def _holds(kv: Tensor, head_size: int) -> bool:
     """Whether a cache is one of heads of this size."""
-    return kv.shape[4] in (head_size, page_columns(kv.dtype, head_size, kv.shape[2]))
+    own = head_size if kv.is_cuda else page_columns(kv.dtype, head_size, kv.shape[2])
+    return kv.shape[4] in (head_size, own)
 
 
 def silu_mul(x: Tensor) -> Tensor:

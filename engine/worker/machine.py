@@ -65,12 +65,19 @@ def let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def interface_of(address: str) -> str:
-    """The network interface that has this address. Raises ConfigError."""
+def interface_of(address: str, wanted: str | None = None) -> str:
+    """The network interface that has this address, or the one wanted. Raises ConfigError where
+    this node has none such.
+    """
+    names = [name for _, name in socket.if_nameindex()]
+    if wanted:
+        if wanted in names:
+            return wanted
+        why = f"interface: {address} has no network interface {wanted!r}"
+        raise ConfigError(f"{why}; it has {', '.join(names)}", "interface")
     for name, found in addresses():
         if found == address:
             return name
-    names = [name for _, name in socket.if_nameindex()]
     raise ConfigError(
         f"no network interface of this node has the address {address} by which Ray knows it; "
         f"there are {', '.join(names)}: name one with --interface",

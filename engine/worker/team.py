@@ -101,9 +101,10 @@ def join(
     """
     if seat.size == 1:
         return alone()
-    interface = "lo" if seat.one_node else interface or interface_of(seat.node)
+    inside = seat.one_node and not interface  # one that is not there is refused, needed or not
+    found = "lo" if inside else interface_of(seat.node, interface)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, interface)
+        os.environ.setdefault(name, "lo" if seat.one_node else found)
     dist.init_process_group(
         device.backend,
         store=store or _client(seat.meeting, seat.one_node),

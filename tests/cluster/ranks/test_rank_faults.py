@@ -213,6 +213,8 @@ def test_what_a_rank_refuses_is_refused(
         engine_of(uneven_model, pipeline_parallel_size=5)
     with pytest.raises(LoadError, match=re.escape(str(tmp_path))):
         engine_of(tmp_path, tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="no network interface 'nosuch0'; it has"):
+        engine_of(uneven_model, tensor_parallel_size=2, interface="nosuch0")
 
 
 def test_ranks_without_a_place_are_refused_with_what_is_free(ray_here: None) -> None:

@@ -12,7 +12,7 @@ from shoal.engine.errors import ConfigError
 from shoal.engine.seat import Seat
 from shoal.engine.worker import device as devices
 from shoal.engine.worker import worker
-from shoal.engine.worker.machine import free_memory, num_cores
+from shoal.engine.worker.machine import free_memory, interface_of, num_cores
 
 GIB = 1 << 30
 
@@ -133,6 +133,14 @@ def test_cuda_that_is_not_there():
         devices.pick("cuda")
     assert error.value.key == "device"
     assert devices.pick("auto").is_cpu
+
+
+def test_an_interface_is_found_by_its_address_or_taken_by_its_name():
+    assert interface_of("127.0.0.1") == interface_of("10.0.0.1", "lo") == "lo"
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1 by which Ray knows it; there are .*lo"):
+        interface_of("192.0.2.1")
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1 has no network interface 'nosuch0'"):
+        interface_of("127.0.0.1", "nosuch0")
 
 
 def test_other_holders_are_named_and_we_are_not():
