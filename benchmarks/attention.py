@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from shoal.kernels.cpu import memory
-from shoal.kernels.cpu.library import Pool, library
+from shoal.kernels.cpu.bindings import Pool, library
 from shoal.kernels.cpu.structures import Attend, Cache, Dtype, Kind, Matrix, Sizes, Step, step
 from torch import Tensor
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from shoal.kernels.cpu import build, panels
-from shoal.kernels.cpu.library import Pool, absence, library
+from shoal.kernels.cpu.bindings import Pool, absence, library
 from shoal.kernels.cpu.structures import Epilogue, Extent, Kind, Linear, Sizes, Step, step
 from torch import Tensor
 from torch.nn import functional

@@ -36,7 +36,7 @@ from shoal.engine.plan import Plan
 from shoal.engine.request import Request, SamplingParams
 from shoal.engine.worker.exchange import Exchange
 from shoal.kernels import ops
-from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.recorder import Recorder, Rows
 from shoal.kernels.cpu.tape import Counts, Tape
 from torch import Tensor

@@ -142,7 +142,7 @@ advise_compiler() {
 }
 
 warn_native() {
-    reason=$($venv/bin/python -c 'from shoal.kernels.cpu import library as found; print(found.absence() or "")' 2>>$log) || return 0
+    reason=$($venv/bin/python -c 'from shoal.kernels.cpu import bindings as found; print(found.absence() or "")' 2>>$log) || return 0
     [ -z "$reason" ] || say "torch's ops serve CPUs, slower than shoal's own: $reason"
 }
 

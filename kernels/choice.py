@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import reference
 from .cpu import backend as native
-from .cpu import library
+from .cpu import bindings
 from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
 from .gpu.backends import LIBRARIES, Choice, backends
@@ -67,13 +67,20 @@ def computed_by(op: str, device: torch.device, dtype: torch.dtype, choice: Choic
     *_, folder, module = _find(op, device.type, dtype, choice).__module__.split(".")
     if folder == "gpu":
         return LIBRARIES.get(module, "triton")
-    instructions = library.instructions() if folder == "cpu" else None
+    instructions = bindings.instructions() if folder == "cpu" else None
     return "torch" if instructions is None else f"native {instructions}"
 
 
 def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether products in `dtype` are an order slower on a device than in others of its size."""
     return device.type == "cpu" and dtype is torch.float16
+
+
+def page_columns(device: torch.device, dtype: torch.dtype, head_size: int, block_size: int) -> int:
+    """How many columns a device's cache of this dtype has for a head."""
+    if device.type == "cuda":
+        return head_size
+    return native.page_columns(dtype, head_size, block_size)
 
 
 def serving_dtype(own: torch.dtype, device: torch.device, *, small: bool) -> torch.dtype:

@@ -22,11 +22,11 @@ from .choice import backend as _backend
 from .choice import computed_by as computed_by
 from .choice import fused as _fused
 from .choice import is_slow as is_slow
+from .choice import page_columns as page_columns
 from .choice import serving_dtype as serving_dtype
 from .choice import use as use
 from .cpu import backend as native
 from .cpu import panels
-from .cpu.backend import page_columns
 from .cpu.panels import Packed
 from .cpu.ranks import Ranks
 from .cpu.threads import current_pool
@@ -337,7 +337,7 @@ def paged_attention(
 
 def _holds(kv: Tensor, head_size: int) -> bool:
     """Whether a cache is one of heads of this size."""
-    own = head_size if kv.is_cuda else page_columns(kv.dtype, head_size, kv.shape[2])
+    own = page_columns(kv.device, kv.dtype, head_size, kv.shape[2])
     return kv.shape[4] in (head_size, own)
 
 

@@ -34,7 +34,7 @@ case "$*" in
         done ;;
     *"pip --version"*) ;;
     *"pip install"*) echo "$*" >>pip-calls; {pip} ;;
-    *"import library"*) echo "{absence}" ;;
+    *"import bindings"*) echo "{absence}" ;;
     *"import sys, torch"*) exit {cuda_torch} ;;
     *"import torch"*) grep -q torch pip-calls 2>/dev/null ;;
     *) echo "python $*" ;;

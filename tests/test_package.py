@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from shoal.cluster.ports import free_port
-from shoal.kernels.cpu.library import absence
+from shoal.kernels.cpu.bindings import absence
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("cluster", "engine", "kernels")
@@ -198,7 +198,7 @@ X86_LINUX = {X86_LINUX}
 import shoal.entrypoints.openai.api_server
 import pathlib, shoal, shoal.engine.request, shoal.kernels.ops, transformers.modeling_utils
 from shoal.cluster.cli import main
-from shoal.kernels.cpu.library import absence
+from shoal.kernels.cpu.bindings import absence
 folder = pathlib.Path(shoal.__file__).parent
 assert (folder / "py.typed").is_file()
 assert (folder / "configs" / "tiny" / "model.safetensors").is_file()

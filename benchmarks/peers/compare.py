@@ -203,7 +203,7 @@ def kernels(asked: argparse.Namespace) -> str:
     """Which of shoal's kernels are used; without the native ones a CPU's figures say little."""
     if asked.device != "cpu":
         return "Triton"
-    from shoal.kernels.cpu.library import absence, library
+    from shoal.kernels.cpu.bindings import absence, library
 
     if (native := library()) is not None:
         return f"native, {native.shoal_instructions().decode()}"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...kernels import ops
 from ...kernels.cpu import memory
-from ...kernels.cpu.backend import gap, page_columns
-from ...kernels.cpu.library import Pool, absence
+from ...kernels.cpu.backend import gap
+from ...kernels.cpu.bindings import Pool, absence
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
@@ -188,9 +188,7 @@ class Device:
 
     def page_columns(self, dtype: torch.dtype, head_size: int, block_size: int) -> int:
         """How many columns its cache has for a head of this size."""
-        if self.place.type == "cuda":
-            return head_size
-        return page_columns(dtype, head_size, block_size)
+        return ops.page_columns(self.place, dtype, head_size, block_size)
 
     def handed(self, own: torch.dtype) -> torch.dtype:
         """What stages hand hidden states on in: CPUs keep the residual stream in float32."""

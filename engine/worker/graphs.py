@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
-from ...kernels.cpu.library import Pool
+from ...kernels.cpu.bindings import Pool
 from ...kernels.cpu.recorder import NotRecordable, Recorder, Rows
 from ...kernels.cpu.tape import Counts, StepFailed, Tape
 from ...kernels.cpu.threads import using

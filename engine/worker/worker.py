@@ -16,7 +16,7 @@ import torch
 from torch._C._distributed_c10d import Store
 from tqdm import tqdm
 
-from ...kernels.cpu.library import Pool
+from ...kernels.cpu.bindings import Pool
 from ...kernels.cpu.threads import using
 from .. import sizing
 from ..config import EngineConfig

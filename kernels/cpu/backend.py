@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .. import reference
 from . import recorder
 from .binding import bind
-from .library import absence, has
+from .bindings import absence, has
 from .panels import DTYPES as NATIVE
 from .panels import Packed
 from .ranks import Ranks

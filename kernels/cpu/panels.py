@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import memory
-from .library import Pool, has
+from .bindings import Pool, has
 from .structures import Dtype, Format, Kind, Matrix, Panels
 
 DTYPES = {torch.float32: Dtype.F32, torch.bfloat16: Dtype.BF16}

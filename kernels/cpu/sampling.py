@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import sampling
 from .binding import bind
-from .library import has
+from .bindings import has
 from .structures import Kind, Sizes, Step, step
 from .threads import pool_for
 

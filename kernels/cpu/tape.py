@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import memory
 from .binding import bind
-from .library import Pool
+from .bindings import Pool
 from .panels import DTYPES
 from .passes import simplify
 from .recorder import Answer, Buffer, Line, Rows, View

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .library import Pool
+from .bindings import Pool
 
 _WORTH_WAKING = 1 << 18
 """Elements from which on an op takes longer than to wake the other threads of a pool."""

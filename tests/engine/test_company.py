@@ -18,7 +18,7 @@ from shoal.engine.core.scheduler import Scheduler
 from shoal.engine.local import LocalExecutor
 from shoal.engine.loop import Loop
 from shoal.engine.request import FinishReason, Request, SamplingParams
-from shoal.kernels.cpu.library import library
+from shoal.kernels.cpu.bindings import library
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,

@@ -16,7 +16,7 @@ from shoal.engine.worker.device import pick
 from shoal.engine.worker.forward import Limits
 from shoal.engine.worker.graphs import forward_of
 from shoal.engine.worker.progress import Progress
-from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu.bindings import Pool
 from torch import Tensor
 
 

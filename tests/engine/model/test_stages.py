@@ -18,7 +18,7 @@ from shoal.engine.worker.device import pick
 from shoal.engine.worker.forward import Limits
 from shoal.engine.worker.graphs import Taped, forward_of
 from shoal.engine.worker.progress import Progress
-from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu.bindings import Pool
 from torch import Tensor
 from transformers import (
     FalconConfig,

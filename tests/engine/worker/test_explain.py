@@ -15,7 +15,7 @@ from shoal.engine.worker.explain import Explanation, Part, explain
 from shoal.engine.worker.graphs import Plain, Taped
 from shoal.engine.worker.worker import Worker
 from shoal.kernels import ops
-from shoal.kernels.cpu import backend, library
+from shoal.kernels.cpu import backend, bindings
 from transformers import FalconConfig, GPT2Config, Qwen3Config
 
 PAGED = {"store_kv", "plan_attention", "paged_attention"}
@@ -40,7 +40,7 @@ def config(model: Path, **values: Any) -> EngineConfig:
 
 
 def native(found: Explanation) -> set[str]:
-    return {p.op for p in found.parts if p.runs == f"native {library.instructions()}"}
+    return {p.op for p in found.parts if p.runs == f"native {bindings.instructions()}"}
 
 
 def forward(config: EngineConfig) -> Any:
@@ -63,7 +63,7 @@ def test_the_bundled_model_is_native_in_every_op(tiny_model: Path) -> None:
         Part(
             part="model.layers.*.mlp.gate_up",
             op="linear + silu_mul",
-            runs=f"native {library.instructions()}",
+            runs=f"native {bindings.instructions()}",
             layers=6,
         )
         in found.parts
@@ -111,7 +111,7 @@ def test_float16_and_eager_steps_run_op_by_op(tmp_path: Path) -> None:
 
 def test_without_the_library_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "absence", lambda: "they were not built: make them")
-    monkeypatch.setattr(library, "library", lambda: None)
+    monkeypatch.setattr(bindings, "library", lambda: None)
     found = explain(config(saved(tmp_path)))
     why = "there are no native ops: they were not built: make them"
     assert found.facts["steps"] == f"op by op: {why}"

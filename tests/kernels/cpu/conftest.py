@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
-from shoal.kernels.cpu import build, library
+from shoal.kernels.cpu import bindings, build
 
 INSTRUCTIONS = ("avx2", "avx512", "avx512bf16", "amx")
 
@@ -16,7 +16,9 @@ INSTRUCTIONS = ("avx2", "avx512", "avx512bf16", "amx")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ctypes.CDLL | None]:
     """The library with emulated tiles, built when first called for."""
     return cache(
-        lambda: library.opened(build.build(tmp_path_factory.mktemp("emulated"), emulate_tiles=True))
+        lambda: bindings.opened(
+            build.build(tmp_path_factory.mktemp("emulated"), emulate_tiles=True)
+        )
     )
 
 
@@ -27,8 +29,8 @@ def instructions(
     emulated: Callable[[], ctypes.CDLL | None],
 ) -> Iterator[str]:
     """The instruction set that ops run on during a test."""
-    native = library.library()
-    assert native is not None, library.absence()
+    native = bindings.library()
+    assert native is not None, bindings.absence()
     before = native.shoal_instructions()
     if native.shoal_choose(request.param.encode()):
         yield request.param
@@ -37,5 +39,5 @@ def instructions(
     stand_in = emulated() if request.param == "amx" else None
     if stand_in is None:
         pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setattr(library, "library", lambda: stand_in)
+    monkeypatch.setattr(bindings, "library", lambda: stand_in)
     yield request.param

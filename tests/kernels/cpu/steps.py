@@ -6,8 +6,8 @@ import ctypes
 from functools import cache
 
 import torch
-from shoal.kernels.cpu import library
-from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu import bindings
+from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.structures import Dtype, Kind, Matrix, Sizes, Step, step
 from torch import Tensor
 
@@ -19,7 +19,7 @@ def _pool(native: int, threads: int) -> Pool:
 
 def pool(threads: int) -> Pool:
     """Threads of the library that a test runs on."""
-    return _pool(id(library.library()), threads)
+    return _pool(id(bindings.library()), threads)
 
 
 def dtype_of(x: Tensor) -> Dtype:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from shoal.kernels.cpu import panels
-from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.structures import (
     Embed,
     Epilogue,

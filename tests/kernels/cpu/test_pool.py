@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from shoal.kernels.cpu.library import Pool, library
+from shoal.kernels.cpu.bindings import Pool, library
 from shoal.kernels.cpu.panels import matrix
 from shoal.kernels.cpu.structures import Add, Kind, Sizes, Step, step
 from torch import Tensor

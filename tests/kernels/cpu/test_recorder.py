@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from shoal.kernels import ops
-from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.recorder import NotRecordable, Recorder, Rows
 from shoal.kernels.cpu.tape import Counts, Tape
 from torch import Tensor

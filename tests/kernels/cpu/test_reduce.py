@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from shoal.kernels.cpu.binding import bind
-from shoal.kernels.cpu.library import Pool, library
+from shoal.kernels.cpu.bindings import Pool, library
 from shoal.kernels.cpu.ranks import Ranks
 from shoal.kernels.cpu.structures import Extent, Kind, Sizes, Step, step
 from torch import Tensor

@@ -9,7 +9,7 @@ import torch
 from shoal.kernels import ops
 from shoal.kernels.cpu import passes
 from shoal.kernels.cpu.backend import page_columns
-from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.recorder import Recorder, Rows
 from shoal.kernels.cpu.structures import Kind
 from shoal.kernels.cpu.tape import Counts, Tape

@@ -6,7 +6,7 @@ import pytest
 import torch
 from shoal.kernels import sampling
 from shoal.kernels.cpu import sampling as native
-from shoal.kernels.cpu.library import Pool
+from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.threads import current_pool, pool_for, using
 from torch import Tensor
 

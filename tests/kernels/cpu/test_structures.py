@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 import torch
-from shoal.kernels.cpu.library import Pool, absence, has, library
+from shoal.kernels.cpu.bindings import Pool, absence, has, library
 from shoal.kernels.cpu.structures import ARGS, Add, Dtype, Kind, Matrix, Panels, Sizes, Step, step
 
 
