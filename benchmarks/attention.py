@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from shoal.kernels.cpu import memory
-from shoal.kernels.cpu.bindings import Pool, library
+from shoal.kernels.cpu.bindings import Pool, loaded
 from shoal.kernels.cpu.structures import Attend, Cache, Dtype, Kind, Matrix, Sizes, Step, step
 from torch import Tensor
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
-    native = library()
+    native = loaded()
     assert native is not None, "the native library is not built: python kernels/cpu/build.py"
     torch.set_num_threads(options.threads)
     pool = Pool(options.threads)

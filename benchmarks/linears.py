@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from shoal.kernels.cpu import build, panels
-from shoal.kernels.cpu.bindings import Pool, absence, library
+from shoal.kernels.cpu.bindings import Pool, absence, loaded
 from shoal.kernels.cpu.structures import Epilogue, Extent, Kind, Linear, Sizes, Step, step
 from torch import Tensor
 from torch.nn import functional
@@ -55,7 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    native = library()
+    native = loaded()
     if native is None:
         sys.exit(f"no native ops: {absence()}")
     if chosen.instructions and not native.shoal_choose(chosen.instructions.encode()):

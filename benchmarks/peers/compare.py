@@ -203,9 +203,9 @@ def kernels(asked: argparse.Namespace) -> str:
     """Which of shoal's kernels are used; without the native ones a CPU's figures say little."""
     if asked.device != "cpu":
         return "Triton"
-    from shoal.kernels.cpu.bindings import absence, library
+    from shoal.kernels.cpu.bindings import absence, loaded
 
-    if (native := library()) is not None:
+    if (native := loaded()) is not None:
         return f"native, {native.shoal_instructions().decode()}"
     say(f"shoal's native kernels are not used: {absence()}")
     return f"torch's ({absence()})"

@@ -14,7 +14,7 @@ PATH = Path(__file__).resolve().parent / "native.so"
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def loaded() -> ctypes.CDLL | None:
     """The native library; None where there is none to be used: `absence` says why."""
     return None if absence() else opened(PATH)
 
@@ -40,7 +40,7 @@ def absence() -> str | None:
 
 def instructions() -> str | None:
     """The instruction set of the native ops; None without them."""
-    native = library()
+    native = loaded()
     return None if native is None else native.shoal_instructions().decode()
 
 
@@ -69,7 +69,7 @@ def opened(path: Path) -> ctypes.CDLL | None:
 @cache
 def has(kind: Kind) -> bool:
     """Whether the native library computes ops of this kind here."""
-    native = library()
+    native = loaded()
     return native is not None and bool(native.shoal_has(kind))
 
 
@@ -77,7 +77,7 @@ class Pool:
     """Threads that run steps together. One thread may run it at a time."""
 
     def __init__(self, threads: int) -> None:
-        native = library()
+        native = loaded()
         assert native is not None, "whoever makes a pool has seen the library"
         self._native = native
         self.threads = threads

@@ -18,7 +18,7 @@ from shoal.engine.core.scheduler import Scheduler
 from shoal.engine.local import LocalExecutor
 from shoal.engine.loop import Loop
 from shoal.engine.request import FinishReason, Request, SamplingParams
-from shoal.kernels.cpu.bindings import library
+from shoal.kernels.cpu.bindings import loaded
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
@@ -30,7 +30,7 @@ from transformers import (
     Qwen3Config,
 )
 
-pytestmark = pytest.mark.skipif(library() is None, reason="the native library is not built")
+pytestmark = pytest.mark.skipif(loaded() is None, reason="the native library is not built")
 
 LENGTH = 256
 ALONE: dict[str, Any] = {

@@ -111,7 +111,7 @@ def test_float16_and_eager_steps_run_op_by_op(tmp_path: Path) -> None:
 
 def test_without_the_library_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "absence", lambda: "they were not built: make them")
-    monkeypatch.setattr(bindings, "library", lambda: None)
+    monkeypatch.setattr(bindings, "loaded", lambda: None)
     found = explain(config(saved(tmp_path)))
     why = "there are no native ops: they were not built: make them"
     assert found.facts["steps"] == f"op by op: {why}"

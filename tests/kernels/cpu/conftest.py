@@ -29,7 +29,7 @@ def instructions(
     emulated: Callable[[], ctypes.CDLL | None],
 ) -> Iterator[str]:
     """The instruction set that ops run on during a test."""
-    native = bindings.library()
+    native = bindings.loaded()
     assert native is not None, bindings.absence()
     before = native.shoal_instructions()
     if native.shoal_choose(request.param.encode()):
@@ -39,5 +39,5 @@ def instructions(
     stand_in = emulated() if request.param == "amx" else None
     if stand_in is None:
         pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setattr(bindings, "library", lambda: stand_in)
+    monkeypatch.setattr(bindings, "loaded", lambda: stand_in)
     yield request.param

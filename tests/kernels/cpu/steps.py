@@ -19,7 +19,7 @@ def _pool(native: int, threads: int) -> Pool:
 
 def pool(threads: int) -> Pool:
     """Threads of the library that a test runs on."""
-    return _pool(id(bindings.library()), threads)
+    return _pool(id(bindings.loaded()), threads)
 
 
 def dtype_of(x: Tensor) -> Dtype:

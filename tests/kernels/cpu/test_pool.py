@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from shoal.kernels.cpu.bindings import Pool, library
+from shoal.kernels.cpu.bindings import Pool, loaded
 from shoal.kernels.cpu.panels import matrix
 from shoal.kernels.cpu.structures import Add, Kind, Sizes, Step, step
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(library() is None, reason="the native library is not built")
+pytestmark = pytest.mark.skipif(loaded() is None, reason="the native library is not built")
 DEADLINE_S = 30
 
 

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from shoal.kernels.cpu.binding import bind
-from shoal.kernels.cpu.bindings import Pool, library
+from shoal.kernels.cpu.bindings import Pool, loaded
 from shoal.kernels.cpu.ranks import Ranks
 from shoal.kernels.cpu.structures import Extent, Kind, Sizes, Step, step
 from torch import Tensor
 
 pytestmark = [
-    pytest.mark.skipif(library() is None, reason="the native library is not built"),
+    pytest.mark.skipif(loaded() is None, reason="the native library is not built"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of a fork beside threads
 ]
 DEADLINE_S = 60

@@ -6,13 +6,13 @@ import ctypes
 
 import pytest
 import torch
-from shoal.kernels.cpu.bindings import Pool, absence, has, library
+from shoal.kernels.cpu.bindings import Pool, absence, has, loaded
 from shoal.kernels.cpu.structures import ARGS, Add, Dtype, Kind, Matrix, Panels, Sizes, Step, step
 
 
 @pytest.fixture(scope="module")
 def native() -> ctypes.CDLL:
-    found = library()
+    found = loaded()
     assert found is not None, absence()
     return found
 
