@@ -261,13 +261,16 @@ def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner) -> None
 def _stay(
     config: ServeConfig, owner: rollout.Owner, stop: threading.Event, progress: Progress
 ) -> bool:
-    """Wait for `stop`; False where another process takes the application over before."""
+    """Wait for `stop`; False where the application is no longer this process's before."""
     absence = head.Absence(progress.warn, progress.note)
     while not stop.wait(WATCH_S):
-        owns = owner.owns
-        absence.look(owns is not None)
-        if owns is False:
+        owned = owner.look()
+        absence.look(owned is not None)
+        if owned is rollout.Owned.BY_ANOTHER:
             progress.note(f"another `shoal serve` has taken {config.name} over")
+            return False
+        if owned is rollout.Owned.BY_NOBODY:
+            progress.note(f"{config.name} was taken off its Ray")
             return False
     return True
 
@@ -283,7 +286,7 @@ def _leave(config: ServeConfig, owner: rollout.Owner, progress: Progress) -> Non
         return
     if joined and not await_control(config.name, progress.note):
         return
-    if not owner.owns:
+    if owner.look() is not rollout.Owned.BY_US:
         return
     remove(config.name, config.shutdown_timeout + STOP_S)
     if joined:
