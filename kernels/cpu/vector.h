@@ -44,6 +44,12 @@ inline Vec load_odd(const bf16* p) {
     __m512i both = _mm512_loadu_si512(p);
     return _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)));
 }
+// Sixteen bfloat16 to the even or the odd ones of 32; the others are not written at all.
+inline void put_half(const bf16* from, bool odd, bf16* to) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    if (odd) _mm512_mask_storeu_epi16(to, 0xaaaaaaaa, _mm512_slli_epi32(wide, 16));
+    else _mm512_mask_storeu_epi16(to, 0x55555555, wide);
+}
 
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
@@ -123,6 +129,9 @@ inline Vec load_odd(const bf16* p) {
     __m256i upper = _mm256_set1_epi32(0xffff0000);
     return {_mm256_castsi256_ps(_mm256_and_si256(sixteen_halves(p), upper)),
             _mm256_castsi256_ps(_mm256_and_si256(sixteen_halves(p + 16), upper))};
+}
+inline void put_half(const bf16* from, bool odd, bf16* to) {
+    for (int i = 0; i < WIDTH; i++) to[2 * i + odd] = from[i];
 }
 
 inline Vec add(Vec x, Vec y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
