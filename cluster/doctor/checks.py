@@ -156,6 +156,9 @@ def checkpoints(probes: Probes, config: EngineConfig) -> Iterator[Finding]:
         elif tuple(sorted(files.items())) != usual:
             fix = "copy it again from a node that serves it well"
             yield _bad("checkpoint", node, "other files than on other nodes", fix)
+        elif why := ray.get(probes[node].misfit.remote(config), timeout=ANSWER_S):
+            fix = "set tensor_parallel_size and pipeline_parallel_size to what it can be cut into"
+            yield _bad("checkpoint", node, why, fix)
         else:
             words = f"{config.model}, {len(files)} files, {_size(sum(files.values()))}"
             yield _fine("checkpoint", node, words)

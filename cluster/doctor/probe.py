@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from ...engine.checkpoint import check_ranks
 from ...engine.config import EngineConfig
+from ...engine.errors import ConfigError, LoadError
+from ...engine.model.config import model_facts
 
 PINGS = 50
 LOAD_BYTES = 32 << 20
@@ -60,16 +63,22 @@ class Probe:
 
     def checkpoint(self, config: EngineConfig) -> dict[str, int] | None:
         """Bytes of each file of the model, as far as it is here; None where nothing is."""
-        from ...engine.model.hub import cached_models
-
-        folder = Path(config.model)
-        if not folder.is_dir():
-            cached = [m for m in cached_models(config.download_dir) if m.name == config.model]
-            whole = [m for m in cached if m.complete]
-            if not whole:
-                return None
-            folder = Path(whole[0].path)
+        folder = _folder(config)
+        if folder is None:
+            return None
         return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+
+    def misfit(self, config: EngineConfig) -> str | None:
+        """Why ranks cannot share the model that is here; None where they can, or nobody knows."""
+        folder = _folder(config)
+        try:
+            if folder is not None:
+                check_ranks(config, model_facts(folder))
+        except ConfigError as error:
+            return error.message
+        except LoadError:  # whoever loads it says why
+            return None
+        return None
 
     def listen(self, host: str) -> int:
         """Wait for one other probe at a port of this node."""
@@ -94,6 +103,17 @@ class Probe:
                 line.sendall(piece)
             line.recv(1)  # all of it has been read
             return Line(statistics.median(trips), LOAD_BYTES / (time.perf_counter() - began))
+
+
+def _folder(config: EngineConfig) -> Path | None:
+    """Where the model lies on this node."""
+    from ...engine.model.hub import cached_models
+
+    folder = Path(config.model)
+    if folder.is_dir():
+        return folder
+    cached = [m for m in cached_models(config.download_dir) if m.name == config.model]
+    return next((Path(m.path) for m in cached if m.complete), None)
 
 
 def _answer(listener: socket.socket) -> None:
