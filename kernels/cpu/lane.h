@@ -20,19 +20,28 @@ struct Lane {
     int64_t first(int64_t total) const { return total * index / count; }
     int64_t last(int64_t total) const { return total * (index + 1) / count; }
 
-    // Calls f with each of `total` tasks on one lane or another: the first half in even shares, the
-    // rest in ever shorter pieces to whoever is free, so that a lane that a neighbour of the machine
-    // holds up holds up no other. `turn` counts these calls within a step, each of as many tasks.
+    // Calls f(task, far) with each of `total` tasks on one lane or another: the first half in even
+    // shares, the rest in ever shorter pieces to whoever is free, so that a lane that a neighbour of
+    // the machine holds up holds up no other. `far`: the task that the lane likely comes to `ahead`
+    // tasks later; `total` or more where there is none. `dealt`: how many of the step's tickets went
+    // before, on each lane the same.
     template <class F>
-    void deal(int64_t total, int64_t turn, F f) {
-        int64_t fixed = count == 1 ? total : total / 2, rest = total - fixed;
-        for (int64_t i = first(fixed); i < last(fixed); i++) f(i);
-        int64_t end = (turn + 1) * rest, next = tickets->load();
+    void deal(int64_t total, int64_t ahead, int64_t* dealt, F f) {
+        int64_t fixed = count == 1 ? total : total / 2, end = *dealt + total - fixed;
+        *dealt = end;
+        auto run = [&](int64_t from, int64_t to) {
+            for (int64_t i = from; i < to; i++) {
+                int64_t over = i + ahead - to;
+                f(i, over < 0 ? i + ahead : total - (end - tickets->load()) + over);
+            }
+        };
+        run(first(fixed), last(fixed));
+        int64_t next = tickets->load();
         while (next < end) {
             int64_t some = (end - next) / (2 * count);
             int64_t after = next + (some ? some : 1);
             if (!tickets->compare_exchange_weak(next, after)) continue;
-            for (; next < after; next++) f(total - (end - next));
+            run(total - (end - next), total - (end - after));
             next = tickets->load();
         }
     }
