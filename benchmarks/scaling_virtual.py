@@ -1,8 +1,9 @@
 """The trace of `scaling.py` in virtual time, the same everywhere: policies alone are real.
 
 A replica computes steps of FIXED_S and a STREAM_S for each of its streams, each of which gets a
-token a step; a request waits for the step under way and for its first one. New replicas take
-START_S, each is a machine of its own, and a request goes to the one with the fewest streams.
+token a step, and it tells of that once it has run a few; a request waits for the step under way and
+for its first one. New replicas take START_S, each is a machine of its own, and a request goes to
+the one with the fewest streams.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from shoal.cluster import fleet, scaling
+from shoal.engine.core.step_cost import SPREAD
 
 FIXED_S, STREAM_S = 0.004, 0.0012
 """About the bundled model on one core: 190 tokens/s of one stream, 800 of many."""
@@ -40,9 +42,11 @@ class Replica:
     streams: list[Stream] = field(default_factory=list)
     tokens: float = 0.0
     before: int = 0
+    most: int = 1
 
     def run(self, now: float) -> None:
         running = self.streams[:SLOTS]
+        self.most = max(self.most, len(running))
         step_s = FIXED_S + STREAM_S * len(running)
         for stream in running:
             if stream.first_s is None:
@@ -56,12 +60,15 @@ class Replica:
         running, waiting = self.streams[:SLOTS], self.streams[SLOTS:]
         tokens, self.tokens = self.tokens, 0.0
         before, self.before = self.before, len(running)
+        cost = (FIXED_S, STREAM_S) if self.most >= SPREAD else (0.0, 0.0)
         return fleet.Reading(
             running=len(running),
             waiting=len(waiting),
             queue_s=now - waiting[0].at if waiting else 0.0,
             tokens_per_s=tokens / REPORT_S,
             steady=abs(len(running) - before) <= 0.25 * len(running),
+            fixed_s=cost[0],
+            stream_s=cost[1],
         )
 
 

@@ -17,10 +17,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
+from ..engine.checkpoint import check_ranks, check_tokenizer, checkpoint_facts, read_ahead
 from ..engine.config import GENERATION
 from ..engine.errors import ConfigError, LoadError, ShoalError
-from . import controller, head, logs, nodes, rollout
+from . import controller, head, logs, nodes, placement, rollout
 from .banner import Progress
 from .config import ModelConfig, ServeConfig
 from .deployments import (
@@ -48,7 +48,7 @@ from .readiness import await_ready, loaded
 from .removal import BACK_S, await_control, end_serve, remove
 from .replica import Replica
 from .settings import remarks, serve_config
-from .shares import shared
+from .shares import is_on_gpu, shared
 from .web import check_tls
 
 MAX_ONGOING = 1_000_000  # of control calls; requests do not pass through Serve
@@ -175,8 +175,11 @@ def _check_here(config: ServeConfig, progress: Progress) -> None:
     """What this machine alone tells, before Ray is started on it. Raises ConfigError, LoadError."""
     check_port(config.host, config.port)
     check_tls(config)
+    there = placement.gpus_here()
     with progress.phase("find the model"):
         for model in config.models:
+            if is_on_gpu(model, there):
+                placement.check_visible(model.engine, there)
             _find(model, progress, named=len(config.models) > 1)
     reading = threading.Thread(target=_read_ahead, args=(config,), daemon=True)
     reading.start()  # while Ray starts
@@ -209,7 +212,7 @@ def _bring_up(
 def _find(model: ModelConfig, progress: Progress, *, named: bool) -> None:
     """Look at the checkpoint, which is fetched once for all replicas here. Raises LoadError."""
     try:
-        checkpoint_facts(model.engine, progress.advance)
+        check_ranks(model.engine, checkpoint_facts(model.engine, progress.advance))
         check_tokenizer(model.engine)
     except (ConfigError, LoadError) as error:
         raise type(error)(f"{model.name}: {error.message}") if named else error from None
@@ -261,13 +264,16 @@ def _deploy(app: Application, config: ServeConfig, owner: rollout.Owner) -> None
 def _stay(
     config: ServeConfig, owner: rollout.Owner, stop: threading.Event, progress: Progress
 ) -> bool:
-    """Wait for `stop`; False where another process takes the application over before."""
+    """Wait for `stop`; False where the application is no longer this process's before."""
     absence = head.Absence(progress.warn, progress.note)
     while not stop.wait(WATCH_S):
-        owns = owner.owns
-        absence.look(owns is not None)
-        if owns is False:
+        owned = owner.look()
+        absence.look(owned is not None)
+        if owned is rollout.Owned.BY_ANOTHER:
             progress.note(f"another `shoal serve` has taken {config.name} over")
+            return False
+        if owned is rollout.Owned.BY_NOBODY:
+            progress.note(f"{config.name} was taken off its Ray")
             return False
     return True
 
@@ -283,7 +289,7 @@ def _leave(config: ServeConfig, owner: rollout.Owner, progress: Progress) -> Non
         return
     if joined and not await_control(config.name, progress.note):
         return
-    if not owner.owns:
+    if owner.look() is not rollout.Owned.BY_US:
         return
     remove(config.name, config.shutdown_timeout + STOP_S)
     if joined:

@@ -30,7 +30,8 @@ class Reading(NamedTuple):
 
     `queue_s`: how long the oldest has waited for its first token. `ttft_s`: mean of the first
     tokens of late, 0 where there were none. `steady`: it ran about as many streams all the time
-    over which its tokens were counted.
+    over which its tokens were counted. `fixed_s`, `stream_s`: what its steps cost, see `StepCost`;
+    0 where that is not known yet.
     """
 
     running: float
@@ -40,6 +41,8 @@ class Reading(NamedTuple):
     ttft_s: float = 0.0
     tokens_per_s: float = 0.0
     steady: bool = True
+    fixed_s: float = 0.0
+    stream_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +76,14 @@ class Pace(NamedTuple):
 class State:
     """What `scaling.decide` remembers from one call to the next.
 
-    `paces` are by the power of two of the streams; `proven` are the most streams that a replica
-    ran while none waited and they were neither more nor fewer for a while, `saturated` the most
-    tokens a second that it gave while they became more.
+    `paces` are by the power of two of the streams; `told` are the streams at the knee by what the
+    engines' steps cost, by the last reports that showed one; `proven` are the most streams that a
+    replica ran while none waited and they were neither more nor fewer for a while, `saturated` the
+    most tokens a second that it gave while they became more.
     """
 
     paces: Mapping[int, Pace] = field(default_factory=dict)
+    told: tuple[float, ...] = ()
     proven: float = 0.0
     saturated: float = 0.0
     recent: tuple[Traffic, ...] = ()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from ..engine.holdings import Holdings
-from ..engine.request import FinishReason, Load, Request, Update
+from ..engine.request import FinishReason, Load, Request, StepCost, Update
 from .channel import Engine
 
 STEADY = 0.25
@@ -67,6 +67,7 @@ class Gauge:
         seconds, self._told = now - self._told, now
         before, self._before = self._before, load
         came = min(list(self._came.values()), default=now)
+        cost = load.step_cost or StepCost(0.0, 0.0)
         return {
             "running": load.running,
             "waiting": load.waiting,
@@ -75,6 +76,7 @@ class Gauge:
             "ttft_s": sum(first_s) / len(first_s) if first_s else 0.0,
             "tokens_per_s": (_tokens(load) - _tokens(before)) / max(seconds, 1e-3),
             "steady": float(abs(load.running - before.running) <= STEADY * load.running),
+            **cost._asdict(),
         }
 
     def hear(self, updates: list[Update]) -> None:

@@ -23,6 +23,7 @@ from ray.serve.exceptions import RayServeException
 from . import rollout
 from .facts import Facts
 from .turnstile import Turnstile
+from .web import Server
 
 HAND_OVER_S = 600.0
 IDLE_S = 2.0
@@ -32,7 +33,7 @@ LOOK_S = 0.5
 _UNKNOWN = (RayError, RayServeException, RuntimeError, ConnectionError)
 
 
-class Server(uvicorn.Server):
+class DoorServer(Server):
     """Says when it listens."""
 
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], Any]) -> None:
@@ -85,7 +86,7 @@ def await_another(facts: Facts, host: str, own: str, timeout_s: float) -> None:
 async def hand_over(
     facts: Facts,
     host: str,
-    door: Server,
+    door: DoorServer,
     turnstile: Turnstile,
     serve_only: Callable[[dict[str, str]], None],
 ) -> bool:

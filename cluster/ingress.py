@@ -27,7 +27,7 @@ from .config import ModelConfig, ServeConfig
 from .decisions import Decisions
 from .deployments import STOP_S
 from .facts import Facts, node_address
-from .handover import HAND_OVER_S, Server, await_another, forget_the_dead, hand_over
+from .handover import HAND_OVER_S, DoorServer, await_another, forget_the_dead, hand_over
 from .link import ModelCard, Router
 from .open_files import lift_limit
 from .peers import Peers, Told
@@ -172,8 +172,8 @@ class Ingress:
         self._turnstile = Turnstile(self._app)
         inside = Told(self._turnstile, pool, secret)
         self._servers = (
-            Server(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
-            Server(web_config(config, inside, lifespan="off", tls=False), lambda: None),
+            DoorServer(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
+            DoorServer(web_config(config, inside, lifespan="off", tls=False), lambda: None),
         )
         gc.freeze()  # garbage is not looked for among what was loaded: 0.1 s without a token
         sockets = (self._public, self._private)
@@ -198,7 +198,7 @@ class Ingress:
             log.warning("streams were cut off after %s s", self._config.shutdown_timeout)
         await self._peers.leave()
         for server in self._servers:
-            server.should_exit = True
+            server.end()
 
 
 async def _meet(router: FleetRouter) -> None:

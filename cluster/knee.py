@@ -1,12 +1,15 @@
-"""What one replica sustains, learned from what a fleet reports.
+"""What one replica sustains, by what a fleet reports.
 
-Its mean tokens a second are kept by how many streams it runs, in powers of two. Once twice the
-streams brought hardly more tokens, its knee is where it gave nearly the most.
+learned   its mean tokens a second are kept by how many streams it runs, in powers of two; once
+          twice the streams brought hardly more tokens, its knee is where it gave nearly the most
+told      before that, from the first second on: its engine knows what a step costs by itself and
+          what each stream adds, and so how many streams twice of which would bring hardly more
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -20,10 +23,17 @@ by FLAT: a replica that falls behind may hold many for a while."""
 GAIN = 1.15
 """What twice the streams must bring in tokens a second to count as not saturated."""
 
+RISE = (2 - GAIN) / (2 * (GAIN - 1))
+"""How many times the fixed part of a step the streams' part is where twice the streams bring GAIN
+times the tokens."""
+
 NEARLY = 0.9
 SAMPLES = 4
 MEMORY = 20
 """Reports over which a pace is averaged."""
+
+TOLD = 6
+"""Reports of whose knees the middle one counts: a machine is busy with other things at times."""
 
 WINDOW_S = 1.5
 CROWD = 8
@@ -33,7 +43,13 @@ within WINDOW_S with no more tokens tell without one that the replicas are past 
 
 
 def sustained(state: State, targets: Targets) -> float | None:
-    """The streams at which one replica is at its knee, times `target_load`; None until learned."""
+    """The streams at which one replica is at its knee, times `target_load`; None until known."""
+    told = statistics.median(state.told) if state.told else 0.0
+    return (learned(state) or told) * targets.target_load or None
+
+
+def learned(state: State) -> float | None:
+    """The streams at the knee by tokens a second; None until learned."""
     known = {b: p.tokens_per_s for b, p in state.paces.items() if p.samples >= SAMPLES}
     if len(known) < 2:
         return None
@@ -42,12 +58,19 @@ def sustained(state: State, targets: Targets) -> float | None:
         return None
     most = max(known.values())
     knee = min(bucket for bucket, rate in known.items() if rate >= NEARLY * most)
-    return 1.5 * 2.0**knee * targets.target_load
+    return 1.5 * 2.0**knee
 
 
 def rate(state: State) -> float:
     """The most tokens a second that one replica is known to give; 0 until that is learned."""
     return max((p.tokens_per_s for p in state.paces.values() if p.samples >= SAMPLES), default=0.0)
+
+
+def why(state: State) -> str:
+    """What tells how many streams a replica sustains, in words."""
+    if learned(state) is not None:
+        return f"it gives {rate(state):.0f} tokens/s, no more with more streams"
+    return "by what its steps cost, twice as many would hardly bring more tokens"
 
 
 class Growth(NamedTuple):
@@ -100,7 +123,22 @@ def learn(state: State, fleet: Fleet) -> State:
     saturated, num = state.saturated, len(fleet.readings)
     if num and growth(recent, num) is not None:
         saturated = max(saturated, traffic.tokens_per_s / num)
-    return replace(state, paces=paces, proven=proven, saturated=saturated, recent=recent)
+    return replace(
+        state,
+        paces=paces,
+        told=(*state.told, *_told(fleet))[-TOLD:],
+        proven=proven,
+        saturated=saturated,
+        recent=recent,
+    )
+
+
+def _told(fleet: Fleet) -> list[float]:
+    """The streams at a middling replica's knee by what its steps cost; [] where that shows none."""
+    costs = [(r.fixed_s, r.stream_s) for r in fleet.readings if r.fixed_s or r.stream_s]
+    knees = [RISE * fixed_s / stream_s if stream_s else math.inf for fixed_s, stream_s in costs]
+    middle = [statistics.median_high(knees)] if knees else []
+    return [max(knee, CROWD) for knee in middle if knee < math.inf]
 
 
 def _flat(recent: Sequence[Traffic]) -> bool:

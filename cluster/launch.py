@@ -28,6 +28,15 @@ _ON_LOOPBACK = {"ENABLE_RAY_CLUSTER": False}
 """Else Ray takes 127.0.0.1 for the machine's address in the network, and listens there."""
 _TOKEN = secrets.token_hex(32)
 """One a process: Ray reads it once, and keeps it for the next Ray of the same process."""
+_UNHEARD = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "60000",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
+"""What Ray counts of itself: without its pages nobody can ask, and `/metrics` needs none of it. An
+idle tree would spend a fifth of its time on that.
+"""
 _QUIET_SIGNALS = {"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": True}
 """Else a SIGTERM while Ray starts prints the driver's stack and ends it without cleaning up."""
 
@@ -201,7 +210,7 @@ def _settings() -> dict[str, str]:
         "RAY_ROTATION_BACKUP_COUNT": "2",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
+    } | _UNHEARD
 
 
 def _quieten() -> None:
@@ -230,10 +239,11 @@ def _constants(values: Mapping[str, bool]) -> Iterator[None]:
 
 @contextmanager
 def _bare() -> Iterator[None]:
-    """A head started in here has no autoscaler, which one node has no use for, and no dashboard's
-    server: without its pages it only tells of usage, and every start would wait for it.
+    """A head started in here has no autoscaler, which one node has no use for; no dashboard's
+    server: without its pages it only tells of usage, and every start would wait for it; and nobody
+    who reads all logs again and again for a driver that shows none.
 
-    `ray.init` has no word for either: what it starts of a head it cannot be told, and
+    `ray.init` has no word for any of them: what it starts of a head it cannot be told, and
     `include_dashboard=False` takes off the server's pages alone.
     """
     from ray._private.node import Node
@@ -241,7 +251,7 @@ def _bare() -> Iterator[None]:
     def none(node: object, **options: object) -> None:
         pass
 
-    parts = ("start_monitor", "start_api_server")
+    parts = ("start_monitor", "start_api_server", "start_log_monitor")
     before = {name: getattr(Node, name) for name in parts}
     try:
         for name in parts:

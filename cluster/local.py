@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import uvicorn
-
 from ..engine.checkpoint import check_tokenizer, checkpoint_facts, read_ahead
 from ..engine.engine import AsyncEngine
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
@@ -33,7 +31,7 @@ from .shares import shared
 from .stall import StallWatch, stacks
 from .standing import Standing
 from .turnstile import Turnstile
-from .web import check_tls, loop_factory, web_config
+from .web import Server, check_tls, loop_factory, web_config
 
 WATCH_S = 0.5
 
@@ -343,7 +341,7 @@ class _Local:
         self._leave()
 
     def _leave(self) -> None:
-        self._server.should_exit = True
+        self._server.end()
 
 
 def _engines(config: ServeConfig, progress: Progress) -> dict[str, list[AsyncEngine]]:
@@ -357,7 +355,7 @@ def _engines(config: ServeConfig, progress: Progress) -> dict[str, list[AsyncEng
     return {m.name: [engine(m) for _ in range(m.replicas)] for m in config.models}
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """Leaves signals to `_Local`."""
 
     @contextlib.contextmanager

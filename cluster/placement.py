@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import ray
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ..engine.config import EngineConfig
@@ -61,13 +62,29 @@ def of_ranks(replica: Sequence[Bundle]) -> tuple[int, list[Bundle]]:
     return skipped, list(replica[skipped:])
 
 
+def gpus_here() -> int:
+    """GPUs that a Ray of this machine alone would have."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    if manager is None:
+        return 0
+    found: int = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return found if visible is None else min(found, len(visible))
+
+
 def check_enough(config: EngineConfig, gpus: bool) -> None:
     """Raise ConfigError where the cluster has fewer GPUs than an engine has ranks."""
-    there = int(ray.cluster_resources().get("GPU", 0))
-    if gpus and there < num_ranks(config):
+    if gpus:
+        check_visible(config, int(ray.cluster_resources().get("GPU", 0)))
+
+
+def check_visible(config: EngineConfig, there: int) -> None:
+    """Raise ConfigError where `there` are fewer GPUs than an engine has ranks."""
+    ranks = num_ranks(config)
+    if there < ranks:
         raise ConfigError(
             f"tensor_parallel_size={config.tensor_parallel_size} times pipeline_parallel_size="
-            f"{config.pipeline_parallel_size} needs {num_ranks(config)} GPUs, and {there} are "
+            f"{config.pipeline_parallel_size} needs {ranks} GPU{'s'[: ranks > 1]}, and {there} are "
             f"visible; lower them, or use device=cpu",
             "tensor_parallel_size",
         )

@@ -27,6 +27,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ..engine.checkpoint import check_ranks, checkpoint_facts
 from ..engine.config import EngineConfig
 from ..engine.errors import LoadError, WorkerLost
 from ..engine.executor import Capacity
@@ -37,7 +38,7 @@ from . import placement, rank_wire, wire
 from .facts import node_address
 from .greeting import greet
 from .rank_links import GATHER_S, RankLink, messages, rank_words
-from .shared_ray import shared_ray
+from .shared_ray import shared_ray, starts_own
 from .workers import Place, WorkerActor
 
 JOIN_S = 60.0
@@ -86,6 +87,8 @@ class RayExecutor:
         """
         atexit.register(self.close)  # before Ray's own end, which looks like the death of the ranks
         try:
+            if starts_own():
+                _check_here(config)
             self._stack.enter_context(shared_ray())
             self._join(self._place())
             capacity = self._load(config)
@@ -345,6 +348,14 @@ def _listen(
             yield listener, path
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_here(config: EngineConfig) -> None:
+    """What this machine alone tells, before Ray is started on it. Raises ConfigError, LoadError."""
+    there = placement.gpus_here()
+    if config.device == "cuda" or (there and config.device != "cpu"):
+        placement.check_visible(config, there)
+    check_ranks(config, checkpoint_facts(config))
 
 
 def _check_coming(called: list[Any], placed: list[tuple[Any, Place]]) -> None:

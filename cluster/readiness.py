@@ -47,10 +47,11 @@ def await_ready(
             look()
         progress.advance(*weights_read(facts))
         overview = serve.status().applications.get(config.name)
-        status = overview.status if overview else None
-        if overview and rollout.is_through(overview) and _health(config) == "ready":
+        if overview is None:
+            raise EngineLost(f"{config.name} was taken off its Ray before it was ready")
+        if rollout.is_through(overview) and _health(config) == "ready":
             return
-        if overview and status is ApplicationStatus.DEPLOY_FAILED:
+        if overview.status is ApplicationStatus.DEPLOY_FAILED:
             raise EngineLost(f"Ray Serve could not start it: {_last_line(overview.message)}")
 
 

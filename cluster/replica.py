@@ -78,7 +78,8 @@ class Replica:
         from ..engine.executors import executor_for
 
         loading = Loading(self._facts, self._id)
-        return AsyncEngine(model.engine, executor_for(model.engine, loading, drains=True))
+        executor = executor_for(model.engine, loading, drains=True)
+        return AsyncEngine(model.engine, executor, rehearses=model.autoscaling is not None)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Called by Serve once, after the constructor; given to every `MemberRouter`."""

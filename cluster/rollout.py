@@ -11,6 +11,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
+from enum import Enum
 
 from ray import serve
 from ray.exceptions import RayError
@@ -39,25 +40,38 @@ def is_through(overview: ApplicationStatusOverview) -> bool:
     )
 
 
+class Owned(Enum):
+    """Whose an application is; nobody's once it was taken off."""
+
+    BY_US = "us"
+    BY_ANOTHER = "another"
+    BY_NOBODY = "nobody"
+
+
 class Owner:
-    """This process as the owner of an application, from `take` until another one takes it."""
+    """This process as the owner of an application, from `take` until another one takes it, or it is
+    taken off its Ray.
+    """
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
         self._id = secrets.token_hex(8)
+        self._has_taken = False
 
     def take(self) -> None:
         """Own it from now on; forget what kept an earlier configuration from starting."""
         self._facts.put(_KIND, _KEY, {"id": self._id})
+        self._has_taken = True
         for key in self._facts.all("failure"):
             self._facts.remove("failure", key)
 
-    @property
-    def owns(self) -> bool | None:
-        """Whether no other process has taken it; None while the head does not answer."""
+    def look(self) -> Owned | None:
+        """Whose it is; None while the head does not answer."""
         with contextlib.suppress(RayError, RuntimeError, ConnectionError):
             owner = self._facts.ask(_KIND, _KEY)
-            return owner is None or owner["id"] == self._id
+            if owner is None:
+                return Owned.BY_NOBODY if self._has_taken else Owned.BY_US
+            return Owned.BY_US if owner["id"] == self._id else Owned.BY_ANOTHER
         return None
 
 

@@ -2,7 +2,7 @@
 
     state, fleet, targets  ->  state, number of replicas, and a line in words when there is news
 
-What a replica sustains is learned (`knee`). Until it is known a queue, a full cache, a missed
+What a replica sustains is learned (`knee`). Until it is known, a queue, a full cache, a missed
 latency target or streams that become more and more without more tokens ask for more.
 
 up      at once where requests queue longer than `target_queue_s`, else when the need has held for
@@ -88,8 +88,8 @@ def _needs(state: State, readings: Sequence[Reading], targets: Targets) -> Itera
     if streams is not None and running + waiting > num * streams:
         yield Need(
             math.ceil((running + waiting) / streams),
-            f"{running + waiting:g} streams in flight, and a replica sustains {streams:g} "
-            f"(it gives {knee.rate(state):.0f} tokens/s, no more with more streams)",
+            f"{running + waiting:g} streams in flight, and a replica sustains {streams:.3g} "
+            f"({knee.why(state)})",
         )
     if (grown := knee.growth(state.recent, num)) is not None:
         yield Need(
@@ -182,7 +182,7 @@ def _enough(state: State, fleet: Fleet, targets: Targets) -> int:
     if running and not streams:
         return fleet.target
     by_load = math.ceil(running / (MARGIN * streams)) if running else 0
-    if rate := knee.rate(state) if knee.sustained(state, targets) else state.saturated:
+    if rate := knee.rate(state) if knee.learned(state) else state.saturated:
         rate *= min(targets.target_load, 1.0) * RATE_MARGIN
         by_load = max(by_load, math.ceil(state.recent[-1].tokens_per_s / rate))
     kv = sum(r.kv_usage for r in readings)
@@ -193,7 +193,7 @@ def _words(state: State, readings: Sequence[Reading], targets: Targets) -> str:
     """How it is, with numbers."""
     running = sum(r.running for r in readings)
     streams = knee.sustained(state, targets)
-    carry = f"sustains {streams:g}" if streams else f"has carried {state.proven:g} so far"
+    carry = f"sustains {streams:.3g}" if streams else f"has carried {state.proven:g} so far"
     kv = sum(r.kv_usage for r in readings) / len(readings)
     queue_s = max(r.queue_s for r in readings)
     return (

@@ -100,7 +100,8 @@ class Serving:
         loading = self._tokenizers.get((card.names[0], *card.vocabulary))
         if loading is None or (loading.done() and loading.exception()):
             loading = self._load(self.model(card), *card.vocabulary)
-        return await asyncio.wrap_future(loading)
+        # To await what is there would let every other request that came with this one go first.
+        return loading.result() if loading.done() else await asyncio.wrap_future(loading)
 
     def close(self) -> None:
         """End what its tokenizers hold."""

@@ -39,6 +39,11 @@ def shared_ray() -> Iterator[None]:
                 _holder = None
 
 
+def starts_own() -> bool:
+    """Whether `shared_ray` would start a Ray of this machine alone."""
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+
+
 class _Holder:
     """A thread that lives as long as its Ray, whose processes the kernel ends together with the
     thread that started them.

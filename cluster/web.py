@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,6 +19,31 @@ KEEP_ALIVE_S = 75
 
 CLOSE_S = 1
 """What connections get to end once a server is told to: the streams had their time before."""
+
+TICK_S = 1.0
+"""How often the time that answers are dated with is set."""
+
+
+class Server(uvicorn.Server):
+    """Sleeps while nobody asks anything: uvicorn's own looks ten times a second whether it is to
+    end.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told_to_end = asyncio.Event()
+
+    def end(self) -> None:
+        """Let it end; called on its event loop."""
+        self.should_exit = True
+        self._told_to_end.set()
+
+    async def main_loop(self) -> None:
+        """See uvicorn."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._told_to_end.wait()
 
 
 def web_config(

@@ -12,6 +12,7 @@ from .model import weights
 from .model.config import ModelFacts, model_facts
 from .model.hub import find_model
 from .model.repository import Progress
+from .seat import check_even, layer_ranges
 from .worker.machine import free_memory
 
 
@@ -30,6 +31,17 @@ def checkpoint_facts(config: EngineConfig, on_progress: Progress | None = None) 
     named = {"auto": True, "vllm": False, "shoal": False}
     chosen = named.get(config.generation_config, Path(config.generation_config))
     return model_facts(folder, generation_config=chosen)
+
+
+def check_ranks(config: EngineConfig, facts: ModelFacts) -> None:
+    """Raise ConfigError where the ranks of `config` cannot share its model, as far as its
+    config.json tells.
+    """
+    if facts.num_heads and facts.num_layers and config.model_impl != "transformers":
+        size = config.tensor_parallel_size
+        check_even(facts.num_heads, size, "q_proj heads", repeated=True)
+        stages = config.pipeline_parallel_size
+        layer_ranges(facts.num_layers, stages, config.pipeline_layer_partition)
 
 
 def check_tokenizer(config: EngineConfig) -> None:

@@ -54,12 +54,16 @@ class AsyncEngine:
 
     It knows token ids alone: stop strings, text and `bad_words` are the callers' (`text.py`).
     `submit`, `abort` and `load` may be called from any thread, sinks too. `executor` is who
-    computes, from `start` on.
+    computes, from `start` on. `rehearses`: before the first request it finds out what a step of a
+    lone stream costs, in a few of them.
     """
 
-    def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, executor: Executor | None = None, *, rehearses: bool = False
+    ) -> None:
         self.config = config
         self.executor = executor
+        self._rehearses = rehearses
         self._capacity: Capacity | None = None
         self._seeds = admission.Seeds(config.seed)
         self._thread = threading.Thread(target=self._main, name="shoal-engine", daemon=True)
@@ -192,6 +196,7 @@ class AsyncEngine:
             room=room,
             kv_usage=self._scheduler.kv_usage,
             counters=counted,
+            step_cost=self._loop.costs.known(),
             ticks=self._loop.num_steps + sum(rank.ticks for rank in ranks),
             ranks=ranks,
         )
@@ -261,6 +266,8 @@ class AsyncEngine:
             lockstep_of=search_of(capacity.eos_token_ids),
         )
         self._loop = Loop(self._scheduler, executor)
+        if self._rehearses:
+            self._loop.rehearse()
         self._capacity = capacity
         executor.watch(self._lose_rank)
 

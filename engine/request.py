@@ -205,12 +205,19 @@ class RankState(NamedTuple):
     expected_s: float = 0.0
 
 
+class StepCost(NamedTuple):
+    """Seconds of a step that decodes and nothing else: fixed ones, and those of each stream."""
+
+    fixed_s: float
+    stream_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """How busy an engine is: sequences that run and wait (`deferred` of them for a sibling, not for
     room), the tokens yet to be computed until each has its next one, how many sequences more would
-    be taken (None: any number), KV blocks held (0 to 1), and what has happened since its start, by
-    name.
+    be taken (None: any number), KV blocks held (0 to 1), what has happened since its start, by
+    name, and what a step costs, as soon as that is known.
 
     `ticks` grows as long as an engine that has work gets on.
     """
@@ -222,5 +229,6 @@ class Load:
     room: int | None = None
     kv_usage: float = 0.0
     counters: dict[str, float] | None = None
+    step_cost: StepCost | None = None
     ticks: int = 0
     ranks: tuple[RankState, ...] = ()

@@ -89,6 +89,22 @@ def num_ranks(config: EngineConfig) -> int:
     return config.tensor_parallel_size * config.pipeline_parallel_size
 
 
+def check_even(units: int, size: int, noun: str, *, repeated: bool) -> None:
+    """Raise ConfigError where `size` ranks cannot share `units` evenly; `repeated`: where there are
+    fewer of these, several ranks may have the same.
+    """
+    of = min(size, units) if repeated else size
+    if units % of == 0 and size % of == 0:
+        return
+    fitting = [size for size in range(1, min(units, 64) + 1) if units % size == 0]
+    more = f", or a multiple of {units}" if repeated else ""
+    raise ConfigError(
+        f"tensor_parallel_size={size} cannot cut the model's {units} {noun} evenly; "
+        f"use one of {', '.join(map(str, fitting))}{more}",
+        "tensor_parallel_size",
+    )
+
+
 def layer_ranges(num_layers: int, num_stages: int, partition: str | None = None) -> list[range]:
     """The layers of each stage: as `partition` ("7,8,7") says, or evenly.
 

@@ -19,7 +19,7 @@ from ..request import FinishReason, Request, Update
 from ..sequence import Sequence, State
 from . import lockstep, results
 from .kv import Shortage
-from .roster import BY_RANK, LockstepOf, Roster, alone
+from .roster import BY_RANK, Counters, LockstepOf, Roster, alone
 
 
 @dataclass(slots=True)
@@ -119,6 +119,10 @@ class Scheduler:
     def tell_time(self, now: float) -> None:
         """The time in seconds, from any start; it holds until it is told again."""
         self.roster.now = now
+
+    def count_anew(self) -> None:
+        """Forget what was counted so far."""
+        self.counters = self.roster.counters = Counters()
 
     # Requests come and go.
 

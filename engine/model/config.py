@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoadError
-from .families import canonical
+from .families import NATIVE, canonical
 
 SAMPLING_KEYS = {
     "temperature": "temperature",
@@ -136,7 +136,7 @@ class ModelFacts:
     """What an engine and a gateway need to know of a model before it is loaded.
 
     `sampling`: defaults of generation_config.json under SamplingParams' names. `dtype` is the
-    checkpoint's own.
+    checkpoint's own. `num_heads` and `num_layers` are those of a native model, else 0.
     """
 
     architecture: str
@@ -145,6 +145,8 @@ class ModelFacts:
     eos_token_ids: frozenset[int]
     sampling: Mapping[str, Any]
     dtype: str
+    num_heads: int
+    num_layers: int
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -173,6 +175,7 @@ def model_facts(folder: Path, *, generation_config: Path | bool = True) -> Model
         defaults = _generation(generation_config)
         if not defaults:
             raise LoadError(f"{generation_config} has no generation_config.json")
+    native = config.architecture in NATIVE
     return ModelFacts(
         architecture=config.architecture,
         max_model_len=config.max_length,
@@ -184,6 +187,8 @@ def model_facts(folder: Path, *, generation_config: Path | bool = True) -> Model
             if defaults.get(theirs) is not None
         },
         dtype=config.dtype,
+        num_heads=int(config.get("num_attention_heads", 0)) if native else 0,
+        num_layers=int(config.get("num_hidden_layers", 0)) if native else 0,
     )
 
 

@@ -10,6 +10,14 @@ from typing import Any
 
 Values = Mapping[str, Any]
 
+NATIVE = frozenset(
+    {
+        *("FalconForCausalLM", "GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM"),
+        *("Qwen2ForCausalLM", "Qwen3ForCausalLM", "RWForCausalLM"),
+    }
+)
+"""Architectures in shoal's own code, the only ones that are cut into ranks; see `zoo/registry`."""
+
 GPT2_NAMES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",

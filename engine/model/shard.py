@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..seat import check_even
 from .mesh import Mesh
 
 
@@ -100,9 +100,8 @@ def column_share(units: int, mesh: Mesh, noun: str) -> Share:
 
     Raises ConfigError where they do not come out even.
     """
+    check_even(units, mesh.size, noun, repeated=True)
     of = min(mesh.size, units)
-    if units % of or mesh.size % of:
-        raise _uneven(units, mesh, noun, f", or a multiple of {units}")
     return Share(mesh.rank * of // mesh.size, of, units // of)
 
 
@@ -111,8 +110,7 @@ def row_share(units: int, mesh: Mesh, noun: str) -> Share:
 
     Raises ConfigError where they do not come out even.
     """
-    if units % mesh.size:
-        raise _uneven(units, mesh, noun)
+    check_even(units, mesh.size, noun, repeated=False)
     return Share(mesh.rank, mesh.size, units // mesh.size)
 
 
@@ -131,12 +129,3 @@ def claims_among(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Ite
     """
     own = getattr(model, "claims_among", None)
     return claims(model) if own is None else own(shapes)
-
-
-def _uneven(units: int, mesh: Mesh, noun: str, else_: str = "") -> ConfigError:
-    fitting = [size for size in range(1, min(units, 64) + 1) if units % size == 0]
-    return ConfigError(
-        f"tensor_parallel_size={mesh.size} cannot cut the model's {units} {noun} evenly; "
-        f"use one of {', '.join(map(str, fitting))}{else_}",
-        "tensor_parallel_size",
-    )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from shoal.cluster.fleet import Reading
 from shoal.cluster.gauge import Gauge
 from shoal.engine.errors import Overloaded
 from shoal.engine.holdings import Holdings
-from shoal.engine.request import FinishReason, Load, Request, SamplingParams, Update
+from shoal.engine.request import FinishReason, Load, Request, SamplingParams, StepCost, Update
 
 Sink = Callable[[list[Update]], None]
 
@@ -20,6 +21,7 @@ class Engine:
         self.sinks: dict[str, Sink] = {}
         self.full = False
         self.holdings = Holdings(1)
+        self.step_cost: StepCost | None = None
 
     def submit(self, request: Request, sink: Sink) -> None:
         if self.full:
@@ -32,7 +34,7 @@ class Engine:
         pass
 
     def load(self) -> Load:
-        return Load(running=len(self.sinks))
+        return Load(running=len(self.sinks), step_cost=self.step_cost)
 
 
 def request(id: str) -> Request:
@@ -79,3 +81,11 @@ def test_the_wait_for_a_first_token_is_told_once() -> None:
     engine.sinks["r"]([Update("r", 0, (6,))])
     found = gauge.report()
     assert found["ttft_s"] == found["queue_s"] == 0
+
+
+def test_a_report_is_a_reading_with_the_cost_of_a_step_once_it_is_known() -> None:
+    engine = Engine()
+    gauge = Gauge(engine)
+    assert Reading(**gauge.report())[-2:] == (0.0, 0.0)
+    engine.step_cost = StepCost(0.01, 0.002)
+    assert Reading(**gauge.report())[-2:] == (0.01, 0.002)

@@ -47,6 +47,24 @@ def test_many_requests_from_many_threads(depth: int) -> None:
         assert (load.running, load.waiting) == (0, 0)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_rehearsal_leaves_no_trace(depth: int) -> None:
+    engine = AsyncEngine(EngineConfig(max_num_seqs=8), Executor(depth), rehearses=True)
+    engine.start()
+    try:
+        load = engine.load()
+        assert load.ticks > 0 and load.counters is not None and not any(load.counters.values())
+        assert (load.running, load.waiting, load.tokens, load.kv_usage) == (0, 0, 0, 0.0)
+        caller = Caller()
+        made = [request(f"r{number}", max_tokens=20) for number in range(8)]
+        for one in made:
+            engine.submit(one, caller.sink)
+        caller.wait(len(made))
+        assert all(caller.tokens(one.id) == want(one) for one in made)
+    finally:
+        engine.close()
+
+
 def test_a_sink_gets_one_batch_a_step() -> None:
     executor = Executor()
     with running(executor) as engine:

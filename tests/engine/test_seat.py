@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from shoal.engine.errors import ConfigError
-from shoal.engine.seat import Seat, layer_ranges
+from shoal.engine.seat import Seat, check_even, layer_ranges
 
 
 def counts(*args: object) -> list[int]:
@@ -34,6 +34,16 @@ def test_a_partition_that_does_not_add_up_is_refused(partition: str) -> None:
 def test_more_stages_than_layers_are_refused() -> None:
     with pytest.raises(ConfigError, match="use 2 or less"):
         layer_ranges(2, 3)
+
+
+def test_ranks_that_share_heads_unevenly_are_refused() -> None:
+    for size in (1, 2, 4, 8, 16):
+        check_even(8, size, "heads", repeated=True)
+    for size, fitting in ((3, "1, 2, 4, 8, or a multiple of 8"), (12, "1, 2, 4, 8, or a mult")):
+        with pytest.raises(ConfigError, match=f"={size} cannot cut .* 8 heads evenly; .*{fitting}"):
+            check_even(8, size, "heads", repeated=True)
+    with pytest.raises(ConfigError, match=r"=16 cannot cut .* use one of 1, 2, 4, 8$"):
+        check_even(8, 16, "heads", repeated=False)
 
 
 def test_a_seat_knows_its_neighbours() -> None:

@@ -9,10 +9,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted import DEADLY
 from served import ENDLESS, Served, descendants, gone, open_files, replica_of, title, wait
+from shoal.cluster import app
+from shoal.cluster.config import ServeConfig
+from shoal.cluster.ports import free_port
+from shoal.cluster.settings import serve_config
+from shoal.engine.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +177,31 @@ def test_nothing_outlives_a_killed_driver(served: Served) -> None:
     served.process.kill()
     served.process.wait()
     wait(lambda: gone(served.pids))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size=3 cannot cut the model's 8 q_proj"),
+        ({"pipeline_parallel_size": 7}, "pipeline_parallel_size=7 is more than the model's 6"),
+        ({"tensor_parallel_size": 4, "device": "cuda"}, "needs 4 GPUs, and 2 are visible"),
+        ({"tensor_parallel_size": 4}, "needs 4 GPUs, and 2 are visible"),
+    ],
+)
+def test_what_this_machine_alone_tells_is_refused_before_ray_is_started(
+    keys: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(config: ServeConfig) -> None:
+        raise AssertionError("Ray is started")
+
+    gpus = 2 if "GPU" in said else 0
+    monkeypatch.setattr(app.placement, "gpus_here", lambda: gpus)
+    monkeypatch.setattr(app, "_ray", started)
+    monkeypatch.setattr(app.logs, "start", lambda config, name, terminal: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    asked = {"model": "shoal-tiny", "port": free_port()}
+    with pytest.raises(ConfigError, match=said):
+        app.run(serve_config(asked | keys, {}))
 
 
 def test_what_serve_is_given_and_changes_nothing_is_said(caplog):

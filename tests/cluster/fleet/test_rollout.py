@@ -110,6 +110,31 @@ def test_one_that_ends_leaves_the_application_of_another_alone(
             served.process.wait()
 
 
+def test_one_whose_application_is_taken_off_says_so_and_ends(
+    ray_address: str, tmp_path: Path
+) -> None:
+    """Those of others stay."""
+    started = []
+    try:
+        for name in ("first", "second"):
+            (folder := tmp_path / name).mkdir()
+            started.append(Served(folder, name=name, ray_address=ray_address))
+            started[-1].wait_started()
+        first, second = started
+        line = [sys.executable, "-m", "shoal", "stop", "first", "--ray-address", ray_address]
+        env = os.environ | {"PYTHONPATH": import_path()}
+        subprocess.run(line, check=True, timeout=180, env=env, cwd=tmp_path)
+        assert first.process.wait(180) == 0
+        assert first.said().splitlines()[-1].strip() == "first was taken off its Ray"
+        assert second.stream(3).numbers() == ["0", "1", "2"]
+        assert second.process.poll() is None
+    finally:
+        for served in started:
+            served.process.terminate()
+        for served in started:
+            served.process.wait(180)
+
+
 def test_told_to_end_it_waits_for_no_replica_without_a_place(
     ray_address: str, tmp_path: Path, tiny_model: Path
 ) -> None:

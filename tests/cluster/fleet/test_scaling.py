@@ -6,9 +6,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from shoal.cluster.fleet import Fleet, Pace, Reading, State, Targets
+from shoal.cluster.knee import CROWD
 from shoal.cluster.scaling import decide
+from shoal.engine.request import StepCost
 
 EVERY_S = 0.5
 START_S = 5.0
@@ -16,12 +19,16 @@ START_S = 5.0
 
 @dataclass
 class Engine:
-    """Runs up to `slots` streams; gives each `pace` tokens a second, all of them `peak` at most."""
+    """Runs up to `slots` streams; gives each `pace` tokens a second, all of them `peak` at most.
+
+    Or its steps have a cost, and it tells of it once it has run a few streams, as an engine does.
+    """
 
     ready_at: float
     pace: float = 50.0
     peak: float = 800.0
     slots: int = 64
+    cost: StepCost | None = None
     streams: list[list[float]] = field(default_factory=list)  # [arrived at, tokens to come]
     rate: float = 0.0
     before: int = 0
@@ -29,6 +36,8 @@ class Engine:
     def run(self, seconds: float) -> int:
         running = self.streams[: self.slots]
         each = min(self.pace, self.peak / max(len(running), 1))
+        if self.cost is not None:
+            each = 1 / (self.cost.fixed_s + self.cost.stream_s * len(running))
         done = 0
         for stream in running:
             stream[1] -= each * seconds
@@ -39,6 +48,7 @@ class Engine:
 
     def reading(self, now: float) -> Reading:
         running, waiting = self.streams[: self.slots], self.streams[self.slots :]
+        told = self.cost if self.cost is not None and len(running) > 1 else StepCost(0.0, 0.0)
         return Reading(
             running=len(running),
             waiting=len(waiting),
@@ -46,13 +56,14 @@ class Engine:
             queue_s=now - waiting[0][0] if waiting else 0.0,
             tokens_per_s=self.rate,
             steady=abs(len(running) - self.before) <= 0.25 * len(running),
+            **told._asdict(),
         )
 
 
 class Simulation:
     """A load in requests a second, each of 100 tokens, over a fleet that follows the policy."""
 
-    def __init__(self, targets: Targets, seed: int = 0, **engine: float) -> None:
+    def __init__(self, targets: Targets, seed: int = 0, **engine: Any) -> None:
         self.targets, self.engine = targets, engine
         self.now, self.target, self.due = 0.0, max(targets.min_replicas, 1), 0.0
         self.engines = [Engine(ready_at=0.0, **engine) for _ in range(self.target)]
@@ -73,6 +84,14 @@ class Simulation:
             self.finished += sum(e.run(0.1) for e in self.ready())
             if round(self.now * 10) % round(EVERY_S * 10) == 0:
                 self.decide()
+        return self
+
+    def closed(self, seconds: float, num: int) -> Simulation:
+        """So many clients that each ask again as soon as they are answered."""
+        ends = self.now + seconds
+        while self.now < ends:
+            self.arrive(num - sum(len(engine.streams) for engine in self.ready()))
+            self.run(0.1, constant(0))
         return self
 
     def arrive(self, num: int = 1) -> None:
@@ -137,6 +156,31 @@ def test_a_step_that_one_replica_cannot_carry_is_answered_within_3_s_of_its_sign
     simulation.run(300, constant(2)).run(30, constant(20))
     assert told(simulation, "streams in flight, and a replica sustains 24 (it gives 800 tokens/s")
     assert line.startswith("1 -> ") and "streams in flight grew from" in line, line
+
+
+COST = StepCost(0.001, 0.00017)
+"""About the bundled model on two cores: a knee at 17 streams."""
+
+
+def test_clients_at_once_that_one_replica_cannot_carry_are_answered_within_3_s() -> None:
+    """Closed loop from the first second on: nothing waits, nothing grows, no pace is known."""
+    simulation = Simulation(FLEET, cost=COST).closed(300, 40)
+    assert [move[1:] for move in simulation.moves] == [(1, 3)]
+    assert simulation.moves[0][0] <= 3.0
+    assert told(simulation, "1 -> 3 replicas: 40 streams in flight, and a replica sustains 16.7 (")
+    assert told(simulation, "by what its steps cost, twice as many would hardly bring more tokens")
+
+
+def test_clients_at_once_that_one_replica_carries_move_nothing() -> None:
+    for num in (1, 4, 8, 16):
+        assert not Simulation(FLEET, cost=COST).closed(120, num).moves
+    dear = Simulation(FLEET, cost=StepCost(0.0001, 0.001))  # no step gains from company
+    assert not dear.closed(120, CROWD).moves
+
+
+def test_fewer_clients_need_fewer_replicas_without_turning_round() -> None:
+    simulation = Simulation(FLEET, cost=COST).closed(60, 60).closed(300, 10).closed(60, 60)
+    assert [move[1:] for move in simulation.moves] == [(1, 4), (4, 1), (1, 4)]
 
 
 def test_a_burst_beyond_the_slots_is_answered_within_3_s() -> None:

@@ -228,6 +228,32 @@ def test_more_ranks_than_gpus_is_refused(ray_here: None) -> None:
         placement.check_enough(config, placement.wants_gpus(config))
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "tensor_parallel_size=3 cannot cut the model's 4 q_proj heads"),
+        ({"device": "cuda"}, "needs 3 GPUs, and 2 are visible"),
+    ],
+)
+def test_what_is_known_beforehand_is_refused_before_ray_is_started(
+    keys: dict[str, Any],
+    said: str,
+    uneven_model: Path,
+    engine_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from shoal.cluster import ray_executor
+
+    def started() -> None:
+        raise AssertionError("Ray is started")
+
+    monkeypatch.setattr(ray_executor, "starts_own", lambda: True)
+    monkeypatch.setattr(ray_executor, "shared_ray", started)
+    monkeypatch.setattr(placement, "gpus_here", lambda: 2 if keys else 0)
+    with pytest.raises(ConfigError, match=said):
+        engine_of(uneven_model, tensor_parallel_size=3, **keys)
+
+
 def test_a_group_that_was_made_for_something_else_is_let_be(
     ray_here: None,
     uneven_model: Path,

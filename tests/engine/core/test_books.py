@@ -268,7 +268,7 @@ def test_fork_copies_one_block_and_shares_the_rest() -> None:
     shared = [start.blocks[0][:2] for start in plan.started]
     assert shared[0] == shared[1]
     world.executor.submit(plan)
-    world.loop._under_way += 1
+    world.loop._under_way.append(plan)
     world.finish()
 
 
