@@ -30,6 +30,13 @@ class Cache:
     block_size: int
     device: Device
 
+    def beginning(self, tokens: int) -> list[Tensor]:
+        """The memory of the blocks that are handed out first, for so many tokens a group: a layer's
+        keys, its values, and so on.
+        """
+        blocks = -(-tokens // self.block_size) + 1
+        return [plane[:blocks] for layer in self.layers for plane in layer]
+
     def copy(self, copies: Sequence[Copy]) -> None:
         """Copy whole blocks, as if all at once: a target may be another copy's source."""
         by_group: dict[int, list[Copy]] = defaultdict(list)

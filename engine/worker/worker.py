@@ -44,6 +44,10 @@ from .team import alone, join
 
 log = logging.getLogger(__name__)
 
+_TOUCHED_TOKENS = 16384
+"""What a cache has room for whose pages are taken ahead: a page that a step is the first to write
+holds that step up, and all of a cache may be more than is ever used."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
@@ -229,6 +233,8 @@ class Worker:
             plan.dtype,
             device,
         )
+        if pool is not None:
+            pool.touch(cache.beginning(_TOUCHED_TOKENS))
         self._runner = self._make_runner(config, plan, loaded.model, cache, pool)
         clock.lap("cache")
         if device.rehearses:

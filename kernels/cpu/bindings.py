@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+from torch import Tensor
+
 from .build import digest
-from .structures import Kind, Matrix, Panels, Sizes, Step
+from .structures import Kind, Matrix, Panels, Part, Sizes, Step
 
 PATH = Path(__file__).resolve().parent / "native.so"
 
@@ -47,10 +50,12 @@ def instructions() -> str | None:
 def opened(path: Path) -> ctypes.CDLL | None:
     """The library in this file; None where this processor runs none of it. Raises OSError."""
     found = ctypes.CDLL(str(path))
-    step, sizes, panels, matrix = (POINTER(each) for each in (Step, Sizes, Panels, Matrix))
+    structures = (Step, Sizes, Panels, Matrix, Part)
+    step, sizes, panels, matrix, part = (POINTER(each) for each in structures)
     declare = (
         ("shoal_pool_open", c_void_p, (c_int32,)),
         ("shoal_pool_close", None, (c_void_p,)),
+        ("shoal_pool_touch", None, (c_void_p, part, c_int64)),
         ("shoal_run", c_int64, (c_void_p, step, c_int64, sizes, c_void_p)),
         ("shoal_pack", c_int32, (c_void_p, matrix, panels)),
         ("shoal_packed_bytes", c_int64, (panels,)),
@@ -84,6 +89,7 @@ class Pool:
         self._pool = native.shoal_pool_open(threads)
         if not self._pool:
             raise MemoryError(f"no memory, or no threads, for a pool of {threads}")
+        self._touched: tuple[object, ...] = ()
 
     def run(
         self,
@@ -94,6 +100,14 @@ class Pool:
         """Run steps in order, the interpreter's lock released; 0, or the step that failed."""
         failed: int = self._native.shoal_run(self._pool, steps, len(steps), sizes, progress)
         return failed
+
+    def touch(self, parts: Sequence[Tensor]) -> None:
+        """Have pages taken while there is no work, the first of each part first, from the next run
+        on; contiguous tensors, which are kept until the pool is closed. Once a pool.
+        """
+        given = (Part * len(parts))(*(Part(part.data_ptr(), part.nbytes) for part in parts))
+        self._touched = (given, parts)
+        self._native.shoal_pool_touch(self._pool, given, len(parts))
 
     def pack(self, rows: Matrix, panels: Panels) -> None:
         """Pack a row-major weight [outputs, inputs] into `panels.data`."""
@@ -109,7 +123,7 @@ class Pool:
         """End the threads; harmless when repeated."""
         if self._pool:
             self._native.shoal_pool_close(self._pool)
-            self._pool = None
+            self._pool, self._touched = None, ()
 
     def __del__(self) -> None:
         self.close()

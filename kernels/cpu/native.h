@@ -280,6 +280,12 @@ struct Step {
     int32_t mark;      // written to the progress word when the step begins
 };
 
+// Some memory.
+struct Part {
+    void* data;
+    int64_t bytes;
+};
+
 // ---- entry points ----
 
 struct Pool;
@@ -289,6 +295,11 @@ struct Pool;
 // Null without memory or threads, and where none are asked for.
 SHOAL_API Pool* shoal_pool_open(int32_t threads);
 SHOAL_API void shoal_pool_close(Pool* pool);
+
+// From the next run on, whenever there is no work, threads other than the caller take the pages of
+// these parts, the first ones of each part first, until all are taken; what they hold stays as it is.
+// Called once, between runs; the parts and their array outlive the pool.
+SHOAL_API void shoal_pool_touch(Pool* pool, const Part* parts, int64_t count);
 
 // Runs steps in order. `progress` may be null. Returns 0, or the number of the step, counted from 1,
 // that failed (a rank beside this one is gone, there is no such op, no threads after a fork).
@@ -308,7 +319,7 @@ SHOAL_API int32_t shoal_choose(const char* name);
 // Whether the chosen set has an op of this kind.
 SHOAL_API int32_t shoal_has(int32_t kind);
 
-// sizeof the struct of a kind; of Step, Sizes, Panels for -1, -2, -3.
+// sizeof the struct of a kind; of Step, Sizes, Panels, Part for -1 to -4.
 SHOAL_API int64_t shoal_size_of(int32_t kind);
 // The digest of the sources that the library was made of.
 SHOAL_API const char* shoal_sources(void);

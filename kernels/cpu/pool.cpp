@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <new>
 
 #include "instructions.h"
@@ -17,6 +18,8 @@ namespace {
 
 // How long a thread stays awake for the next run. The loop's own work between two steps is shorter.
 constexpr int64_t AWAKE_NS = 200'000;
+
+constexpr int64_t PAGE = 4096, LARGE_PAGE = 2 << 20;
 
 constexpr uint32_t ROUND_TO_NEAREST_FLUSH_DENORMALS = 0x9fc0;  // MXCSR, no exception raised
 
@@ -67,6 +70,10 @@ struct Pool {
     // What is packed instead.
     const Matrix* rows;
     const Panels* weight;
+    // What is touched while there is no work: the pieces of all parts, first ones first.
+    const Part* parts;
+    int64_t num_parts;
+    std::atomic<int64_t> pieces{0}, touched{0};
 };
 
 namespace {
@@ -156,13 +163,29 @@ void pack_lane(Pool* pool, Lane* lane) {
     pool->barrier.meet(pool->threads);
 }
 
+// Takes the pages of one more piece of the parts, whose content stays as it is. False where none is
+// left.
+bool touch_piece(Pool* pool) {
+    int64_t pieces = pool->pieces.load(), i = pool->touched.load();
+    if (i >= pieces || (i = pool->touched.fetch_add(1)) >= pieces) return false;
+    const Part& part = pool->parts[i % pool->num_parts];
+    int64_t from = i / pool->num_parts * LARGE_PAGE;
+    for (int64_t at = from; at < part.bytes && at < from + LARGE_PAGE; at += PAGE) {
+        __atomic_fetch_or(static_cast<char*>(part.data) + at, 0, __ATOMIC_RELAXED);
+    }
+    return true;
+}
+
 void* live(void* given) {
     Lane* lane = static_cast<Lane*>(given);
     Pool* pool = static_cast<Pool*>(lane->pool);
     uint32_t seen = pool->run_at_start;
     for (;;) {
         auto called = [&] { return pool->run.load(std::memory_order_acquire) != seen; };
-        while (!soon(called, AWAKE_NS)) sleep(pool, seen);
+        while (!soon(called, AWAKE_NS)) {
+            while (!called() && touch_piece(pool)) {}
+            if (!called()) sleep(pool, seen);
+        }
         seen++;
         if (pool->closing) return nullptr;
         keep_apart(pool, lane->index);
@@ -243,6 +266,14 @@ SHOAL_API void shoal_pool_close(Pool* pool) {
     delete[] pool->core_of;
     delete[] pool->lanes;
     delete pool;
+}
+
+SHOAL_API void shoal_pool_touch(Pool* pool, const Part* parts, int64_t count) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < count; i++) most = std::max(most, parts[i].bytes);
+    pool->parts = parts;
+    pool->num_parts = count;
+    pool->pieces.store(count * ((most + LARGE_PAGE - 1) / LARGE_PAGE));
 }
 
 SHOAL_API int64_t shoal_run(Pool* pool, const Step* steps, int64_t count, const Sizes* sizes,

@@ -5,6 +5,7 @@ SHOAL_API const char* shoal_sources(void) { return SOURCES; }
 
 SHOAL_API int64_t shoal_size_of(int32_t kind) {
     switch (kind) {
+        case -4: return sizeof(Part);
         case -3: return sizeof(Panels);
         case -2: return sizeof(Sizes);
         case -1: return sizeof(Step);

@@ -288,6 +288,10 @@ class Penalize(ctypes.Structure):
     )
 
 
+class Part(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("bytes", c_int64))
+
+
 class Step(ctypes.Structure):
     _fields_ = (("args", c_void_p), ("kind", c_int32), ("mark", c_int32))
 

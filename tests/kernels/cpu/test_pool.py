@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
 from collections.abc import Callable
 
 import pytest
 import torch
+from shoal.kernels.cpu import memory
 from shoal.kernels.cpu.bindings import Pool, loaded
 from shoal.kernels.cpu.panels import matrix
 from shoal.kernels.cpu.structures import Add, Kind, Sizes, Step, step
@@ -88,6 +90,31 @@ def test_a_lane_that_waits_for_one_without_a_core_sleeps() -> None:
         pool.close()
     finally:
         os.sched_setaffinity(0, cores)
+
+
+def test_pages_are_taken_while_there_is_no_work_and_keep_what_they_hold() -> None:
+    pool, total = Pool(2), torch.zeros(4, 8)
+    run = adder(pool, total)
+    parts = [memory.empty((size,), torch.uint8) for size in (5 << 20, 3, 9 << 20)]
+    parts[0][4 << 20] = 77
+    pool.touch(parts)
+    end = time.monotonic() + DEADLINE_S
+    while not all(map(_resident, parts)):
+        assert run() == 0
+        time.sleep(0.01)
+        assert time.monotonic() < end, "some pages were not taken"
+    assert int(parts[0].sum()) == 77 and not parts[1].any() and not parts[2].any()
+    pool.close()
+
+
+def _resident(part: Tensor) -> bool:
+    """Whether all pages of a tensor have memory."""
+    page = 4096
+    first, last = part.data_ptr() // page, (part.data_ptr() + part.nbytes - 1) // page
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek(first * 8)
+        entries = array("Q", file.read((last - first + 1) * 8))
+    return all(entry >> 63 for entry in entries)
 
 
 def _sleeps() -> int:

@@ -7,7 +7,18 @@ import ctypes
 import pytest
 import torch
 from shoal.kernels.cpu.bindings import Pool, absence, has, loaded
-from shoal.kernels.cpu.structures import ARGS, Add, Dtype, Kind, Matrix, Panels, Sizes, Step, step
+from shoal.kernels.cpu.structures import (
+    ARGS,
+    Add,
+    Dtype,
+    Kind,
+    Matrix,
+    Panels,
+    Part,
+    Sizes,
+    Step,
+    step,
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +29,7 @@ def native() -> ctypes.CDLL:
 
 
 def test_structs_are_as_long_in_python_as_in_the_library(native: ctypes.CDLL) -> None:
-    others = {-1: Step, -2: Sizes, -3: Panels}
+    others = {-1: Step, -2: Sizes, -3: Panels, -4: Part}
     for kind, mirror in {**ARGS, **others}.items():
         assert native.shoal_size_of(kind) == ctypes.sizeof(mirror), kind
 
