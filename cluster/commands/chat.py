@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..ctrl_c import heard
 from .options import Heat, MaxTokens, Model, Secret, Url, client, sampling
 
 System = Annotated[
@@ -41,7 +42,8 @@ def chat(
         options=sampling(max_tokens, temperature),
         system=system,
     )
-    if quick is None and sys.stdin.isatty():
-        talk(conversation, plain=plain)
-    else:
-        converse(conversation, quick=quick, plain=plain)
+    with heard():
+        if quick is None and sys.stdin.isatty():
+            talk(conversation, plain=plain)
+        else:
+            converse(conversation, quick=quick, plain=plain)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ...engine.errors import ConfigError
+from ..ctrl_c import heard
 from ..escapes import clean
 from .options import Heat, MaxTokens, Model, Secret, Url, client, sampling
 
@@ -40,7 +41,7 @@ def complete(
         **sampling(max_tokens, temperature),
     }
     harmless = clean if sys.stdout.isatty() else str
-    with closing(server.stream("/v1/completions", body)) as chunks:
+    with heard(), closing(server.stream("/v1/completions", body)) as chunks:
         for chunk in chunks:
             for choice in chunk.get("choices") or ():
                 print(harmless(choice.get("text") or ""), end="", flush=True)
