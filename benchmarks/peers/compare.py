@@ -46,6 +46,8 @@ HERE = Path(__file__).resolve().parent
 MODULES = (peer_openvino, peer_llamacpp, peer_transformers, peer_vllm, peer_sglang)
 PEERS: dict[str, Peer] = {module.PEER.name: module.PEER for module in MODULES}
 WARM_TOKENS = 4
+IDLE, SETTLE_S = 0.9, 20.0
+"""How much of the processors must be idle before a cell, and how long that is waited for."""
 PORTS = (8961, 8962)
 
 
@@ -157,6 +159,8 @@ class Comparison:
         asked = self.asked
         for side in sides.values():
             side.run(cell.prompts(-1, self.vocab_size)[: cell.num_warm], WARM_TOKENS)
+        with stopped(sides["peer"]) if spins else nullcontext():
+            settle()
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         idle = []
         begin = time.monotonic()
@@ -237,6 +241,15 @@ def idle_share(seconds: float = 0.3) -> float:
     time.sleep(seconds)
     later_idle, later_total = read()
     return round((later_idle - idle) / max(1, later_total - total), 2)
+
+
+def settle() -> None:
+    """Wait for what a side still does after it was warmed, as taking its memory: the other is not
+    to bear it.
+    """
+    end = time.monotonic() + SETTLE_S
+    while time.monotonic() < end and idle_share(1.0) < IDLE:
+        pass
 
 
 def say(line: str) -> None:

@@ -1,7 +1,9 @@
 """llama.cpp: its C API through llama-cpp-python, all streams in one batch, in process.
 
-What all prompts of a batch have in common with the first one of the batch before is not computed
-again but copied, as llama.cpp's own server does between its slots.
+For shared prefixes, what all prompts of a batch have in common with the first one of the batch
+before is not computed again but copied, as llama.cpp's own server does between its slots. That
+wants one cache for all sequences, in which each looks at the cells of all others too, so that
+elsewhere each has a part of its own.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ PEER = Peer(
     distribution="llama-cpp-python",
     devices=("cpu",),
     over=IN_PROCESS,
+    by_prefix=True,
     install=_install,
     convert=_convert,
     command=lambda launch: launch.driver("peer_llamacpp.py"),
@@ -78,7 +81,7 @@ def load(options: SimpleNamespace) -> Generate:
     params.n_ctx = 16_384 + options.max_streams * 1152
     params.n_batch, params.n_ubatch, params.n_seq_max = BATCH, UBATCH, options.max_streams + 1
     params.n_threads = params.n_threads_batch = options.threads
-    params.kv_unified = True
+    params.kv_unified = options.prefix_caching
     context = api.llama_init_from_model(model, params)
     memory = api.llama_get_memory(context)
     width = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
@@ -124,14 +127,15 @@ def load(options: SimpleNamespace) -> Generate:
         notes[:] = [came]
         for seq in range(options.max_streams):
             api.llama_memory_seq_rm(memory, seq, -1, -1)
-        common = _common([kept, *prompts])
+        common = _common([kept, *prompts]) if options.prefix_caching else 0
         ends: dict[int, int] = {}
         for seq, ids in enumerate(prompts):
             if common:
                 api.llama_memory_seq_cp(memory, spare, seq, 0, common)
             prefill(seq, ids, common, ends)
         flush(ends)
-        keep(prompts[0])
+        if options.prefix_caching:
+            keep(prompts[0])
         for step in range(output_len - 1):
             for seq, ids in enumerate(prompts):
                 ends[seq] = batch.add(latest[seq], len(ids) + step, seq, True)
