@@ -23,11 +23,13 @@ PLACE_S = 60.0
 """How long ranks may wait for their places; more where Ray's autoscaler starts nodes."""
 
 
-def wants_gpus(config: EngineConfig) -> bool:
-    """Whether ranks compute on GPUs, as far as the cluster has them."""
+def wants_gpus(config: EngineConfig, there: float | None = None) -> bool:
+    """Whether ranks compute on GPUs, as far as there are any; those of the cluster unless given."""
     if config.device == "cpu":
         return False
-    return config.device == "cuda" or bool(ray.cluster_resources().get("GPU"))
+    if there is None:
+        there = ray.cluster_resources().get("GPU", 0)
+    return config.device == "cuda" or bool(there)
 
 
 def bundles(config: EngineConfig, gpus: bool, strategy: str = "PACK") -> list[Bundle]:

@@ -353,7 +353,7 @@ def _listen(
 def _check_here(config: EngineConfig) -> None:
     """What this machine alone tells, before Ray is started on it. Raises ConfigError, LoadError."""
     there = placement.gpus_here()
-    if config.device == "cuda" or (there and config.device != "cpu"):
+    if placement.wants_gpus(config, there):
         placement.check_visible(config, there)
     check_ranks(config, checkpoint_facts(config))
 

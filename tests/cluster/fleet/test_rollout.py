@@ -89,50 +89,46 @@ def test_a_changed_configuration_rolls_and_its_driver_takes_over(
             served.process.wait()
 
 
-def test_one_that_ends_leaves_the_application_of_another_alone(
-    ray_address: str, tmp_path: Path
-) -> None:
-    """Also the one for which Serve was started; the last one ends it."""
-    started = []
+@pytest.fixture
+def pair(ray_address: str, tmp_path: Path) -> Iterator[list[Served]]:
+    """Two applications on one Ray, `first` and `second`."""
+    started: list[Served] = []
     try:
         for name in ("first", "second"):
             (folder := tmp_path / name).mkdir()
             started.append(Served(folder, name=name, ray_address=ray_address))
             started[-1].wait_started()
-        for served in started:
-            assert started[-1].stream(3).numbers() == ["0", "1", "2"]
-            served.process.terminate()
-            assert served.process.wait(180) == 0
-        assert set(look(ray_address)["states"]) == {"DEAD"}
-    finally:
-        for served in started:
-            served.process.kill()
-            served.process.wait()
-
-
-def test_one_whose_application_is_taken_off_says_so_and_ends(
-    ray_address: str, tmp_path: Path
-) -> None:
-    """Those of others stay."""
-    started = []
-    try:
-        for name in ("first", "second"):
-            (folder := tmp_path / name).mkdir()
-            started.append(Served(folder, name=name, ray_address=ray_address))
-            started[-1].wait_started()
-        first, second = started
-        line = [sys.executable, "-m", "shoal", "stop", "first", "--ray-address", ray_address]
-        env = os.environ | {"PYTHONPATH": import_path()}
-        subprocess.run(line, check=True, timeout=180, env=env, cwd=tmp_path)
-        assert first.process.wait(180) == 0
-        assert first.said().splitlines()[-1].strip() == "first was taken off its Ray"
-        assert second.stream(3).numbers() == ["0", "1", "2"]
-        assert second.process.poll() is None
+        yield started
     finally:
         for served in started:
             served.process.terminate()
         for served in started:
             served.process.wait(180)
+
+
+def test_one_that_ends_leaves_the_application_of_another_alone(
+    pair: list[Served], ray_address: str
+) -> None:
+    """Also the one for which Serve was started; the last one ends it."""
+    for served in pair:
+        assert pair[-1].stream(3).numbers() == ["0", "1", "2"]
+        served.process.terminate()
+        assert served.process.wait(180) == 0
+    assert set(look(ray_address)["states"]) == {"DEAD"}
+
+
+def test_one_whose_application_is_taken_off_says_so_and_ends(
+    pair: list[Served], ray_address: str, tmp_path: Path
+) -> None:
+    """Those of others stay."""
+    first, second = pair
+    line = [sys.executable, "-m", "shoal", "stop", "first", "--ray-address", ray_address]
+    env = os.environ | {"PYTHONPATH": import_path()}
+    subprocess.run(line, check=True, timeout=180, env=env, cwd=tmp_path)
+    assert first.process.wait(180) == 0
+    assert first.said().splitlines()[-1].strip() == "first was taken off its Ray"
+    assert second.stream(3).numbers() == ["0", "1", "2"]
+    assert second.process.poll() is None
 
 
 def test_told_to_end_it_waits_for_no_replica_without_a_place(
