@@ -4,8 +4,9 @@
 
 Needs no GPU: each launcher is called as the engine calls it, with tensors on the CPU, and where it
 would launch a kernel, that kernel is compiled for the target instead, by Triton and its own ptxas.
-Ends with 1 where a kernel does not compile, spills registers, or asks for more shared memory than
-the target has.
+`ahead`: how many groups of copies into shared memory are still on their way when a tile's have to
+be there; with 0 a program waits for memory each time. Ends with 1 where a kernel does not compile,
+spills registers, or asks for more shared memory than the target has.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Compiled:
     spilled: int
     shared: int
     warps: int
+    ahead: int
 
 
 def compile_for(target: int, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -94,6 +96,11 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def copies_ahead(ptx: str) -> int:
+    """The most groups of asynchronous copies that are left under way at a wait."""
+    return max(map(int, re.findall(r"cp\.async\.wait_group\s+(\w+)", ptx)), default=0)
+
+
 @contextmanager
 def compiling(target: int, case: str, made: list[Compiled]) -> Iterator[None]:
     """Compile what would be launched, once a kernel and its constants."""
@@ -105,7 +112,8 @@ def compiling(target: int, case: str, made: list[Compiled]) -> Iterator[None]:
         seen.add(function.__name__)
         built = compile_for(target, function, args, named)
         used = (*resources(built.asm["cubin"]), built.metadata.shared, built.metadata.num_warps)
-        made.append(Compiled(function.__name__, case, target, *used))
+        ahead = copies_ahead(built.asm["ptx"])
+        made.append(Compiled(function.__name__, case, target, *used, ahead))
 
     kind = families.family_of(divmod(target, 10))
     with mock.patch.object(triton.runtime.JITFunction, "run", run):
@@ -117,8 +125,11 @@ def compiling(target: int, case: str, made: list[Compiled]) -> Iterator[None]:
             mock.patch.stopall()
 
 
-def attend(size: int, group: int, dtype: torch.dtype, exact: bool, **named: Any) -> None:
+def attend(
+    size: int, group: int, dtype: torch.dtype, exact: bool, alibi: bool = False, **named: Any
+) -> None:
     """Prefill and decode of heads of one size."""
+    named["alibi"] = torch.empty(8 * group, 1024) if alibi else None
     q = torch.empty(32, 8 * group, size, dtype=dtype)
     kv = torch.empty(2, 9, 16, 8, size, dtype=dtype)
     table = torch.zeros(16, 64, dtype=torch.int32)
@@ -165,6 +176,8 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[[torch.dtype], None]]]:
         shapes = [(size, 4, exact, {}) for size in (64, 128, 256) for exact in (False, True)]
         shapes += [(128, 7, False, {}), (80, 1, False, {}), (128, 8, False, {"window": 4096})]
         shapes += [(128, 4, False, {"softcap": 30.0})]
+        shapes += [(size, 4, False, {"alibi": True}) for size in (64, 128, 256)]
+        shapes += [(256, 4, True, {"alibi": True})]
     for size, group, exact, named in shapes:
         words = [f"heads of {size}, {group} a group", *named, *(["exact"] if exact else [])]
         yield (
@@ -188,12 +201,13 @@ def main() -> int:
         for case, launch in cases(chosen.quick):
             with compiling(target, case, made):
                 launch(dtype)
-    print(f"{'kernel':22}{'case':34}{'sm':>5}{'regs':>6}{'spill':>7}{'shared KB':>11}{'warps':>7}")
+    columns = f"{'sm':>5}{'regs':>6}{'spill':>7}{'shared KB':>11}{'warps':>7}{'ahead':>7}"
+    print(f"{'kernel':22}{'case':34}{columns}")
     for one in made:
         shared = one.shared / 1024
         print(
             f"{one.kernel:22}{one.case:34}{one.target:5}{one.registers:6}{one.spilled:7}"
-            f"{shared:11.1f}{one.warps:7}"
+            f"{shared:11.1f}{one.warps:7}{one.ahead:7}"
         )
     if chosen.json:
         facts = {"triton": triton.__version__, "kernels": [asdict(one) for one in made]}

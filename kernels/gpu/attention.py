@@ -22,7 +22,9 @@ LARGEST_HEAD = 256
 
 
 class Tiles(NamedTuple):
-    """Rows of queries and keys of a tile, the warps of a program, and its loads in flight."""
+    """Rows of queries and keys of a tile, the warps of a program, and its stages: with n of them
+    the tiles of n - 2 are on their way while one is computed.
+    """
 
     rows: int
     keys: int
@@ -41,26 +43,26 @@ class Launch(NamedTuple):
 # By family and head size at most: decode, prefill.
 TABLE = {
     (Family.HOPPER, 64): (Tiles(16, 128, 4, 3), Tiles(128, 128, 8, 3)),
-    (Family.HOPPER, 128): (Tiles(16, 64, 4, 4), Tiles(128, 64, 8, 3)),
-    (Family.HOPPER, 256): (Tiles(16, 32, 4, 4), Tiles(64, 64, 8, 2)),
+    (Family.HOPPER, 128): (Tiles(16, 64, 4, 3), Tiles(128, 64, 8, 4)),
+    (Family.HOPPER, 256): (Tiles(16, 32, 4, 3), Tiles(64, 64, 8, 3)),
     (Family.AMPERE, 64): (Tiles(16, 128, 4, 3), Tiles(128, 64, 8, 3)),
-    (Family.AMPERE, 128): (Tiles(16, 64, 4, 3), Tiles(128, 64, 8, 2)),
-    (Family.AMPERE, 256): (Tiles(16, 32, 4, 3), Tiles(64, 32, 8, 2)),
-    (Family.SAFE, 64): (Tiles(16, 64, 4, 2), Tiles(64, 32, 4, 2)),
-    (Family.SAFE, 128): (Tiles(16, 32, 4, 2), Tiles(64, 32, 4, 2)),
-    (Family.SAFE, 256): (Tiles(16, 16, 4, 2), Tiles(32, 16, 4, 2)),
+    (Family.AMPERE, 128): (Tiles(16, 64, 4, 3), Tiles(128, 64, 8, 3)),
+    (Family.AMPERE, 256): (Tiles(16, 32, 4, 3), Tiles(64, 32, 8, 3)),
+    (Family.SAFE, 64): (Tiles(16, 64, 4, 3), Tiles(64, 32, 4, 3)),
+    (Family.SAFE, 128): (Tiles(16, 32, 4, 3), Tiles(64, 32, 4, 3)),
+    (Family.SAFE, 256): (Tiles(16, 16, 4, 3), Tiles(32, 16, 4, 3)),
 }
 # One kind of tile for both kernels, large enough for prefill and still bound by memory in decode.
 EXACT = {
     (Family.HOPPER, 64): Tiles(64, 64, 4, 3),
     (Family.HOPPER, 128): Tiles(64, 64, 8, 3),
-    (Family.HOPPER, 256): Tiles(64, 32, 8, 2),
+    (Family.HOPPER, 256): Tiles(32, 64, 8, 3),
     (Family.AMPERE, 64): Tiles(64, 64, 8, 3),
     (Family.AMPERE, 128): Tiles(64, 32, 8, 3),
-    (Family.AMPERE, 256): Tiles(32, 64, 8, 2),
-    (Family.SAFE, 64): Tiles(32, 32, 4, 2),
-    (Family.SAFE, 128): Tiles(32, 32, 8, 2),
-    (Family.SAFE, 256): Tiles(32, 16, 8, 2),
+    (Family.AMPERE, 256): Tiles(32, 64, 8, 3),
+    (Family.SAFE, 64): Tiles(32, 32, 4, 3),
+    (Family.SAFE, 128): Tiles(32, 32, 8, 3),
+    (Family.SAFE, 256): Tiles(32, 16, 8, 3),
 }
 # Without tensor cores: float32, which takes twice the room too, and GPUs before Ampere.
 WIDE = Tiles(16, 16, 4, 1)
@@ -95,20 +97,31 @@ def num_splits(num_keys: int) -> int:
 
 
 def choose(
-    head_size: int, group: int, dtype: torch.dtype, kind: Family, exact: bool = False
+    head_size: int,
+    group: int,
+    dtype: torch.dtype,
+    kind: Family,
+    exact: bool = False,
+    alibi: bool = False,
 ) -> Launch:
-    """The tiles for heads of a size, `group` query heads to a key-value head."""
+    """The tiles for heads of a size, `group` query heads to a key-value head.
+
+    Alibi is a tile more to hold, loaded as keys are: it leaves room for fewer of these.
+    """
     if dtype is torch.float32 or kind is Family.OLD:
-        decode = prefill = WIDE
+        decode = prefill = WIDE if head_size <= 128 else WIDE._replace(warps=8)
     else:
         key = kind, next(size for size in (64, 128, LARGEST_HEAD) if head_size <= size)
         decode, prefill = (EXACT[key], EXACT[key]) if exact else TABLE[key]
     least = power_of_two(group)
-    return Launch(
-        decode._replace(rows=max(decode.rows, least)),
-        prefill._replace(rows=max(prefill.rows, least)),
-        exact,
-    )
+
+    def fitted(tiles: Tiles) -> Tiles:
+        tiles = tiles._replace(rows=max(tiles.rows, least))
+        if alibi:
+            tiles = tiles._replace(keys=min(tiles.keys, 32), stages=min(tiles.stages, 2))
+        return tiles
+
+    return Launch(fitted(decode), fitted(prefill), exact)
 
 
 def plan_attention(
@@ -152,11 +165,12 @@ def paged_attention(
         return out.zero_()
     if plan is None:  # bounds that are known without asking the device
         plan = Plan(num_rows, block_table.shape[1] * block_size)
-    launch = choose(head_size, num_heads // num_kv_heads, q.dtype, family(q.device), exact)
+    group = num_heads // num_kv_heads
+    launch = choose(head_size, group, q.dtype, family(q.device), exact, alibi is not None)
     common = _common(q, kv, block_table, query_start, kv_len, scale, window, softcap, alibi)
     if plan.max_query > 1:
         tiles = launch.prefill
-        queries = tiles.rows // (num_heads // num_kv_heads)
+        queries = tiles.rows // group
         prefill_kernel[(num_rows // queries + num_sequences, num_kv_heads)](
             out, q, kv, *common.tensors, num_sequences, *common.numbers,
             **common.constants, SPLIT=exact, **_size(tiles, exact),

@@ -70,6 +70,13 @@ def merge(top, weight, total, other_top, other_weight, other_total):
 
 
 @triton.jit
+def blocks_of(table, start, last, lowest, P: tl.constexpr, N: tl.constexpr):
+    """The blocks of a tile's keys, 0 where none is read."""
+    key = start + tl.arange(0, N)
+    return tl.load(table + key // P, mask=(key < last) & (key >= lowest), other=0)
+
+
+@triton.jit
 def scan(
     q,
     position,
@@ -101,17 +108,20 @@ def scan(
     """Take the keys `first` to `last`, tile by tile, into a softmax sum.
 
     q [M, BLOCK_D]; position [M], -1 in idle rows; head [M]. `first` is a multiple of N; keys below
-    `lowest` are seen by no row and not read. Alibi counts from a row's own key: softmax sees
-    differences alone, and far from zero a sum with the whole would leave the scores few bits.
+    `lowest` are seen by no row and not read. A tile's blocks are looked up in the turn before: keys
+    whose place depended on a load of their own turn could not be on their way before it. Alibi
+    counts from a row's own key: softmax sees differences alone, and far from zero a sum with the
+    whole would leave the scores few bits.
     """
     d = tl.arange(0, BLOCK_D)
     if ALIBI:
         own = tl.load(alibi + head * alibi_head + position, mask=position >= 0, other=0.0)
+    block = blocks_of(table, first, last, lowest, P, N)
     for start in range(first, last, N):
         key = start + tl.arange(0, N)
         known = (key < last) & (key >= lowest)
-        block = tl.load(table + key // P, mask=known, other=0).to(tl.int64)
-        place = block * kv_block + (key % P) * kv_token
+        place = block.to(tl.int64) * kv_block + (key % P) * kv_token
+        block = blocks_of(table, start + N, last, lowest, P, N)
         inside = known[:, None] & (d < D)[None, :]
         k = tl.load(kv + place[:, None] + d[None, :], mask=inside, other=0.0)
         scores = product(q, tl.trans(k), tl.zeros([q.shape[0], N], tl.float32))

@@ -35,3 +35,6 @@ def test_every_kernel_compiles(target: int) -> None:
         "linear",
     ):
         assert f"{kernel}_kernel" in done.stdout
+    for line in done.stdout.splitlines():
+        if line.startswith(("prefill_kernel", "decode_kernel", "linear_kernel")):
+            assert int(line.split()[-1]) > 0, f"no tile is loaded while another is computed: {line}"
