@@ -112,9 +112,10 @@ class _Bench:
 
     def __init__(self, client: Client, plan: Plan, card: dict[str, Any]) -> None:
         self.client, self.plan, self.model = client, plan, str(card["id"])
+        self.notes: list[str] = []
         size = vocabulary_size(card, plan.vocab_size or plan.tokenizer)
         if size is None:
-            _tell(
+            self._note(
                 f"the vocabulary is not known: ids below {FEW_TOKENS} are used (--tokenizer FOLDER "
                 "or --vocab-size N tells it)"
             )
@@ -123,11 +124,11 @@ class _Bench:
         self.form = Form(
             model=self.model,
             path=route(plan.endpoint),
-            text_of=text_of(client, self.model),
             ignore_eos=plan.ignore_eos,
             sampling=plan.sampling,
             extra=plan.extra_body,
         )
+        self.text_of = text_of(client, self.model, self._note)
         self.saving = plan.saving
         self.date = datetime.now(UTC).isoformat(timespec="seconds")
         self.levels: list[dict[str, Any]] = []
@@ -159,16 +160,15 @@ class _Bench:
         """Print and write what was found; whether every request succeeded."""
         plan = self.plan
         Console().print(table(self.levels, plan.metrics, plan.percents))
-        notes = figures.warnings(self.levels)
-        for line in notes:
-            _tell(line)
+        for line in figures.warnings(self.levels):
+            self._note(line)
         found = {
             "date": self.date,
             "command": " ".join(["shoal", *sys.argv[1:]]),
             "url": self.client.url,
             "model": self.model,
             "workload": self._workload(),
-            "notes": notes,
+            "notes": self.notes,
         }
         if plan.json_file is not None:
             write(plan.json_file, json.dumps(found | {"levels": self.levels}, indent=2), "--json")
@@ -182,18 +182,24 @@ class _Bench:
         body = {"sampling": {**plan.sampling, **plan.extra_body}, "ignore_eos": plan.ignore_eos}
         return asked | plan.dataset.told() | body
 
+    def _note(self, line: str) -> None:
+        self.notes.append(line)
+        _tell(line)
+
     def _conversations(self, num: int, stream: str) -> list[Conversation]:
         return self.plan.dataset.conversations(num, self.vocab_size, stream, self.count)
 
     def _drive(self, level: Level, asked: list[Conversation], title: str) -> Run:
-        client = self.client
+        client, form = self.client, self.form
+        # Text is made before the load begins: the server would bear its making too.
+        talks = [form.talk(form.spelled(conversation, self.text_of)) for conversation in asked]
         with _bar(quiet=self.plan.quiet) as bar:
             task = bar.add_task(title, total=len(asked))
             return asyncio.run(
                 drive(
-                    client.url + self.form.path,
+                    client.url + form.path,
                     level,
-                    [self.form.talk(conversation) for conversation in asked],
+                    talks,
                     headers=client.headers,
                     metrics_url=f"{client.url}/metrics",
                     seed=self.plan.dataset.seed,

@@ -15,11 +15,14 @@ from aiohttp import web
 class Server:
     """Streams `max_tokens` chunks; remembers bodies and how many were served at once.
 
-    Every `fail_every`-th request is refused, every `break_every`-th one broken off.
+    `paths` are of all that it was asked. Every `fail_every`-th request is refused, every
+    `break_every`-th one broken off.
     """
 
     def __init__(self) -> None:
+        self.paths: list[str] = []
         self.bodies: list[dict[str, Any]] = []
+        self.detokenizes = True
         self.at_once = self.most_at_once = 0
         self.fail_every = self.break_every = 0
         self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
@@ -45,6 +48,9 @@ class Server:
         return web.json_response({"data": [self.card]})
 
     async def detokenize(self, request: web.Request) -> web.Response:
+        self.paths.append(request.path)
+        if not self.detokenizes:
+            raise web.HTTPNotFound()
         ids = (await request.json())["tokens"]
         return web.json_response({"prompt": " ".join(map(str, ids))})
 
@@ -53,6 +59,7 @@ class Server:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        self.paths.append(request.path)
         self.bodies.append(body)
         number = len(self.bodies)
         if self.fail_every and number % self.fail_every == 0:

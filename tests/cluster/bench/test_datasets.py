@@ -140,8 +140,8 @@ def test_only_what_shapes_the_prompts_is_told(tmp_path: Path) -> None:
 
 
 def talk_of(path: str, conversation: Conversation, answer: Callable[[int], str]) -> list[object]:
-    form = Form(model="m", path=path, text_of=lambda ids: " ".join(map(str, ids)))
-    talk = form.talk(conversation)
+    form = Form(model="m", path=path)
+    talk = form.talk(form.spelled(conversation, lambda ids: " ".join(map(str, ids))))
     bodies, ask = [], next(talk, None)
     while ask is not None:
         bodies.append(json.loads(ask.body))

@@ -70,6 +70,27 @@ def test_chat_prompts_are_the_text_of_the_ids(server: Server) -> None:
         assert len(body["messages"][0]["content"].split()) == 3
 
 
+def test_text_is_made_before_the_load_begins(server: Server) -> None:
+    shape = ["--dataset-name", "multi_turn", "--num-turns", "2", "--input-len", "3"]
+    sizes = ["--num-prompts", "4", "--num-warmups", "0", "--output-len", "2"]
+    assert bench(server, "--endpoint", "chat", *shape, *sizes).returncode == 0
+    making = server.paths.count("/detokenize")
+    assert making == len(server.bodies) >= 4
+    assert set(server.paths[:making]) == {"/detokenize"}
+
+
+def test_a_server_without_detokenize_is_asked_once(server: Server, tmp_path: Path) -> None:
+    server.detokenizes = False
+    file = tmp_path / "figures.json"
+    sizes = ["--num-prompts", "3", "--input-len", "5", "--output-len", "2", "--json", str(file)]
+    done = bench(server, "--endpoint", "chat", *sizes)
+    assert done.returncode == 0
+    assert server.paths.count("/detokenize") == 1
+    assert done.stderr.count("no /detokenize") == 1
+    assert any("no /detokenize" in note for note in json.loads(file.read_text())["notes"])
+    assert all(body["messages"][0]["content"].split()[4] for body in server.bodies)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
