@@ -18,12 +18,13 @@ from rich.progress import MofNCompleteColumn, Progress
 from ..client import Client, ClientError
 from . import figures
 from .arrivals import Level
-from .datasets import Dataset
+from .datasets import LOWEST_ID, Dataset
 from .report import gap_percentiles, report
 from .save import Saving, write
 from .table import METRICS, table
 from .talks import Conversation, Form, route
 from .traffic import Run, drive
+from .trial import refused, tried
 from .vocabulary import FEW_TOKENS, counter, text_of, vocabulary_size
 
 MOST_WARM_UPS = 8
@@ -137,15 +138,18 @@ class _Bench:
     def run(self, level: Level) -> None:
         """Warm the server up, run the level, and enter its figures."""
         plan, name = self.plan, f"{level.concurrency} {level.rate}"
-        if warm := self._conversations(plan.warmups(level), f"warm {name}"):
-            self._drive(Level(concurrency=level.concurrency), warm, "warm-up")
+        warm = self._conversations(plan.warmups(level), f"warm {name}")
         asked = self._conversations(plan.prompts(level), name)
+        if not self.levels:
+            self._try(warm + asked)
+        if warm:
+            self._drive(Level(concurrency=level.concurrency), warm, "warm-up")
         done = self._drive(level, asked, level.title)
         found = figures.summary(
             done,
             percents=plan.percents,
             objectives=plan.objectives,
-            whole_answers=plan.ignore_eos,
+            whole_answers=self.form.ignore_eos,
         )
         self.levels.append(found)
         if plan.report_file is not None:
@@ -155,6 +159,15 @@ class _Bench:
             # One file for all levels has a line of each.
             again = self.saving.append or self.saving.filename is not None
             self.saving = replace(self.saving, append=again)
+
+    def _try(self, asked: list[Conversation]) -> None:
+        """Find out by one request how the server takes what is to be asked."""
+        ids = any(self.form.as_ids(conversation) for conversation in asked)
+        prompt = (min(LOWEST_ID, self.vocab_size - 1),) * 4 if ids else ()
+        taken = tried(self.client, self.form, prompt)
+        if line := refused(self.form, taken):
+            self._note(line)
+        self.form = taken
 
     def finish(self) -> bool:
         """Print and write what was found; whether every request succeeded."""
@@ -179,7 +192,8 @@ class _Bench:
     def _workload(self) -> dict[str, Any]:
         plan = self.plan
         asked = {"model": self.model, "endpoint": self.form.path, "dataset": plan.dataset.name}
-        body = {"sampling": {**plan.sampling, **plan.extra_body}, "ignore_eos": plan.ignore_eos}
+        sampling = {**plan.sampling, **plan.extra_body}
+        body = {"sampling": sampling, "ignore_eos": self.form.ignore_eos}
         return asked | plan.dataset.told() | body
 
     def _note(self, line: str) -> None:

@@ -59,13 +59,14 @@ def route(endpoint: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How requests are written.
+    """How requests are written. `ids`: a prompt may be token ids, where the route knows them.
 
     Every turn sends the whole conversation so far, with the server's own answers.
     """
 
     model: str
     path: str
+    ids: bool = True
     ignore_eos: bool = True
     sampling: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +99,8 @@ class Form:
     def as_ids(self, conversation: Conversation) -> bool:
         """Whether the prompt can be sent exactly, as token ids."""
         turns = conversation.turns
-        return self.path.endswith("/v1/completions") and len(turns) == 1 and turns[0].text is None
+        told = self.ids and self.path.endswith("/v1/completions")
+        return told and len(turns) == 1 and turns[0].text is None
 
     def _prompt(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         if self.path.endswith("/chat/completions"):

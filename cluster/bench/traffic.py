@@ -23,8 +23,8 @@ class Record:
     """One request, in seconds of `time.perf_counter`.
 
     `due` is when it was to start, `begin` when it did. `arrivals` are the moments at which output
-    came, one for each chunk with output. `expected` tokens were asked for. `error` says why it
-    failed.
+    came, one for each chunk with output. `expected` tokens were asked for. `status` is HTTP's, 0:
+    no answer began. `error` says why it failed.
     """
 
     due: float = 0.0
@@ -36,6 +36,7 @@ class Record:
     num_output: int = 0
     expected: int = 0
     turn: int = 0
+    status: int = 0
     error: str | None = None
     pieces: list[str] = field(default_factory=list, repr=False)
 
@@ -146,6 +147,7 @@ async def _send(session: aiohttp.ClientSession, url: str, ask: Ask) -> Record:
     record = Record(begin=time.perf_counter(), expected=ask.output_len)
     try:
         async with session.post(url, data=ask.body) as response:
+            record.status = response.status
             if response.status != 200:
                 record.error = refusal(response.status, await response.read())
             else:

@@ -22,7 +22,8 @@ class Server:
     def __init__(self) -> None:
         self.paths: list[str] = []
         self.bodies: list[dict[str, Any]] = []
-        self.detokenizes = True
+        self.detokenizes = self.takes_ids = self.takes_ignore_eos = True
+        self.routes = {"/v1/completions", "/v1/chat/completions"}
         self.at_once = self.most_at_once = 0
         self.fail_every = self.break_every = 0
         self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
@@ -61,6 +62,9 @@ class Server:
         body = await request.json()
         self.paths.append(request.path)
         self.bodies.append(body)
+        if said := self.refusal(request.path, body):
+            status = 400 if request.path in self.routes else 404
+            return web.json_response({"error": {"message": said}}, status=status)
         number = len(self.bodies)
         if self.fail_every and number % self.fail_every == 0:
             return web.json_response({"error": {"message": "too busy"}}, status=429)
@@ -70,6 +74,15 @@ class Server:
             return await self.stream(request, body, number)
         finally:
             self.at_once -= 1
+
+    def refusal(self, path: str, body: dict[str, Any]) -> str | None:
+        if path not in self.routes:
+            return "no such route"
+        if not self.takes_ids and isinstance(body.get("prompt"), list):
+            return "prompt must be a string"
+        if not self.takes_ignore_eos and "ignore_eos" in body:
+            return "unknown field ignore_eos"
+        return None
 
     async def stream(
         self, request: web.Request, body: dict[str, Any], number: int
