@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .slo import kept, time_per_token, time_to_first
-from .traffic import Record, Run
+from .stream import Record
+from .traffic import Run
 
 PERCENTS: tuple[float, ...] = (50, 90, 99)
 SECONDS_A_POINT = 1.0

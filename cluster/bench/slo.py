@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from ...engine.errors import ConfigError
-from .traffic import Record
+from .stream import Record
 
 METRICS = ("ttft", "tpot", "e2el")
 

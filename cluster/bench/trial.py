@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from ..client import Client, ClientError
 from .arrivals import Level
+from .stream import Record
 from .talks import Conversation, Form, Turn
-from .traffic import Record, drive
+from .traffic import drive
 
 BUSY = 429
 OF_ANY_FORM = frozenset({401, 403, 404, 405})

@@ -16,7 +16,8 @@ class Server:
     """Streams `max_tokens` chunks; remembers bodies and how many were served at once.
 
     `paths` are of all that it was asked. Every `fail_every`-th request is refused, every
-    `break_every`-th one broken off.
+    `break_every`-th one broken off. `scripts`, where there are any, are the events of the answers
+    in turn.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,7 @@ class Server:
         self.fail_every = self.break_every = 0
         self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
         self.gauges = ""
+        self.scripts: list[list[bytes]] = []
         self.loop = asyncio.new_event_loop()
         self.url = ""
 
@@ -92,6 +94,11 @@ class Server:
 
         async def send(chunk: dict[str, Any]) -> None:
             await response.write(b"data: %s\n\n" % json.dumps(chunk).encode())
+
+        if self.scripts:
+            for event in self.scripts[(number - 1) % len(self.scripts)]:
+                await response.write(b"data: %b\n\n" % event)
+            return response
 
         chat = "messages" in body
         if chat:

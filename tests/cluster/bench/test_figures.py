@@ -14,8 +14,9 @@ from shoal.cluster.bench.plots import Chart, Series
 from shoal.cluster.bench.report import gap_percentiles, report
 from shoal.cluster.bench.save import flat
 from shoal.cluster.bench.slo import kept, objectives
+from shoal.cluster.bench.stream import Record
 from shoal.cluster.bench.table import table
-from shoal.cluster.bench.traffic import Record, Run
+from shoal.cluster.bench.traffic import Run
 from shoal.cluster.bench.watch import Reading, reading
 
 
