@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+
+ENDING_S = 0.2
+"""How long the end of HTTP's message is waited for, once the answer has ended."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +44,10 @@ class Record:
 
 
 async def read(response: aiohttp.ClientResponse, record: Record) -> None:
-    """Note when each event of the stream arrives."""
+    """Note when each event of the stream arrives; the answer ends at [DONE].
+
+    HTTP's own end is read too: without it the connection could not serve the next request.
+    """
     rest = b""
     async for data in response.content.iter_any():
         now = time.perf_counter()
@@ -48,6 +56,10 @@ async def read(response: aiohttp.ClientResponse, record: Record) -> None:
             event = line[5:].strip() if line.startswith(b"data:") else b""
             if event == b"[DONE]":
                 record.num_output = record.num_output or len(record.arrivals)
+                record.end = now
+                with suppress(aiohttp.ClientError, OSError, TimeoutError):
+                    async with asyncio.timeout(ENDING_S):
+                        await response.read()
                 return
             if event:
                 _note(event, now, record)

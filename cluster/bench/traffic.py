@@ -73,7 +73,7 @@ async def drive(
                 await _until(begin + due)
                 await room.acquire()
                 group.create_task(hold(talk, begin + due))
-        duration = time.perf_counter() - begin
+        duration = max((record.end for record in records), default=begin) - begin
         spent = time.process_time() - spent
         watcher.cancel()
         with suppress(asyncio.CancelledError):
@@ -126,5 +126,5 @@ async def _send(session: aiohttp.ClientSession, url: str, ask: Ask) -> Record:
                 await read(response, record)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         record.error = f"{type(error).__name__}: {error}".rstrip(": ")
-    record.end = time.perf_counter()
+    record.end = record.end or time.perf_counter()
     return record

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from aiohttp import web
@@ -17,7 +17,8 @@ class Server:
 
     `paths` are of all that it was asked. Every `fail_every`-th request is refused, every
     `break_every`-th one broken off. `scripts`, where there are any, are the events of the answers
-    in turn.
+    in turn. Where `lingers`, the end of HTTP's message comes after the answer, or not at all.
+    `peers` are the connections that requests came on.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,8 @@ class Server:
         self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
         self.gauges = ""
         self.scripts: list[list[bytes]] = []
+        self.lingers: Literal["", "a while", "for ever"] = ""
+        self.peers: set[Any] = set()
         self.loop = asyncio.new_event_loop()
         self.url = ""
 
@@ -64,6 +67,8 @@ class Server:
         body = await request.json()
         self.paths.append(request.path)
         self.bodies.append(body)
+        assert request.transport is not None
+        self.peers.add(request.transport.get_extra_info("peername"))
         if said := self.refusal(request.path, body):
             status = 400 if request.path in self.routes else 404
             return web.json_response({"error": {"message": said}}, status=status)
@@ -98,6 +103,7 @@ class Server:
         if self.scripts:
             for event in self.scripts[(number - 1) % len(self.scripts)]:
                 await response.write(b"data: %b\n\n" % event)
+            await self.linger(request)
             return response
 
         chat = "messages" in body
@@ -112,6 +118,12 @@ class Server:
         await send({"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def linger(self, request: web.Request) -> None:
+        if self.lingers == "a while":
+            await asyncio.sleep(0.01)
+        while self.lingers == "for ever" and request.transport is not None:
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

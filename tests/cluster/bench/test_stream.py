@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from shoal.cluster.bench import stream
 from shoal.cluster.bench.arrivals import Level
 from shoal.cluster.bench.stream import Record
 from shoal.cluster.bench.talks import once
@@ -51,3 +52,23 @@ def test_counts_that_are_none_are_not_taken(server: Any) -> None:
     (record,) = asked(server, [text("a"), usage, DONE])
     assert (record.error, record.num_prompt, record.num_cached) == (None, 0, 0)
     assert record.num_output == 1
+
+
+def test_connections_serve_one_request_after_the_other(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ENDING_S", 60.0)
+    server.lingers = "a while"
+    records = asked(server, *[[text("a"), DONE]] * 8, concurrency=2)
+    assert [record.error for record in records] == [None] * 8
+    assert len(server.peers) == 2
+
+
+def test_an_answer_is_whole_without_the_end_of_its_message(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ENDING_S", 0.01)
+    server.lingers = "for ever"
+    records = asked(server, [text("a"), DONE], [text("a"), DONE])
+    assert [(record.error, record.num_output) for record in records] == [(None, 1)] * 2
+    assert all(record.end - record.arrivals[-1] >= 0 for record in records)
