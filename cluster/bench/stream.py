@@ -11,6 +11,9 @@ from typing import Any
 
 import aiohttp
 
+OUTPUT = ("content", "text", "reasoning", "reasoning_content", "tool_calls", "refusal")
+"""What of a chunk is made of tokens."""
+
 ENDING_S = 0.2
 """How long the end of HTTP's message is waited for, once the answer has ended."""
 
@@ -20,13 +23,15 @@ class Record:
     """One request, in seconds of `time.perf_counter`.
 
     `due` is when it was to start, `begin` when it did. `arrivals` are the moments at which output
-    came, one for each chunk with output. `expected` tokens were asked for. `status` is HTTP's, 0:
-    no answer began. `error` says why it failed.
+    came, one for each chunk with output; `ended` is when a chunk without any told the end.
+    `expected` tokens were asked for. `status` is HTTP's, 0: no answer began. `error` says why it
+    failed.
     """
 
     due: float = 0.0
     begin: float = 0.0
     end: float = 0.0
+    ended: float = 0.0
     arrivals: list[float] = field(default_factory=list)
     num_prompt: int = 0
     num_cached: int = 0
@@ -55,8 +60,8 @@ async def read(response: aiohttp.ClientResponse, record: Record) -> None:
         for line in lines:
             event = line[5:].strip() if line.startswith(b"data:") else b""
             if event == b"[DONE]":
-                record.num_output = record.num_output or len(record.arrivals)
                 record.end = now
+                _complete(record)
                 with suppress(aiohttp.ClientError, OSError, TimeoutError):
                     async with asyncio.timeout(ENDING_S):
                         await response.read()
@@ -78,10 +83,22 @@ def _note(event: bytes, now: float, record: Record) -> None:
     if choices and _has_output(choices[0]):
         record.arrivals.append(now)
         record.pieces.append(_text(choices[0]))
+    elif choices and choices[0].get("finish_reason"):
+        record.ended = now
     if isinstance(usage := chunk.get("usage"), dict):
         record.num_prompt = _count(usage, "prompt_tokens")
         record.num_output = _count(usage, "completion_tokens")
         record.num_cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
+
+
+def _complete(record: Record) -> None:
+    """Enter what only the whole stream tells."""
+    if record.ended and record.num_output > len(record.arrivals):
+        # The last token had no text, as an end of sequence has none, and came with the end.
+        record.arrivals.append(record.ended)
+    if not record.arrivals:
+        record.error = record.error or "the answer has no output"
+    record.num_output = record.num_output or len(record.arrivals)
 
 
 def _parsed(event: bytes) -> dict[str, Any] | None:
@@ -103,17 +120,22 @@ def _count(usage: object, name: str) -> int:
 
 
 def _has_output(choice: dict[str, Any]) -> bool:
-    """Whether tokens came: in chat not with the chunk that gives the role alone.
+    """Whether tokens came: not with a chunk that gives the role, or tells the end, alone.
 
-    A token may bring no text yet: a part of a character, or an end.
+    A token may bring no text yet, as a part of a character; thoughts and calls are tokens too.
     """
-    delta = choice.get("delta")
-    if not isinstance(delta, dict):
+    delta = _delta(choice)
+    if any(delta.get(name) for name in OUTPUT):
         return True
-    return "role" not in delta or bool(delta.get("content") or choice.get("finish_reason"))
+    return "role" not in delta and not choice.get("finish_reason")
 
 
 def _text(choice: dict[str, Any]) -> str:
+    delta = _delta(choice)
+    return str(delta.get("content") or delta.get("text") or "")
+
+
+def _delta(choice: dict[str, Any]) -> dict[str, Any]:
+    """What a chunk adds: in chat the delta, else the choice itself."""
     delta = choice.get("delta")
-    said = delta.get("content") if isinstance(delta, dict) else choice.get("text")
-    return str(said or "")
+    return delta if isinstance(delta, dict) else choice

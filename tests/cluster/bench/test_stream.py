@@ -72,3 +72,52 @@ def test_an_answer_is_whole_without_the_end_of_its_message(
     records = asked(server, [text("a"), DONE], [text("a"), DONE])
     assert [(record.error, record.num_output) for record in records] == [(None, 1)] * 2
     assert all(record.end - record.arrivals[-1] >= 0 for record in records)
+
+
+def delta(said: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({"choices": [{"delta": said, **more}]}).encode()
+
+
+def usage(tokens: int) -> bytes:
+    return json.dumps({"choices": [], "usage": {"completion_tokens": tokens}}).encode()
+
+
+ROLE = delta({"role": "assistant", "content": ""})
+END = delta({}, finish_reason="stop")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"role": "assistant", "content": "a"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm"},
+        {"role": "assistant", "content": "", "reasoning": "hm"},
+        {"role": "assistant", "content": None, "tool_calls": [{"index": 0}]},
+        {"content": ""},
+        {},
+    ],
+)
+def test_the_first_token_is_the_first_output(server: Any, first: dict[str, Any]) -> None:
+    (record,) = asked(server, [ROLE, delta(first), delta({"content": "b"}), END, DONE])
+    assert record.error is None and len(record.arrivals) == record.num_output == 2
+
+
+def test_an_end_alone_is_no_token(server: Any) -> None:
+    told, chat = asked(
+        server,
+        [text("a"), text("b"), text("", finish_reason="length"), DONE],
+        [ROLE, delta({"content": "a"}), delta({"content": "b"}), END, DONE],
+    )
+    assert [len(told.arrivals), len(chat.arrivals)] == [2, 2]
+    assert [told.num_output, chat.num_output] == [2, 2]
+
+
+def test_a_last_token_without_text_came_with_the_end(server: Any) -> None:
+    (record,) = asked(server, [ROLE, delta({"content": "a"}), END, usage(2), DONE])
+    assert (len(record.arrivals), record.num_output) == (2, 2)
+    assert record.arrivals == sorted(record.arrivals)
+
+
+def test_an_answer_without_output_failed(server: Any) -> None:
+    (record,) = asked(server, [ROLE, END, DONE])
+    assert record.error == "the answer has no output"
