@@ -27,7 +27,8 @@ def summary(
 
     TTFT: to the first output. TPOT: a request's mean time an output token after that. ITL: between
     chunks of output. E2E: to the end. Failed requests count for nothing but `failed`.
-    `whole_answers`: an answer shorter than asked for is told of.
+    `whole_answers`: an answer shorter than asked for is told of. `mean_prompt_tokens` is None where
+    nobody knows them.
     """
     done = [record for record in run.records if succeeded(record)]
     output = sum(record.num_output for record in done)
@@ -44,7 +45,8 @@ def summary(
         "completed": len(done),
         "failed": len(run.records) - len(done),
         "errors": errors,
-        "ended_early": sum(whole_answers and r.num_output < r.expected for r in done),
+        "ended_early": sum(_ended_early(r) for r in done) if whole_answers else 0,
+        "counted_by_chunks": sum(record.by_chunks for record in done),
         "duration_s": duration,
         "requests_per_s": len(done) / duration,
         "goodput_per_s": len(good) / duration if objectives else None,
@@ -54,7 +56,7 @@ def summary(
         "prompt_tokens": prompt,
         "cached_tokens": sum(record.num_cached for record in done),
         "output_tokens": output,
-        "mean_prompt_tokens": prompt / max(len(done), 1),
+        "mean_prompt_tokens": prompt / len(done) if prompt else None,
         "mean_output_tokens": output / max(len(done), 1),
         "most_at_once": _most_at_once(run.records),
         "ttft_ms": spread([time_to_first(record) for record in done], percents),
@@ -73,6 +75,11 @@ def summary(
 def succeeded(record: Record) -> bool:
     """Whether a whole answer came."""
     return not record.error and bool(record.arrivals)
+
+
+def _ended_early(record: Record) -> bool:
+    """Whether the answer is known to be shorter than was asked for."""
+    return not record.by_chunks and record.num_output < record.expected
 
 
 def gaps(record: Record) -> list[float]:
@@ -163,6 +170,11 @@ def warnings(levels: Sequence[dict[str, Any]]) -> list[str]:
     early = sum(level["ended_early"] for level in levels)
     if early:
         found.append(f"{early} answers were shorter than asked for: does the server ignore EOS?")
+    if by_chunks := sum(level["counted_by_chunks"] for level in levels):
+        found.append(
+            f"{by_chunks} answers came without a usage: their output tokens are counted by chunks, "
+            "which may hold several, and of the prompts only token ids that were sent are counted"
+        )
     if any(level["client_cpu_share"] > 0.7 for level in levels):
         found.append("this client was busy more than 70 % of the time: it may hold the server back")
     late = [level["late_ms"] for level in levels if level["late_ms"] and level["completed"]]

@@ -24,8 +24,8 @@ class Record:
 
     `due` is when it was to start, `begin` when it did. `arrivals` are the moments at which output
     came, one for each chunk with output; `ended` is when a chunk without any told the end.
-    `expected` tokens were asked for. `status` is HTTP's, 0: no answer began. `error` says why it
-    failed.
+    `expected` tokens were asked for. `by_chunks`: the server did not tell how many there were.
+    `status` is HTTP's, 0: no answer began. `error` says why it failed.
     """
 
     due: float = 0.0
@@ -37,6 +37,7 @@ class Record:
     num_cached: int = 0
     num_output: int = 0
     expected: int = 0
+    by_chunks: bool = True
     turn: int = 0
     status: int = 0
     error: str | None = None
@@ -86,8 +87,9 @@ def _note(event: bytes, now: float, record: Record) -> None:
     elif choices and choices[0].get("finish_reason"):
         record.ended = now
     if isinstance(usage := chunk.get("usage"), dict):
-        record.num_prompt = _count(usage, "prompt_tokens")
+        record.num_prompt = _count(usage, "prompt_tokens") or record.num_prompt
         record.num_output = _count(usage, "completion_tokens")
+        record.by_chunks = record.num_output == 0
         record.num_cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
 
 
@@ -98,7 +100,8 @@ def _complete(record: Record) -> None:
         record.arrivals.append(record.ended)
     if not record.arrivals:
         record.error = record.error or "the answer has no output"
-    record.num_output = record.num_output or len(record.arrivals)
+    if record.by_chunks:
+        record.num_output = len(record.arrivals)
 
 
 def _parsed(event: bytes) -> dict[str, Any] | None:

@@ -13,11 +13,15 @@ ENDPOINTS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 class Ask(NamedTuple):
-    """One request: its body, how many tokens it asks for, seconds to wait before it is sent."""
+    """One request: its body, how many tokens it asks for, seconds to wait before it is sent.
+
+    `input_len` are the prompt's tokens; 0: only the server knows them.
+    """
 
     body: bytes
     output_len: int
     pause_s: float = 0.0
+    input_len: int = 0
 
 
 Talk: TypeAlias = Generator[Ask, str, None]
@@ -89,7 +93,8 @@ class Form:
         for number, turn in enumerate(conversation.turns):
             pause_s = conversation.think_s if number else 0.0
             if self.as_ids(conversation):
-                yield self._ask({"prompt": list(turn.ids)}, turn.output_len, pause_s)
+                ask = self._ask({"prompt": list(turn.ids)}, turn.output_len, pause_s)
+                yield ask._replace(input_len=len(turn.ids))
                 return
             assert turn.text is not None
             messages.append({"role": "user", "content": turn.text})

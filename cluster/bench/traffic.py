@@ -116,7 +116,7 @@ async def _converse(
 
 
 async def _send(session: aiohttp.ClientSession, url: str, ask: Ask) -> Record:
-    record = Record(begin=time.perf_counter(), expected=ask.output_len)
+    record = Record(begin=time.perf_counter(), expected=ask.output_len, num_prompt=ask.input_len)
     try:
         async with session.post(url, data=ask.body) as response:
             record.status = response.status

@@ -30,6 +30,7 @@ class Server:
         self.fail_every = self.break_every = 0
         self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
         self.gauges = ""
+        self.tells_usage = True
         self.scripts: list[list[bytes]] = []
         self.lingers: Literal["", "a while", "for ever"] = ""
         self.peers: set[Any] = set()
@@ -115,7 +116,8 @@ class Server:
             if self.break_every and number % self.break_every == 0:
                 return response
         usage = {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]}
-        await send({"choices": [], "usage": usage})
+        if self.tells_usage:
+            await send({"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
 

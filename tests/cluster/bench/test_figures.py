@@ -31,6 +31,7 @@ def record(first: float, *, begin: float = 0.0, error: str | None = None) -> Rec
         num_cached=1,
         num_output=5,
         expected=6,
+        by_chunks=False,
         error=error,
     )
 
@@ -65,6 +66,17 @@ def test_the_figures() -> None:
     told = figures.warnings([found])
     assert told[0] == "no" and "shorter" in told[1] and "busy" in told[2]
     table([found, figures.summary(NOTHING)])
+
+
+def test_tokens_counted_by_chunks_are_told_of() -> None:
+    answer = record(0.1)
+    answer.by_chunks, answer.num_prompt, answer.num_cached = True, 0, 0
+    found = figures.summary(a_run(answer, record(0.2)))
+    assert (found["counted_by_chunks"], found["ended_early"]) == (1, 1)
+    assert any("counted by chunks" in line for line in figures.warnings([found]))
+    unknown = figures.summary(a_run(answer))
+    assert unknown["mean_prompt_tokens"] is None and unknown["ended_early"] == 0
+    table([unknown])
 
 
 def test_nothing_has_no_percentiles() -> None:

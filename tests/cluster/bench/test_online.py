@@ -244,6 +244,18 @@ def test_every_turn_sends_the_answers_before_it(server: Server) -> None:
             assert said["role"] == "assistant" and set(said["content"]) == {"x"}
 
 
+def test_a_server_that_tells_no_usage(server: Server, tmp_path: Path) -> None:
+    server.tells_usage = False
+    file = tmp_path / "figures.json"
+    sizes = ["--num-prompts", "3", "--num-warmups", "0", "--input-len", "6", "--output-len", "4"]
+    done = bench(server, *sizes, "--json", str(file))
+    assert done.returncode == 0
+    assert "counted by chunks" in done.stderr and "EOS" not in done.stderr
+    (level,) = json.loads(file.read_text())["levels"]
+    assert (level["counted_by_chunks"], level["ended_early"]) == (3, 0)
+    assert (level["mean_prompt_tokens"], level["mean_output_tokens"]) == (6, 4)
+
+
 def test_fields_of_a_request(server: Server) -> None:
     sampling = ["--top-p", "0.5", "--temperature", "0.7", "--no-ignore-eos"]
     extra = ["--extra-body", '{"min_tokens": 2}', "--header", "x-one=1", "x-two=2"]
