@@ -113,7 +113,7 @@ SERVE = (
         "goodput",
         str,
         (),
-        "Objectives in ms, as ttft:500 tpot:50; counts the requests that keep all.",
+        "Objectives in ms, as ttft:500 tpot:50; counts the requests that keep all, from when due.",
         OUTPUT,
         (),
         True,

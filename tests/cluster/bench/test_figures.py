@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from xml.dom import minidom
 
 import pytest
+from rich.console import Console
 from shoal.cluster.bench import figures
 from shoal.cluster.bench.arrivals import Level
 from shoal.cluster.bench.plots import Chart, Series
@@ -106,9 +108,26 @@ def test_late_starts_of_an_open_loop_are_told() -> None:
     late = record(0.1, begin=0.5)
     late.due = 0.0
     found = figures.summary(a_run(late, level=Level(rate=2.0)))
-    assert found["late_ms"]["mean"] == pytest.approx(500)
+    assert found["late_ms"]["mean"] == found["late_ms"]["p99"] == pytest.approx(500)
     assert any("later than the rate" in line for line in figures.warnings([found]))
-    assert figures.summary(a_run(late))["late_ms"] is None
+    closed = figures.summary(a_run(late))
+    assert closed["late_ms"] is None
+    shown = io.StringIO()
+    Console(width=120, file=shown).print(table([found, closed], percents=(50,)))
+    for name in ("mean", "p99"):
+        assert re.search(rf"started late, {name}, ms +│ +500\.0 │ +- │", shown.getvalue())
+
+
+def test_goodput_counts_from_when_a_request_was_due() -> None:
+    late = record(0.1, begin=0.5)
+    late.due, late.turn = 0.0, 0
+    for objective, limit in (("ttft", 100), ("e2el", 130)):
+        for level, extra_ms in ((Level(rate=2.0), 500), (Level(concurrency=1), 0)):
+            run = a_run(late, level=level)
+            for slack, good in ((-1, 0), (1, 1)):
+                found = figures.summary(run, objectives={objective: limit + extra_ms + slack})
+                assert found["goodput_per_s"] * run.duration_s == good
+            assert found["ttft_ms"]["mean"] == pytest.approx(100)
 
 
 def test_over_time() -> None:
