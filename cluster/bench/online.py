@@ -132,12 +132,14 @@ class _Bench:
         self.text_of = text_of(client, self.model, self._note)
         self.saving = plan.saving
         self.date = datetime.now(UTC).isoformat(timespec="seconds")
+        self.asked: set[Conversation] = set()
+        self.num_asked = 0
         self.levels: list[dict[str, Any]] = []
         self.page_levels: list[dict[str, Any]] = []
 
     def run(self, level: Level) -> None:
         """Warm the server up, run the level, and enter its figures."""
-        plan, name = self.plan, f"{level.concurrency} {level.rate}"
+        plan, name = self.plan, f"{len(self.levels)} {level.concurrency} {level.rate}"
         warm = self._conversations(plan.warmups(level), f"warm {name}")
         asked = self._conversations(plan.prompts(level), name)
         if not self.levels:
@@ -173,6 +175,7 @@ class _Bench:
         """Print and write what was found; whether every request succeeded."""
         plan = self.plan
         Console().print(table(self.levels, plan.metrics, plan.percents))
+        self._tell_of_repeats()
         for line in figures.warnings(self.levels):
             self._note(line)
         found = {
@@ -189,6 +192,14 @@ class _Bench:
             write(plan.report_file, report(found | {"levels": self.page_levels}), "--report")
         return not any(level["failed"] for level in self.levels)
 
+    def _tell_of_repeats(self) -> None:
+        path, again = self.plan.dataset.path, self.num_asked - len(self.asked)
+        if path is not None and again:
+            self._note(
+                f"{again} of {self.num_asked} prompts, warm-ups included, had been sent before, as "
+                f"{path} has no others: the server may have them cached"
+            )
+
     def _workload(self) -> dict[str, Any]:
         plan = self.plan
         asked = {"model": self.model, "endpoint": self.form.path, "dataset": plan.dataset.name}
@@ -201,7 +212,14 @@ class _Bench:
         _tell(line)
 
     def _conversations(self, num: int, stream: str) -> list[Conversation]:
-        return self.plan.dataset.conversations(num, self.vocab_size, stream, self.count)
+        """`num` that were not asked yet, as far as the data set has others."""
+        made = self.plan.dataset.conversations(
+            num, self.vocab_size, stream, self.count, taken=self.num_asked
+        )
+        self.num_asked += num
+        if self.plan.dataset.path is not None:
+            self.asked.update(made)
+        return made
 
     def _drive(self, level: Level, asked: list[Conversation], title: str) -> Run:
         client, form = self.client, self.form

@@ -256,6 +256,28 @@ def test_a_server_that_tells_no_usage(server: Server, tmp_path: Path) -> None:
     assert (level["mean_prompt_tokens"], level["mean_output_tokens"]) == (6, 4)
 
 
+def test_levels_take_other_rows_of_a_file(server: Server, tmp_path: Path) -> None:
+    file, found = tmp_path / "lines.jsonl", tmp_path / "figures.json"
+    file.write_text("\n".join(json.dumps({"prompt": f"row {i}"}) for i in range(9)))
+    data = ["--dataset-name", "custom", "--dataset-path", str(file), "--output-len", "2"]
+    sizes = ["--num-prompts", "3", "--num-warmups", "1", "--json", str(found)]
+    done = bench(server, "--max-concurrency", "1,2", *data, *sizes, "--vocab-size", "9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len({body["prompt"] for body in server.bodies[ONE_TRIED:]}) == 8
+    done = bench(server, "--max-concurrency", "1,2,3", *data, *sizes, "--vocab-size", "9")
+    (note,) = json.loads(found.read_text())["notes"]
+    assert (
+        "3 of 12 prompts, warm-ups included, had been sent before" in note and note in done.stderr
+    )
+
+
+def test_the_same_level_again_asks_for_others(server: Server) -> None:
+    sizes = ["--num-prompts", "2", "--num-warmups", "1", "--output-len", "2"]
+    assert bench(server, "--max-concurrency", "2,2", *sizes).returncode == 0
+    prompts = {tuple(body["prompt"]) for body in server.bodies[ONE_TRIED:]}
+    assert len(prompts) == 6
+
+
 def test_fields_of_a_request(server: Server) -> None:
     sampling = ["--top-p", "0.5", "--temperature", "0.7", "--no-ignore-eos"]
     extra = ["--extra-body", '{"min_tokens": 2}', "--header", "x-one=1", "x-two=2"]
