@@ -17,6 +17,10 @@ from .stream import Record, read
 from .talks import Ask, Talk
 from .watch import Reading, watch
 
+IDLE_S = 4.0
+"""How long a connection may lie idle: many servers close theirs after 5 s, and a request sent at
+that very moment would fail."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -51,7 +55,7 @@ async def drive(
     never raised.
     """
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=timeout_s)
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
     room = asyncio.Semaphore(level.concurrency)
     records: list[Record] = []
 
