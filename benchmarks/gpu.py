@@ -6,11 +6,14 @@
 Random weights in the shape of a real model, bfloat16, greedy. A cell is one batch decoding
 `--steps` tokens behind prompts of one length: the time of a step is the difference that these make,
 sampling and host included. The prompts are in the prefix cache then, so that all sequences begin to
-decode together; otherwise the first would be done while the last are still read. `gap`: how long
-the device had nothing to do between two steps, by its own clock, up to the copies of the next
-step's rows. Prefill: one new prompt alone, by its time to the first token. Best of `--rounds`.
+decode together; otherwise the first would be done while the last are still read. `gap`: from a
+step's last draw to the next one's first layer, by the device's own clock: the host being late, and
+the copies of that step's rows. Prefill: one new prompt alone, by its time to the first token. Best
+of `--rounds`. A cell that cannot be measured says why, its engine is made anew for the next, and
+what was found so far is in the JSON after each.
 `--side-by-side`: transformers' generate with a static cache, compiled, in the same process, and the
-same cells with each attention that is installed. Needs a CUDA device.
+same cells with each attention that is installed and that `auto` does not mean already. Needs a CUDA
+device.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from gpu_arithmetic import CHIPS, Chip, Model, decode_floor_s, prefill_flops, re
 from shoal import LLM, SamplingParams
 from shoal.engine.config import from_keys
 from shoal.engine.local import LocalExecutor
+from shoal.kernels.gpu import choice
 
 SHAPES = Path(__file__).parent / "shapes"
 TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny"
@@ -41,7 +45,7 @@ TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny"
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement; times in seconds, shares of 1."""
+    """One measurement; times in seconds, shares of 1. `gap_s`: None where it is not told."""
 
     who: str
     shape: str
@@ -49,9 +53,20 @@ class Cell:
     context: int
     step_s: float
     decode_share: float
-    gap_s: float
+    gap_s: float | None
     prefill_s: float
     prefill_share: float
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A cell that could not be measured, and why."""
+
+    who: str
+    shape: str
+    batch: int
+    context: int
+    reason: str
 
 
 def chip_here() -> Chip:
@@ -110,10 +125,10 @@ class Ours:
         """Whether the last call computed prompts that it had computed before."""
         return self.uncached > self.block_size
 
-    def gap_s(self) -> float:
+    def gap_s(self) -> float | None:
         """The device's idle time between steps, over the last ones."""
         (gaps,) = self.executor.call("gaps")
-        return statistics.median(gaps) if gaps else float("nan")
+        return statistics.median(gaps) if gaps else None
 
     def close(self) -> None:
         """Free its memory."""
@@ -149,7 +164,7 @@ def measure(
     few = min(side.run_s(inputs, 4) for _ in range(options.rounds))
     many = min(side.run_s(inputs, 4 + options.steps) for _ in range(options.rounds))
     if side.read_anew():
-        sys.exit(f"{who}: the cache does not hold {batch} prompts of {context}: measure fewer")
+        raise RuntimeError(f"the cache does not hold {batch} prompts of {context}: measure fewer")
     step_s = (many - few) / options.steps
     gap_s = side.gap_s()
     news = [prompts(1, context, model.vocab, next(_SEEDS)) for _ in range(options.rounds)]
@@ -198,33 +213,83 @@ class Theirs:
         """It reads all prompts at once, before any decodes."""
         return False
 
-    def gap_s(self) -> float:
+    def gap_s(self) -> None:
         """It does not tell."""
-        return float("nan")
+        return None
 
     def close(self) -> None:
-        """Free its memory."""
+        """Free its memory, and what was compiled over it."""
         del self.model
+        torch.compiler.reset()
 
 
-def backends(options: argparse.Namespace) -> list[str]:
+def backends(options: argparse.Namespace, model: Model) -> list[str]:
     """Whose attention is measured: the table's choice, and on request each that is installed."""
-    found = ["auto"]
-    if options.side_by_side:
-        found += ["triton"]
-        found += ["FLASH_ATTN"] * bool(find_spec("flash_attn") or find_spec("flash_attn_interface"))
-        found += ["FLASHINFER"] * bool(find_spec("flashinfer"))
-    return found
+    if not options.side_by_side:
+        return ["auto"]
+    given = choice.Model(torch.bfloat16, (model.head_size,), 16)
+    meant, _ = choice.choose_attention(
+        "auto", choice.gpu(torch.device("cuda", 0)), given, exact=options.deterministic
+    )
+    there = {
+        "triton": meant != "triton" or options.deterministic,
+        "FLASH_ATTN": not all(map(choice.missing, ("flash_attn", "flash_attn_interface"))),
+        "FLASHINFER": not choice.missing("flashinfer"),
+    }
+    return ["auto", *(name for name, measured in there.items() if measured)]
 
 
-def show(cell: Cell) -> None:
+def show(cell: Cell | Missing) -> None:
     """One line of the table."""
+    where = f"| {cell.who} | {cell.shape} | {cell.batch} | {cell.context} |"
+    if isinstance(cell, Missing):
+        print(f"{where} {cell.reason} |", flush=True)
+        return
+    gap = "-" if cell.gap_s is None else f"{cell.gap_s * 1e6:.0f}"
     print(
-        f"| {cell.who} | {cell.shape} | {cell.batch} | {cell.context} | {cell.step_s * 1e3:.3f} | "
-        f"{cell.decode_share:.0%} | {cell.gap_s * 1e6:.0f} | {cell.prefill_s * 1e3:.1f} | "
-        f"{cell.prefill_share:.0%} |",
+        f"{where} {cell.step_s * 1e3:.3f} | {cell.decode_share:.0%} | {gap} | "
+        f"{cell.prefill_s * 1e3:.1f} | {cell.prefill_share:.0%} |",
         flush=True,
     )
+
+
+def measured(
+    who: str,
+    make: Callable[[], Any],
+    folder: Path,
+    sizes: list[tuple[int, int]],
+    options: argparse.Namespace,
+) -> Iterator[Cell | Missing]:
+    """Each cell, or why there is none. An engine that failed is dropped; one that cannot be made is
+    not tried again.
+    """
+    side, refused = None, ""
+    for batch, context in sizes:
+        reason = refused
+        if not reason:
+            try:
+                side = side or make()
+                yield measure(side, who, folder, batch, context, options)
+            except Exception as error:  # out of memory, refused, broken: the others can be measured
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if not reason:
+            continue
+        refused = "" if side else reason
+        drop(side)
+        side = None
+        yield Missing(who, folder.name, batch, context, reason)
+    drop(side)
+
+
+def drop(side: Any) -> None:
+    """Close an engine, where there is one that can be, and give its memory back."""
+    with suppress(Exception):
+        if side is not None:
+            side.close()
+    del side
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def parse() -> argparse.Namespace:
@@ -248,11 +313,10 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     options.chip = chip_here()
-    names = backends(options)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; limits of {options.chip}")
     print("| who | shape | batch | context | step ms | of memory | gap µs | prefill ms | of peak |")
     print("|---|---|---|---|---|---|---|---|---|")
-    cells: list[Cell] = []
+    cells: list[Cell | Missing] = []
     for shape in options.shapes.split(","):
         folder = SHAPES / shape
         model = read_model(folder)
@@ -263,24 +327,26 @@ def main() -> int:
             if fits(model, batch, context, options.steps)
         ]
         makers: list[tuple[str, Callable[[], Any]]] = [
-            (f"shoal {name}", partial(ours, str(folder), options, name)) for name in names
+            (f"shoal {name}", partial(ours, str(folder), options, name))
+            for name in backends(options, model)
         ]
         if options.side_by_side:
             makers.append(("transformers", partial(Theirs, folder)))
         for who, make in makers:
-            side = make()
-            for batch, context in sizes:
-                cells.append(measure(side, who, folder, batch, context, options))
-                show(cells[-1])
-            side.close()
-            del side
-            gc.collect()
-            torch.cuda.empty_cache()
-    if options.json:
-        facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-        facts |= {"command": " ".join(sys.argv), "chip": asdict(options.chip)}
-        options.json.write_text(json.dumps(facts | {"cells": [asdict(c) for c in cells]}, indent=1))
+            for cell in measured(who, make, folder, sizes, options):
+                show(cell)
+                cells.append(cell)
+                if options.json:
+                    write(options.json, cells, options.chip)
     return 0
+
+
+def write(file: Path, cells: list[Cell | Missing], chip: Chip) -> None:
+    """What was found so far."""
+    facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    facts |= {"command": " ".join(sys.argv), "chip": asdict(chip)}
+    facts["cells"] = [asdict(cell) for cell in cells]
+    file.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Cache:
     layers[l]   [2, N, P, G, D]: keys, then values, of N blocks of P tokens, G heads of D columns
     group_of[l] the cache group of layer l; a block id means the same place in all its layers
 
-    What was never written may be any bit pattern, NaN included.
+    What was never written may be any bit pattern, NaN included; but 0 where the device reads it.
     """
 
     layers: tuple[Tensor, ...]
@@ -65,7 +65,9 @@ def allocate(
 
     def layer(spec: CacheSpec) -> Tensor:
         columns = device.page_columns(dtype, spec.head_size, block_size)
-        return device.large(2, num_blocks, block_size, spec.num_kv_heads, columns, dtype=dtype)
+        shape = (2, num_blocks, block_size, spec.num_kv_heads, columns)
+        given = device.large(*shape, dtype=dtype)
+        return given.zero_() if device.reads_past_ends else given
 
     layers = tuple(map(layer, specs))
     return Cache(

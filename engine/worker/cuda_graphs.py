@@ -42,7 +42,12 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """torch.cuda's graphs, which share their memory: one is replayed at a time."""
+    """torch.cuda's graphs, which share their memory: one is replayed at a time.
+
+    `torch.cuda.graph` waits for the device and empties its caches first. That stays: while it
+    records, torch's allocator gives nothing back that it keeps for later, and next to a cache that
+    takes most of the memory the recording would find none.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()

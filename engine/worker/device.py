@@ -129,6 +129,24 @@ class Device:
         return not self.is_cpu
 
     @property
+    def rehearsed_tokens(self) -> int:
+        """Tokens of the longest prompt of a rehearsal, so that all that a step may launch is ready:
+        products in a fixed order are other programs for many rows than for few.
+        """
+        if not self.choice.exact:
+            return 2
+        from ...kernels.gpu.linear import FEW_ROWS  # needs triton, which is where `exact` is
+
+        return FEW_ROWS + 1
+
+    @property
+    def reads_past_ends(self) -> bool:
+        """Whether its attention multiplies the values behind a text's end by 0, and these must be
+        finite: FlashAttention 3 reads whole tiles of a block. Triton's kernels mask what they read.
+        """
+        return self.choice.attention in ("FLASH_ATTN", "FLASHINFER")
+
+    @property
     def records_graphs(self) -> bool:
         """Whether steps of decode are recorded as CUDA graphs: their attention must not ask the
         device for anything on the way.

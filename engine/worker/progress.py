@@ -37,7 +37,8 @@ class Progress:
     expected_s how long it should be silent at a stretch, as far as measured: see `Pace`
     timeline   the last steps: number, when it began and ended (s, monotonic), and how much of that
                went by waiting for another stage
-    gaps       for how long the device had nothing to do between one step and the next (s)
+    gaps       for how long the device did nothing for the model between one step's last draw and
+               the next one's first layer (s): the host being late, and the copies of its rows
 
     A device that computes by itself has a step under way when the next one begins.
     """

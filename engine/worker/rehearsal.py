@@ -19,12 +19,13 @@ PARAMS = (
 """What takes every way through sampling that has kernels of its own."""
 
 
-def rehearsal(num_slots: int, num_groups: int) -> tuple[Plan, ...]:
-    """A prompt of two tokens and one of one where there are slots for both; then none."""
-    blocks = ((NOWHERE, NOWHERE),) * num_groups
-    lengths = (2, 1)[:num_slots]
+def rehearsal(
+    num_slots: int, num_groups: int, num_tokens: int, block_size: int
+) -> tuple[Plan, ...]:
+    """A prompt of `num_tokens` and one of a token where there are slots for both; then none."""
+    lengths = (num_tokens, 1)[:num_slots]
     started = tuple(
-        Start(slot, (0,) * length, length, blocks, PARAMS[slot])
+        Start(slot, (0,) * length, length, _nowhere(length, num_groups, block_size), PARAMS[slot])
         for slot, length in enumerate(lengths)
     )
     rows = tuple(Row(slot, 0, length, (), True) for slot, length in enumerate(lengths))
@@ -32,3 +33,8 @@ def rehearsal(num_slots: int, num_groups: int) -> tuple[Plan, ...]:
         Plan(step=-1, started=started, rows=rows),
         Plan(step=-1, stopped=tuple(range(len(lengths)))),
     )
+
+
+def _nowhere(length: int, num_groups: int, block_size: int) -> tuple[tuple[int, ...], ...]:
+    """Blocks of a text, and one for what is drawn behind it."""
+    return ((NOWHERE,) * (length // block_size + 1),) * num_groups

@@ -96,13 +96,13 @@ class Runner:
         """
         self._device.enter()
         self._progress.begin(plan.step, sum(row.num_tokens for row in plan.rows))
-        began = self._device.mark()
         self._enter(plan)
         nothing = Launched(lambda: Result(step=plan.step, tokens=()), lambda: True)
         if not plan.rows:
             return nothing
         layout = lay_out(plan.rows, self._columns)
         batch = model_input(layout, self._slots, self._cache, self._device)
+        ready = self._device.mark()
         hidden = self._hidden(batch)
         if not self._seat.last:
             self._progress.at("handing over to the next stage")
@@ -123,7 +123,7 @@ class Runner:
             """Wait for what was drawn; once, for it is read from the device only then."""
             drawn = _gathered(pieces)
             if before is not None:
-                self._progress.gaps.append(began.since_s(before))
+                self._progress.gaps.append(ready.since_s(before))
             return Result(
                 step=plan.step,
                 tokens=tuple((token,) for token in drawn.ids),

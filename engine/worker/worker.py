@@ -239,9 +239,7 @@ class Worker:
         self._runner = self._make_runner(config, plan, loaded.model, cache, pool)
         clock.lap("cache")
         if device.rehearses:
-            for rehearsed in rehearsal(config.max_num_seqs, len(cache.groups)):
-                self.run(rehearsed)
-            self.progress.forget()
+            self._rehearse(config.max_num_seqs, plan.sizing, cache)
             clock.lap("rehearse")
         return Capacity(
             groups=cache.groups,
@@ -281,6 +279,14 @@ class Worker:
                 progress=progress,
                 packed=plan.device.packs_weights,
             )
+
+    def _rehearse(self, num_slots: int, sizing: Sizing, cache: Cache) -> None:
+        """Run what no request asked for, as long as it may be and no longer than a step."""
+        most = min(sizing.max_model_len, sizing.step_tokens) - 1
+        num_tokens = max(1, min(cache.device.rehearsed_tokens, most))
+        for plan in rehearsal(num_slots, len(cache.groups), num_tokens, sizing.block_size):
+            self.run(plan)
+        self.progress.forget()
 
     def _make_runner(
         self, config: EngineConfig, plan: Forecast, model: CausalLM, cache: Cache, pool: Pool | None

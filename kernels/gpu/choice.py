@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from functools import cache
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
 
 Gap = str | None
 """Why a backend cannot serve; None where it can."""
+
+
+class Library(NamedTuple):
+    """What is called of a module, and how one comes by it."""
+
+    function: str
+    source: str
+
+
+LIBRARIES = {
+    "triton": Library("jit", "torch's builds for CUDA bring it"),
+    "flash_attn": Library("flash_attn_varlen_func", "pip install flash-attn"),
+    "flash_attn_interface": Library("flash_attn_with_kvcache", "build FlashAttention 3"),
+    "flashinfer": Library("BatchPrefillWithPagedKVCacheWrapper", "pip install flashinfer-python"),
+}
+
+
+@cache
+def missing(module: str) -> Gap:
+    """Why one of LIBRARIES cannot be called; None where it can.
+
+    Loads it, for a build for another torch is seen only then: for machines with a GPU alone.
+    """
+    function, source = LIBRARIES[module]
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            return f"{module} is not installed: {source}"
+        return f"{module} cannot be loaded: {error}"
+    except Exception as error:  # whatever its loading raises, another backend may serve
+        return f"{module} cannot be loaded, was it built for torch {torch.__version__}? {error}"
+    return None if hasattr(found, function) else f"{module} has no {function}: {source}"
 
 
 class Gpu(NamedTuple):
@@ -49,25 +83,29 @@ def gpu(device: torch.device) -> Gpu:
     return Gpu(torch.cuda.get_device_name(device), capability, torch.version.hip is not None)
 
 
-def _triton(gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> Gap:
-    if not installed("triton"):
-        return "triton is not installed; torch's builds for CUDA bring it"
+def _triton(gpu: Gpu, model: Model, missing: Callable[[str], Gap]) -> Gap:
+    if why := missing("triton"):
+        return why
     if max(model.head_sizes) > 256:
         return f"its heads are of at most 256, and the model's of {max(model.head_sizes)}"
     return None
 
 
-def _flash_attn(gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> Gap:
+def _flash_attn(gpu: Gpu, model: Model, missing: Callable[[str], Gap]) -> Gap:
     if gpu.hip or gpu.capability < (8, 0):
         return f"it needs an NVIDIA GPU of Ampere (8.0) or later, and this is {gpu.name}"
     if model.dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in float16 and bfloat16, not in {_name(model.dtype)}"
     if max(model.head_sizes) > 256 or any(size % 8 for size in model.head_sizes):
         return f"its heads are multiples of 8 up to 256, and the model's {model.head_sizes}"
-    if gpu.capability[0] == 9 and installed("flash_attn_interface"):
-        return None
-    if not installed("flash_attn"):
-        return "flash-attn is not installed: pip install flash-attn"
+    gaps = []
+    if gpu.capability[0] == 9:
+        gaps.append(missing("flash_attn_interface"))
+        if gaps[0] is None:
+            return None
+    gaps.append(missing("flash_attn"))
+    if gaps[-1] is not None:
+        return "; ".join(filter(None, gaps))
     if model.block_size % 256:
         return (
             f"FlashAttention 2 reads KV blocks of a multiple of 256 tokens, and these are of "
@@ -76,28 +114,22 @@ def _flash_attn(gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> Gap
     return None
 
 
-def _flashinfer(gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> Gap:
+def _flashinfer(gpu: Gpu, model: Model, missing: Callable[[str], Gap]) -> Gap:
     if gpu.hip or gpu.capability < (7, 5):
         return f"it needs an NVIDIA GPU of Turing (7.5) or later, and this is {gpu.name}"
     if model.dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in float16 and bfloat16, not in {_name(model.dtype)}"
     if not set(model.head_sizes) <= {64, 128, 256}:
         return f"its heads are of 64, 128 or 256, and the model's of {model.head_sizes}"
-    if not installed("flashinfer"):
-        return "flashinfer is not installed: pip install flashinfer-python"
-    return None
+    return missing("flashinfer")
 
 
-GAPS: dict[str, Callable[[Gpu, Model, Callable[[str], bool]], Gap]] = {
+GAPS: dict[str, Callable[[Gpu, Model, Callable[[str], Gap]], Gap]] = {
     "triton": _triton,
     "FLASH_ATTN": _flash_attn,
     "FLASHINFER": _flashinfer,
-    "torch": lambda gpu, model, installed: None,
+    "torch": lambda gpu, model, missing: None,
 }
-
-
-def _installed(module: str) -> bool:
-    return find_spec(module) is not None
 
 
 def choose_attention(
@@ -106,7 +138,7 @@ def choose_attention(
     model: Model,
     *,
     exact: bool = False,
-    installed: Callable[[str], bool] = _installed,
+    missing: Callable[[str], Gap] = missing,
 ) -> tuple[str, str]:
     """The backend that `asked` (a name, or auto) means here, and why.
 
@@ -119,15 +151,15 @@ def choose_attention(
             f"7.0 (Volta) or later is needed"
         )
     if exact:
-        return _exact(asked, gpu, model, installed)
+        return _exact(asked, gpu, model, missing)
     if asked != "auto":
-        if why := GAPS[asked](gpu, model, installed):
+        if why := GAPS[asked](gpu, model, missing):
             raise ValueError(f"attention_backend={asked} cannot be served: {why}")
         return asked, "asked for"
     where, order = ("AMD", AMD) if gpu.hip else known[0][1:]
     passed: list[str] = []
     for name in order:
-        why = GAPS[name](gpu, model, installed)
+        why = GAPS[name](gpu, model, missing)
         if why is None:
             said = "; ".join([f"first for {where}" if not passed else f"for {where}", *passed])
             return name, said
@@ -135,13 +167,13 @@ def choose_attention(
     raise AssertionError("torch serves everything")
 
 
-def _exact(asked: str, gpu: Gpu, model: Model, installed: Callable[[str], bool]) -> tuple[str, str]:
+def _exact(asked: str, gpu: Gpu, model: Model, missing: Callable[[str], Gap]) -> tuple[str, str]:
     if asked not in ("auto", "triton"):
         raise ValueError(
             f"deterministic computes attention in triton, and attention_backend={asked} promises "
             f"no order of additions: leave one of them out"
         )
-    if why := _triton(gpu, model, installed):
+    if why := _triton(gpu, model, missing):
         raise ValueError(f"deterministic computes attention in triton: {why}")
     return "triton", "deterministic"
 

@@ -26,7 +26,7 @@ from .tile import power_of_two
 
 GROUP = 64
 KEPT = 4096
-BLOCK = 1024
+BLOCK = 2048
 
 LOWEST = tl.constexpr(0x7F7FFFFF)
 """The key of the least finite number: keys are the bits of -x, so they rise as x falls."""
@@ -122,23 +122,23 @@ def gather_kernel(values, ids, count, x, floor, x_row, V, CHUNK: tl.constexpr, K
 @triton.jit
 def count_upto(source, n, key, BLOCK: tl.constexpr):
     """How many of n values have at most this key."""
-    found = 0
+    found = tl.zeros([BLOCK], tl.int32)
     for start in range(0, n, BLOCK):
         at = start + tl.arange(0, BLOCK)
         value = tl.load(source + at, mask=at < n, other=float("-inf"))
-        found += tl.sum((key_of(value) <= key).to(tl.int32), 0)
-    return found
+        found += (key_of(value) <= key).to(tl.int32)
+    return tl.sum(found, 0)
 
 
 @triton.jit
 def weight_upto(source, n, key, BLOCK: tl.constexpr):
     """What those of n values weigh that have at most this key."""
-    found = tl.zeros([], tl.int64)
+    found = tl.zeros([BLOCK], tl.int64)
     for start in range(0, n, BLOCK):
         at = start + tl.arange(0, BLOCK)
         value = tl.load(source + at, mask=at < n, other=float("-inf"))
-        found += tl.sum(tl.where(key_of(value) <= key, weigh(value), 0), 0)
-    return found
+        found += tl.where(key_of(value) <= key, weigh(value), 0)
+    return tl.sum(found, 0)
 
 
 @triton.jit
@@ -162,14 +162,14 @@ def nth_id(source, ids, n, compact, key, nth, V, BLOCK: tl.constexpr):
     high = V - 1
     while low < high:
         middle = (low + high) // 2
-        found = 0
+        found = tl.zeros([BLOCK], tl.int32)
         for start in range(0, n, BLOCK):
             at = start + tl.arange(0, BLOCK)
             value = tl.load(source + at, mask=at < n, other=float("-inf"))
             token = tl.load(ids + at, mask=(at < n) & compact, other=0)
             token = tl.where(compact, token, at)
-            found += tl.sum(((key_of(value) == key) & (token <= middle)).to(tl.int32), 0)
-        if found > nth:
+            found += ((key_of(value) == key) & (token <= middle)).to(tl.int32)
+        if tl.sum(found, 0) > nth:
             high = middle
         else:
             low = middle + 1

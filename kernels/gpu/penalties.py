@@ -54,7 +54,7 @@ def penalize_kernel(
     goal = logits + tl.load(rows + row) * logits_row + token
     value = tl.load(goal, mask=inside & (seen != 0), other=0.0)
     factor = tl.load(repetition + row)
-    value = tl.where(value > 0, value / factor, value * factor)
+    value = tl.where(value > 0, tl.div_rn(value, factor), value * factor)
     value -= tl.load(frequency + row) * count
     value -= tl.where(count > 0, tl.load(presence + row), 0.0)
     tl.store(goal, value, mask=inside & (seen != 0))
@@ -88,4 +88,5 @@ def penalize(
         vocab_size,
         BLOCK=BLOCK,
         SEEN=SEEN,
+        enable_fp_fusion=False,  # the bits of torch's operations, one by one
     )

@@ -6,25 +6,36 @@ What neither takes, a table of alibi, goes to Triton's kernels.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import attention
+from .choice import missing
 
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-class Plan(NamedTuple):
-    """The longest of the batch, where each sequence's keys begin, and which rows are nobody's."""
+class Plan:
+    """A step's attention: the longest of the batch, and where each sequence's keys begin.
 
-    max_query: int
-    max_kv: int
-    key_start: Tensor
-    ours: attention.Plan
+    Which rows are nobody's is found when the first layer says how many there are, for all of them.
+    """
+
+    def __init__(self, kv_len: Tensor, max_query: int, max_kv: int) -> None:
+        self.max_query, self.max_kv = max_query, max_kv
+        self.key_start = F.pad(kv_len.cumsum(0, dtype=torch.int32), (1, 0))
+        self.ours = attention.Plan(max_query, max_kv)
+        self._nobody: Tensor | None = None
+
+    def nobody(self, num_rows: int, query_start: Tensor) -> Tensor:
+        """[T, 1, 1] bool: whether a row is of no sequence."""
+        if self._nobody is None or len(self._nobody) != num_rows:
+            row = torch.arange(num_rows, device=query_start.device)
+            self._nobody = (row >= query_start[-1])[:, None, None]
+        return self._nobody
 
 
 def plan_attention(
@@ -37,8 +48,7 @@ def plan_attention(
     max_query: int,
     max_kv: int,
 ) -> Plan:
-    key_start = F.pad(kv_len.cumsum(0, dtype=torch.int32), (1, 0))
-    return Plan(max_query, max_kv, key_start, attention.Plan(max_query, max_kv))
+    return Plan(kv_len, max_query, max_kv)
 
 
 def paged_attention(
@@ -95,11 +105,10 @@ def paged_attention(
             block_table=block_table,
             **options,
         )
-    nobody = torch.arange(len(q), device=q.device) >= query_start[-1]
-    found: Tensor = out.masked_fill_(nobody[:, None, None], 0)
+    found: Tensor = out.masked_fill_(plan.nobody(len(q), query_start), 0)
     return found
 
 
 def _has_third(device: torch.device) -> bool:
     hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
-    return hopper and find_spec("flash_attn_interface") is not None
+    return hopper and missing("flash_attn_interface") is None

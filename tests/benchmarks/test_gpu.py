@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shoal.engine.errors import ConfigError
 
 
 def module(name: str) -> Any:
@@ -89,3 +92,95 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     with pytest.raises(SystemExit, match="torch sees none"):
         module("gpu").main()
+
+
+class Side:
+    """An engine that cannot hold batches of 64."""
+
+    open = 0
+
+    def __init__(self) -> None:
+        Side.open += 1
+        assert Side.open == 1, "the one before was not closed"
+
+    def run_s(self, inputs: list[Any], tokens: int) -> float:
+        if len(inputs) == 64:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 45 GiB")
+        return float(tokens)
+
+    def read_anew(self) -> bool:
+        return False
+
+    def gap_s(self) -> None:
+        return None
+
+    def close(self) -> None:
+        Side.open -= 1
+
+
+def test_a_cell_that_cannot_be_measured_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu, chips = module("gpu"), module("gpu_arithmetic").CHIPS
+    file = tmp_path / "found.json"
+    given = "gpu.py --shapes qwen3-0.6b --batches 1,64,2 --contexts 8 --steps 2 --side-by-side"
+    monkeypatch.setattr(sys, "argv", [*given.split(), "--json", str(file)])
+    monkeypatch.setattr(gpu, "chip_here", lambda: chips["H200"])
+    monkeypatch.setattr(gpu, "fits", lambda *_: True)
+    monkeypatch.setattr(gpu, "backends", lambda *_: ["auto", "broken"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(gpu, "Theirs", lambda folder: Side())
+    tried = []
+
+    def ours(model: str, options: argparse.Namespace, backend: str) -> Side:
+        tried.append(backend)
+        if backend == "broken":
+            raise ConfigError("it cannot be served", "attention_backend")
+        return Side()
+
+    monkeypatch.setattr(gpu, "ours", ours)
+    seen: list[int] = []
+    show = gpu.show
+
+    def shown(cell: Any) -> None:
+        seen.append(len(json.loads(file.read_text())["cells"]) if file.exists() else 0)
+        show(cell)
+
+    monkeypatch.setattr(gpu, "show", shown)
+    assert gpu.main() == 0
+    assert seen == list(range(9)), "what was found is written after each cell"
+    cells = json.loads(file.read_text(), parse_constant=pytest.fail)["cells"]
+    assert [(c["batch"], "reason" in c) for c in cells[:3]] == [(1, False), (64, True), (2, False)]
+    assert cells[0]["gap_s"] is None and cells[0]["step_s"] == 1
+    assert cells[1]["reason"].startswith("OutOfMemoryError: CUDA out of memory. Tried")
+    assert all("it cannot be served" in c["reason"] for c in cells[3:6])
+    assert tried == ["auto", "auto", "broken"] and Side.open == 0
+    assert "| transformers | qwen3-0.6b | 64 | 8 | OutOfMemoryError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "there", "right"),
+    [
+        (False, (), ["auto"]),
+        (True, (), ["auto", "triton"]),
+        (False, ("flash_attn_interface",), ["auto", "triton", "FLASH_ATTN"]),
+        (False, ("flashinfer",), ["auto", "FLASHINFER"]),
+    ],
+)
+def test_nothing_is_measured_twice(
+    deterministic: bool, there: tuple[str, ...], right: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = module("gpu")
+    h200 = gpu.choice.Gpu("NVIDIA H200", (9, 0))
+    monkeypatch.setattr(gpu.choice, "gpu", lambda device: h200)
+    found = {"triton", *there}
+
+    def missing(name: str) -> str | None:
+        return None if name in found else f"{name} is not there"
+
+    monkeypatch.setattr(gpu.choice, "missing", missing)
+    choose = partial(gpu.choice.choose_attention, missing=missing)
+    monkeypatch.setattr(gpu.choice, "choose_attention", choose)
+    options = argparse.Namespace(side_by_side=True, deterministic=deterministic)
+    model = module("gpu_arithmetic").read_model(ROOT / "benchmarks/shapes/qwen3-0.6b")
+    assert gpu.backends(options, model) == right

@@ -81,3 +81,24 @@ def test_deterministic_is_for_native_models_on_a_gpu(tiny_model, monkeypatch, h2
 def test_an_unknown_backend_is_refused(name):
     with pytest.raises(ConfigError, match="attention_backend must be one of auto, triton"):
         EngineConfig(attention_backend=name)
+
+
+@pytest.mark.parametrize("attention", ["triton", "FLASH_ATTN"])
+def test_a_cache_that_is_read_past_its_texts_begins_as_zeros(attention, monkeypatch):
+    """A library multiplies what was never written by 0, and 0 times NaN is NaN."""
+
+    def anything(self, *shape, dtype):
+        return torch.full(shape, torch.nan, dtype=dtype)
+
+    monkeypatch.setattr(Device, "large", anything)
+    spec, device = CacheSpec(2, 16), Device(torch.device("cpu"), ops.Choice(attention))
+    (layer,) = allocate([spec], (spec,), 5, 32, torch.bfloat16, device).layers
+    assert bool(layer.isnan().any()) is (attention == "triton")
+    assert attention == "triton" or not layer.any()
+
+
+def test_a_rehearsal_of_exact_products_has_more_than_few_rows():
+    from shoal.kernels.gpu.linear import FEW_ROWS
+
+    exact = Device(torch.device("cuda", 0), ops.Choice("triton", True))
+    assert CUDA.rehearsed_tokens == 2 and exact.rehearsed_tokens == FEW_ROWS + 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import count
 
 import pytest
 import torch
 from shoal.engine.plan import Copy, Plan, Row, Start
 from shoal.engine.request import SamplingParams
 from shoal.engine.worker import runner as module
+from shoal.engine.worker.device import Device, Mark
 
 from tests.engine.worker.fake import (
     BLOCK,
@@ -230,3 +232,21 @@ def test_only_wanted_rows_become_logits(model):
     assert all(batch.tokens.dtype == torch.int64 for batch in model.batches)
     assert all(batch.kv_len.dtype == torch.int32 for batch in model.batches)
     assert BLOCK == 4
+
+
+def test_a_gap_ends_where_the_rows_are_ready(model, monkeypatch):
+    """What the host takes to lay a step out is part of it: the device has nothing to do then."""
+    run, _ = runner(model)
+    clock = count()
+    monkeypatch.setattr(Device, "mark", lambda self: Mark(None, float(next(clock))))
+    real = module.model_input
+
+    def late(*given):
+        for _ in range(100):
+            next(clock)
+        return real(*given)
+
+    monkeypatch.setattr(module, "model_input", late)
+    play(run, GREEDY, PROMPT, 4)
+    gaps = list(run._progress.gaps)
+    assert len(gaps) >= 3 and min(gaps) > 100

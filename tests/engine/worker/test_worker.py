@@ -375,14 +375,15 @@ def test_a_rank_that_has_just_started_is_idle(folder):
     assert worker.state().operation == "idle"
 
 
-@pytest.mark.parametrize("num_slots", [1, 20])
-def test_what_was_rehearsed_leaves_no_trace(engine, monkeypatch, num_slots):
+@pytest.mark.parametrize(("num_slots", "num_tokens"), [(1, 2), (20, 2), (20, 40), (1, 1000)])
+def test_what_was_rehearsed_leaves_no_trace(engine, monkeypatch, num_slots, num_tokens):
     def drawn(_):
         return SamplingParams(temperature=0.7, seed=4, max_tokens=6, logprobs=0, ignore_eos=True)
 
     texts = prompts(3)
     right = engine(max_num_seqs=num_slots).run(requests_for(texts, drawn))
     monkeypatch.setattr(Device, "rehearses", True)
+    monkeypatch.setattr(Device, "rehearsed_tokens", num_tokens)
     rehearsed = engine(max_num_seqs=num_slots)
     assert "rehearse" in dict(rehearsed.capacity.phases)
     (rank,) = rehearsed.executor.ranks()

@@ -7,6 +7,7 @@ arguments as documented and compute by the reference.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -15,12 +16,20 @@ from typing import Any
 import pytest
 import torch
 from shoal.kernels import reference
+from shoal.kernels.gpu.choice import missing
 from torch import Tensor
 
 from .scene import Shape, make
 
 SHAPE = Shape(queries=(1, 5, 1), keys=(5, 40, 33), tail=2, size=64)
 SHAPES = {"plain": SHAPE, "window and cap": replace(SHAPE, window=9, softcap=5.0)}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known_of_libraries() -> Iterator[None]:
+    missing.cache_clear()
+    yield
+    missing.cache_clear()
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
-from shoal.kernels.gpu.choice import Gpu, Model, choose_attention
+from shoal.kernels.gpu.choice import LIBRARIES, Gpu, Model, choose_attention, missing
 from shoal.kernels.gpu.family import Family, family_of
 
 GPUS = {
@@ -21,10 +26,14 @@ HALF = Model(torch.float16, (128,), 16)
 BRAIN = Model(torch.bfloat16, (128,), 16)
 
 
+def but(*there: str) -> Callable[[str], str | None]:
+    """What `missing` says where these modules alone are installed."""
+    return lambda name: None if name in there else f"{name} is missing: {LIBRARIES[name].source}"
+
+
 def choose(gpu: str, model: Model, asked: str = "auto", exact: bool = False, *modules: str) -> str:
-    there = {"triton", *modules}
     backend, why = choose_attention(
-        asked, GPUS[gpu], model, exact=exact, installed=there.__contains__
+        asked, GPUS[gpu], model, exact=exact, missing=but("triton", *modules)
     )
     assert why
     return backend
@@ -69,7 +78,7 @@ def test_what_cannot_be_served_is_refused(
 
 def test_large_heads_are_left_to_torch_and_the_reason_is_said() -> None:
     large = BRAIN._replace(head_sizes=(64, 512))
-    backend, why = choose_attention("auto", GPUS["B200"], large, installed={"triton"}.__contains__)
+    backend, why = choose_attention("auto", GPUS["B200"], large, missing=but("triton"))
     assert backend == "torch" and "at most 256, and the model's of 512" in why
 
 
@@ -91,3 +100,41 @@ def test_families_by_capability() -> None:
     assert family_of((9, 0)) is family_of((10, 0)) is Family.HOPPER
     assert {family_of(c) for c in ((8, 6), (8, 9), (12, 0))} == {Family.SAFE}
     assert family_of((7, 0)) is family_of((7, 5)) is Family.OLD
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of modules, before all others; none of LIBRARIES is loaded from elsewhere."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("flash_attn", "flash_attn_interface"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    missing.cache_clear()
+    yield tmp_path
+    missing.cache_clear()
+    for name in ("flash_attn", "flash_attn_interface"):
+        sys.modules.pop(name, None)
+
+
+def test_a_library_of_another_torch_is_passed_over_and_the_reason_said(modules: Path) -> None:
+    broken = "raise ImportError('flash_attn_3_cuda.so: undefined symbol: _ZN3c10')"
+    (modules / "flash_attn_interface.py").write_text(broken)
+    (modules / "flash_attn").mkdir()  # a namespace that somebody's uninstall left
+    backend, why = choose_attention("auto", GPUS["H200"], BRAIN)
+    assert backend == "triton"
+    assert "undefined symbol: _ZN3c10" in why and f"torch {torch.__version__}" in why
+    assert "flash_attn has no flash_attn_varlen_func" in why
+    with pytest.raises(ValueError, match="undefined symbol"):
+        choose_attention("FLASH_ATTN", GPUS["H200"], BRAIN)
+
+
+def test_a_library_is_loaded_once(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = "import a_module_that_is_nowhere"
+    (modules / "flash_attn_interface.py").write_text(needs)
+    said = missing("flash_attn_interface")
+    assert said is not None and "cannot be loaded" in said and "a_module_that_is_nowhere" in said
+    whole = ModuleType("flash_attn_interface")
+    whole.flash_attn_with_kvcache = print  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", whole)
+    assert missing("flash_attn_interface") == said
+    missing.cache_clear()
+    assert missing("flash_attn_interface") is None
