@@ -26,6 +26,7 @@ from shoal.engine.request import Request, SamplingParams, Update
 from shoal.engine.text import TextStream, Tokenizer
 
 BLOCK = 16
+PROMPT = 100
 STEPS, WARM = 320, 32
 LONG = 131_072
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny"
@@ -38,8 +39,8 @@ def main() -> None:
     chosen = parser.parse_args()
     found: list[dict[str, Any]] = []
     for rows in map(int, chosen.rows.split(",")):
-        found.append(report(f"{rows} running", steps(scheduler(rows))))
-    waiting = scheduler(256, waiting=10_000)
+        found.append(report(f"{rows} running", steps(decoding(rows))))
+    waiting = decoding(256, waiting=10_000)
     found.append(report("256 running, 10,000 waiting", steps(waiting)))
     found.append(report("256 running, no place for one of 128k", steps(crowded())))
     found.append(report("one prompt of 128k, a chunk", steps(long_prompt(), warm=0, num=256)))
@@ -55,7 +56,7 @@ def scheduler(
     rows: int,
     *,
     waiting: int = 0,
-    prompt: int = 100,
+    prompt: int = PROMPT,
     output: int = 4096,
     blocks: int = 400_000,
     budget: int = 512,
@@ -89,6 +90,11 @@ def request(number: int, prompt: int, output: int) -> Request:
     tokens = tuple((number * 31 + place * 7) % 1900 + 1 for place in range(prompt))
     params = SamplingParams(max_tokens=output, ignore_eos=True, seed=number)
     return Request(id=f"cmpl-{number:032x}-0", prompt=tokens, params=params)
+
+
+def decoding(rows: int, waiting: int = 0) -> Scheduler:
+    """So many that begin in one step, and decode from the next one on."""
+    return scheduler(rows, waiting=waiting, budget=PROMPT * rows)
 
 
 def long_prompt() -> Scheduler:

@@ -123,7 +123,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     shape = Shape.read(model)
     vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
     prompts = made(asked.num_prompts, asked.longest, vocab_size)
-    roof = probe("cpu", asked.threads, asked.dtype)
+    roofs = [probe("cpu", asked.threads, asked.dtype)]
     llm, ours = shoal_side(model, asked)
     theirs = transformers_side(model, asked)
     ours(prompts[:4], Tally())
@@ -141,18 +141,24 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     counters = llm._engine.load().counters or {}
     tallies["shoal"].steps = int(counters["steps"] - before.get("steps", 0))
     llm.close()
+    # What another program took from one probe, the other may have had.
+    roofs.append(probe("cpu", asked.threads, asked.dtype))
+    roof = max(roofs, key=lambda one: one.flops_per_s)
     names = {"shoal": "LLM.generate", 1: "transformers, one by one"}
     names |= {size: f"transformers, padded batches of {size}" for size in BATCHES}
     sides = {names[key]: figures(tally, asked, shape, roof) for key, tally in tallies.items()}
     for side in sides.values():
         side["ratio"] = side["minutes"] / sides["LLM.generate"]["minutes"]
-    return {"sides": sides, "fit": fit(prompts, asked), "roof": vars(roof)}
+    probes = [vars(one) for one in roofs]
+    return {"sides": sides, "fit": fit(prompts, asked), "roof": vars(roof), "probes": probes}
 
 
 def figures(tally: Tally, asked: argparse.Namespace, shape: Shape, roof: Roof) -> dict[str, Any]:
     """One side: its minutes for all prompts, estimated where it ran a sample."""
     scale = asked.num_prompts / tally.prompts
     output = tally.prompts * asked.output_len
+    head = shape.weights - shape.layer_weights
+    wanted_flops = 2 * (shape.layer_weights * tally.wanted + head * output)
     return {
         "prompts_run": tally.prompts,
         "estimated": tally.prompts < asked.num_prompts,
@@ -160,7 +166,7 @@ def figures(tally: Tally, asked: argparse.Namespace, shape: Shape, roof: Roof) -
         "output_tokens_per_s": output / tally.seconds,
         "wanted_of_computed": tally.wanted / tally.computed,
         "sequences_a_step": output / tally.steps if tally.steps else None,
-        "share_of_arithmetic": 2 * shape.weights * tally.wanted / tally.seconds / roof.flops_per_s,
+        "share_of_arithmetic": wanted_flops / tally.seconds / roof.flops_per_s,
     }
 
 

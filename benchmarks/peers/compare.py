@@ -47,7 +47,7 @@ MODULES = (peer_openvino, peer_llamacpp, peer_transformers, peer_vllm, peer_sgla
 PEERS: dict[str, Peer] = {module.PEER.name: module.PEER for module in MODULES}
 WARM_TOKENS = 4
 IDLE, SETTLE_S = 0.9, 20.0
-"""How much of the processors must be idle before a cell, and how long that is waited for."""
+"""How much of the processors must be idle before a run, and how long that is waited for."""
 PORTS = (8961, 8962)
 
 
@@ -159,16 +159,15 @@ class Comparison:
         asked = self.asked
         for side in sides.values():
             side.run(cell.prompts(-1, self.vocab_size)[: cell.num_warm], WARM_TOKENS)
-        with stopped(sides["peer"]) if spins else nullcontext():
-            settle()
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         idle = []
         begin = time.monotonic()
         for number in range(asked.rounds):
             for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
                 prompts = cell.prompts(number, self.vocab_size)
+                with stopped(sides["peer"]) if spins else nullcontext():
+                    idle.append(settled())
                 with stopped(sides["peer"]) if spins and name == "shoal" else nullcontext():
-                    idle.append(idle_share())
                     arrivals = sides[name].run(prompts, cell.output_len)
                 rounds[name].append(figures(arrivals, cell.output_len))
             if time.monotonic() - begin > asked.enough_s and number + 1 >= asked.least_rounds:
@@ -190,6 +189,8 @@ class Comparison:
             taken[name]["share_of_roof"] = least.seconds / taken[name]["duration_s"]
         return {
             "cell": described(cell),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "roof": self.found["roof"],
             "roof_s": least.seconds,
             "prefill_share_of_roof": least.prefill_s / least.seconds,
             "bound": least.bound,
@@ -229,7 +230,7 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def idle_share(seconds: float = 0.3) -> float:
+def idle_share(seconds: float) -> float:
     """The share of the processors' time that nobody used, just now: others' work shows here."""
 
     def read() -> tuple[int, int]:
@@ -243,13 +244,14 @@ def idle_share(seconds: float = 0.3) -> float:
     return round((later_idle - idle) / max(1, later_total - total), 2)
 
 
-def settle() -> None:
-    """Wait for what a side still does after it was warmed, as taking its memory: the other is not
-    to bear it.
+def settled() -> float:
+    """Wait for what a side still does after it was asked, as taking its memory: the other is not to
+    bear it. The share of the processors that is idle then.
     """
     end = time.monotonic() + SETTLE_S
-    while time.monotonic() < end and idle_share(1.0) < IDLE:
+    while (share := idle_share(1.0)) < IDLE and time.monotonic() < end:
         pass
+    return share
 
 
 def say(line: str) -> None:

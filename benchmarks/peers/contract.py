@@ -10,12 +10,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
 HTTP, IN_PROCESS = "http", "in process"
+GPU_SHARE = 0.45
+"""Of a GPU's memory, which both sides have at the same time."""
 
 
 class Refused(Exception):
@@ -70,6 +72,12 @@ class Launch:
     max_len: int = 4096
     max_streams: int = 64
     prefix_caching: bool = True
+    kv_gib: int = 8  # on CPUs; on a GPU each side has `GPU_SHARE` of it
+
+    @property
+    def cpus(self) -> list[int]:
+        """The processors that a side of so many threads may be bound to."""
+        return sorted(os.sched_getaffinity(0))[: self.threads]
 
     def driver(self, file: str) -> list[str]:
         """The command that runs a peer's file as a driver."""
@@ -80,12 +88,17 @@ class Launch:
             "max_len": self.max_len,
             "max_streams": self.max_streams,
             "prefix_caching": self.prefix_caching,
+            "kv_gib": self.kv_gib,
         }
         return [str(self.environment.python), str(HERE / file), json.dumps(options)]
 
 
 def _as_it_is(environment: Environment, checkpoint: Path) -> Path:
     return checkpoint
+
+
+def _nothing(launch: Launch) -> dict[str, str]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class Peer:
     install: Callable[[Environment, str], None]
     command: Callable[[Launch], list[str]]
     convert: Callable[[Environment, Path], Path] = _as_it_is
-    variables: dict[str, str] = field(default_factory=dict)
+    variables: Callable[[Launch], dict[str, str]] = _nothing
     by_prefix: bool = False
     spins: bool = False
 

@@ -47,7 +47,7 @@ def load(options: SimpleNamespace) -> Generate:
     scheduler.enable_prefix_caching = options.prefix_caching
     scheduler.max_num_seqs = options.max_streams
     scheduler.max_num_batched_tokens = 2048
-    scheduler.cache_size = 10  # GB
+    scheduler.cache_size = options.kv_gib
     hints = {
         "INFERENCE_PRECISION_HINT": "bf16",
         "KV_CACHE_PRECISION": "bf16",

@@ -7,7 +7,7 @@ import threading
 from itertools import count
 from types import SimpleNamespace
 
-from contract import HTTP, IN_PROCESS, Environment, Launch, Peer
+from contract import GPU_SHARE, HTTP, IN_PROCESS, Environment, Launch, Peer
 from driving import Came, Generate, main
 
 
@@ -18,7 +18,11 @@ def _install(environment: Environment, device: str) -> None:
 def _command(launch: Launch) -> list[str]:
     command = [sys.executable, "-m", "shoal", "serve", str(launch.model), "--dtype", "bfloat16"]
     command += ["--max-model-len", str(launch.max_len), "--max-num-seqs", str(launch.max_streams)]
-    command += ["--threads", str(launch.threads)] if launch.device == "cpu" else []
+    if launch.device == "cpu":
+        command += ["--threads", str(launch.threads)]
+        command += ["--kv-cache-memory-bytes", str(launch.kv_gib << 30)]
+    else:
+        command += ["--gpu-memory-utilization", str(GPU_SHARE)]
     return [*command, "--port", str(launch.port), "--host", "127.0.0.1"]
 
 
@@ -50,8 +54,9 @@ def load(options: SimpleNamespace) -> Generate:
         "dtype": "bfloat16",
         "max_model_len": options.max_len,
         "max_num_seqs": options.max_streams,
-        "threads": options.threads if options.device == "cpu" else None,
     }
+    if options.device == "cpu":
+        keys |= {"threads": options.threads, "kv_cache_memory_bytes": options.kv_gib << 30}
     engine = AsyncEngine(from_keys(keys))
     engine.start()
     numbers = count()

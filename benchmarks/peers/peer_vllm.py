@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 
-from contract import HTTP, Environment, Launch, Peer, packages
+from contract import GPU_SHARE, HTTP, Environment, Launch, Peer, packages
 
 
 def _install(environment: Environment, device: str) -> None:
@@ -34,7 +34,22 @@ def _command(launch: Launch) -> list[str]:
     command = [str(launch.environment.folder / "bin" / "vllm"), "serve", str(launch.model)]
     command += ["--dtype", "bfloat16", "--max-model-len", str(launch.max_len)]
     command += ["--max-num-seqs", str(launch.max_streams), "--port", str(launch.port)]
+    if launch.device == "cuda":
+        command += ["--gpu-memory-utilization", str(GPU_SHARE)]
     return [*command, "--host", "127.0.0.1"]
+
+
+def _variables(launch: Launch) -> dict[str, str]:
+    """As its documentation advises for CPUs. Left to itself it binds its threads to all cores but
+    one, which on two cores is half of what the other side has.
+    """
+    own = {"VLLM_NO_USAGE_STATS": "1"}
+    if launch.device == "cuda":
+        return own
+    own["VLLM_CPU_KVCACHE_SPACE"] = str(launch.kv_gib)
+    own["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, launch.cpus))
+    openmp = launch.environment.folder / "lib" / "libiomp5.so"
+    return own | ({"LD_PRELOAD": str(openmp)} if openmp.exists() else {})
 
 
 PEER = Peer(
@@ -44,6 +59,6 @@ PEER = Peer(
     over=HTTP,
     install=_install,
     command=_command,
-    variables={"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1"},
+    variables=_variables,
     spins=True,
 )

@@ -60,7 +60,7 @@ def started(peer: Peer, launch: Launch, log: Path) -> Iterator[tuple[Side, float
             stdin=subprocess.PIPE,
             stdout=output if peer.over == HTTP else subprocess.PIPE,
             stderr=output,
-            env=environ(**peer.variables, **own),
+            env=environ(**peer.variables(launch), **own),
             start_new_session=True,
             text=True,
         )

@@ -81,14 +81,22 @@ class Dataset:
         return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
 
     def conversations(
-        self, num: int, vocab_size: int, stream: str, count: Callable[[str], int] | None = None
+        self,
+        num: int,
+        vocab_size: int,
+        stream: str,
+        count: Callable[[str], int] | None = None,
+        *,
+        taken: int = 0,
     ) -> list[Conversation]:
         """`num` of them; another `stream` draws others, with the same shared prefixes.
 
-        `count` tells the tokens of a text, for the answers' lengths in files.
+        Of a file they are those after the `taken` first, and from its beginning again where it has
+        no more. `count` tells the tokens of a text, for the answers' lengths in files.
         """
         drawn = _Drawn(self, vocab_size, stream, count)
-        made = list(islice(DATASETS[self.name](drawn), num))
+        first = taken if self.path is not None else 0
+        made = list(islice(DATASETS[self.name](drawn), first, first + num))
         if len(made) < num:
             raise ConfigError(f"{self.path} holds nothing that can be asked", "dataset_path")
         return made
@@ -203,9 +211,9 @@ def _of_file(drawn: _Drawn) -> Iterator[tuple[Turn, ...]]:
 
 
 def _over_and_over(drawn: _Drawn, rows: list[Any]) -> Iterator[Any]:
-    """All rows in a drawn order, and again where more are asked for."""
+    """All rows, in an order that the seed alone draws, and again where more are asked for."""
     if drawn.asked.shuffle:
-        drawn.random.shuffle(rows)
+        Random(f"{drawn.asked.seed} rows").shuffle(rows)
     return cycle(rows) if rows else iter(())
 
 

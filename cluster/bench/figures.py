@@ -8,11 +8,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .arrivals import Level
 from .slo import kept, time_per_token, time_to_first
-from .traffic import Record, Run
+from .stream import Record
+from .traffic import Run
 
 PERCENTS: tuple[float, ...] = (50, 90, 99)
 SECONDS_A_POINT = 1.0
+LATE_MS = 10.0
+"""Requests of an open loop that start later than that on average are told of."""
 
 
 def summary(
@@ -24,16 +28,18 @@ def summary(
 ) -> dict[str, Any]:
     """One level in figures; times in milliseconds.
 
-    TTFT: to the first output. TPOT: a request's mean time an output token after that. ITL: between
-    chunks of output. E2E: to the end. Failed requests count for nothing but `failed`.
-    `whole_answers`: an answer shorter than asked for is told of.
+    TTFT: from the sending to the first output. TPOT: a request's mean time an output token after
+    that. ITL: between chunks of output. E2E: from the sending to the end. `late_ms`: how long after
+    their moments an open loop's requests were sent; its goodput counts that in. Failed requests
+    count for nothing but `failed`. `whole_answers`: an answer shorter than asked for is told of.
+    `mean_prompt_tokens` is None where nobody knows them.
     """
     done = [record for record in run.records if succeeded(record)]
     output = sum(record.num_output for record in done)
     prompt = sum(record.num_prompt for record in done)
     errors = sorted({record.error for record in run.records if record.error})
     level, duration = run.level, run.duration_s
-    good = [record for record in done if kept(record, objectives or {})]
+    good = [record for record in done if kept(record, objectives or {}, _late(record, level))]
     return {
         "title": level.title,
         "max_concurrency": level.concurrency if level.bounded else None,
@@ -43,7 +49,8 @@ def summary(
         "completed": len(done),
         "failed": len(run.records) - len(done),
         "errors": errors,
-        "ended_early": sum(whole_answers and r.num_output < r.expected for r in done),
+        "ended_early": sum(_ended_early(r) for r in done) if whole_answers else 0,
+        "counted_by_chunks": sum(record.by_chunks for record in done),
         "duration_s": duration,
         "requests_per_s": len(done) / duration,
         "goodput_per_s": len(good) / duration if objectives else None,
@@ -53,7 +60,7 @@ def summary(
         "prompt_tokens": prompt,
         "cached_tokens": sum(record.num_cached for record in done),
         "output_tokens": output,
-        "mean_prompt_tokens": prompt / max(len(done), 1),
+        "mean_prompt_tokens": prompt / len(done) if prompt else None,
         "mean_output_tokens": output / max(len(done), 1),
         "most_at_once": _most_at_once(run.records),
         "ttft_ms": spread([time_to_first(record) for record in done], percents),
@@ -62,7 +69,7 @@ def summary(
         "e2e_ms": spread([record.end - record.begin for record in done], percents),
         "late_ms": None
         if level.closed
-        else spread([r.begin - r.due for r in done if not r.turn], percents),
+        else spread([_late(r, level) for r in done if not r.turn], sorted({*percents, 99})),
         "kv_usage": _used([reading.kv_usage for reading in run.readings]),
         "waiting": _used([reading.waiting for reading in run.readings]),
         "client_cpu_share": run.client_cpu_s / duration,
@@ -72,6 +79,16 @@ def summary(
 def succeeded(record: Record) -> bool:
     """Whether a whole answer came."""
     return not record.error and bool(record.arrivals)
+
+
+def _late(record: Record, level: Level) -> float:
+    """The seconds after its moment at which a request was sent, in an open loop."""
+    return 0.0 if level.closed or record.turn else record.begin - record.due
+
+
+def _ended_early(record: Record) -> bool:
+    """Whether the answer is known to be shorter than was asked for."""
+    return not record.by_chunks and record.num_output < record.expected
 
 
 def gaps(record: Record) -> list[float]:
@@ -143,6 +160,7 @@ def each(run: Run) -> list[dict[str, Any]]:
         found.append(
             {
                 "begin_s": record.begin - run.begin,
+                "late_s": _late(record, run.level),
                 "ttft_s": time_to_first(record) if ok else None,
                 "tpot_s": time_per_token(record) if ok and record.num_output > 1 else None,
                 "e2e_s": record.end - record.begin,
@@ -162,13 +180,18 @@ def warnings(levels: Sequence[dict[str, Any]]) -> list[str]:
     early = sum(level["ended_early"] for level in levels)
     if early:
         found.append(f"{early} answers were shorter than asked for: does the server ignore EOS?")
+    if by_chunks := sum(level["counted_by_chunks"] for level in levels):
+        found.append(
+            f"{by_chunks} answers came without a usage: their output tokens are counted by chunks, "
+            "which may hold several, and of the prompts only token ids that were sent are counted"
+        )
     if any(level["client_cpu_share"] > 0.7 for level in levels):
         found.append("this client was busy more than 70 % of the time: it may hold the server back")
     late = [level["late_ms"] for level in levels if level["late_ms"] and level["completed"]]
-    if any((spread["mean"] or 0) > 100 for spread in late):
+    if any((spread["mean"] or 0) > LATE_MS for spread in late):
         found.append(
             "requests started later than the rate asks for: --max-concurrency held them back, or "
-            "this client is too slow"
+            "this client is too slow; latencies count from the start, goodput from when it was due"
         )
     return list(dict.fromkeys(found))
 

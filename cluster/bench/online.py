@@ -18,12 +18,13 @@ from rich.progress import MofNCompleteColumn, Progress
 from ..client import Client, ClientError
 from . import figures
 from .arrivals import Level
-from .datasets import Dataset
+from .datasets import LOWEST_ID, Dataset
 from .report import gap_percentiles, report
 from .save import Saving, write
 from .table import METRICS, table
 from .talks import Conversation, Form, route
 from .traffic import Run, drive
+from .trial import refused, tried
 from .vocabulary import FEW_TOKENS, counter, text_of, vocabulary_size
 
 MOST_WARM_UPS = 8
@@ -112,9 +113,10 @@ class _Bench:
 
     def __init__(self, client: Client, plan: Plan, card: dict[str, Any]) -> None:
         self.client, self.plan, self.model = client, plan, str(card["id"])
+        self.notes: list[str] = []
         size = vocabulary_size(card, plan.vocab_size or plan.tokenizer)
         if size is None:
-            _tell(
+            self._note(
                 f"the vocabulary is not known: ids below {FEW_TOKENS} are used (--tokenizer FOLDER "
                 "or --vocab-size N tells it)"
             )
@@ -123,28 +125,33 @@ class _Bench:
         self.form = Form(
             model=self.model,
             path=route(plan.endpoint),
-            text_of=text_of(client, self.model),
             ignore_eos=plan.ignore_eos,
             sampling=plan.sampling,
             extra=plan.extra_body,
         )
+        self.text_of = text_of(client, self.model, self._note)
         self.saving = plan.saving
         self.date = datetime.now(UTC).isoformat(timespec="seconds")
+        self.asked: set[Conversation] = set()
+        self.num_asked = 0
         self.levels: list[dict[str, Any]] = []
         self.page_levels: list[dict[str, Any]] = []
 
     def run(self, level: Level) -> None:
         """Warm the server up, run the level, and enter its figures."""
-        plan, name = self.plan, f"{level.concurrency} {level.rate}"
-        if warm := self._conversations(plan.warmups(level), f"warm {name}"):
-            self._drive(Level(concurrency=level.concurrency), warm, "warm-up")
+        plan, name = self.plan, f"{len(self.levels)} {level.concurrency} {level.rate}"
+        warm = self._conversations(plan.warmups(level), f"warm {name}")
         asked = self._conversations(plan.prompts(level), name)
+        if not self.levels:
+            self._try(warm + asked)
+        if warm:
+            self._drive(Level(concurrency=level.concurrency), warm, "warm-up")
         done = self._drive(level, asked, level.title)
         found = figures.summary(
             done,
             percents=plan.percents,
             objectives=plan.objectives,
-            whole_answers=plan.ignore_eos,
+            whole_answers=self.form.ignore_eos,
         )
         self.levels.append(found)
         if plan.report_file is not None:
@@ -155,20 +162,29 @@ class _Bench:
             again = self.saving.append or self.saving.filename is not None
             self.saving = replace(self.saving, append=again)
 
+    def _try(self, asked: list[Conversation]) -> None:
+        """Find out by one request how the server takes what is to be asked."""
+        ids = any(self.form.as_ids(conversation) for conversation in asked)
+        prompt = (min(LOWEST_ID, self.vocab_size - 1),) * 4 if ids else ()
+        taken = tried(self.client, self.form, prompt)
+        if line := refused(self.form, taken):
+            self._note(line)
+        self.form = taken
+
     def finish(self) -> bool:
         """Print and write what was found; whether every request succeeded."""
         plan = self.plan
         Console().print(table(self.levels, plan.metrics, plan.percents))
-        notes = figures.warnings(self.levels)
-        for line in notes:
-            _tell(line)
+        self._tell_of_repeats()
+        for line in figures.warnings(self.levels):
+            self._note(line)
         found = {
             "date": self.date,
             "command": " ".join(["shoal", *sys.argv[1:]]),
             "url": self.client.url,
             "model": self.model,
             "workload": self._workload(),
-            "notes": notes,
+            "notes": self.notes,
         }
         if plan.json_file is not None:
             write(plan.json_file, json.dumps(found | {"levels": self.levels}, indent=2), "--json")
@@ -176,24 +192,46 @@ class _Bench:
             write(plan.report_file, report(found | {"levels": self.page_levels}), "--report")
         return not any(level["failed"] for level in self.levels)
 
+    def _tell_of_repeats(self) -> None:
+        path, again = self.plan.dataset.path, self.num_asked - len(self.asked)
+        if path is not None and again:
+            self._note(
+                f"{again} of {self.num_asked} prompts, warm-ups included, had been sent before, as "
+                f"{path} has no others: the server may have them cached"
+            )
+
     def _workload(self) -> dict[str, Any]:
         plan = self.plan
         asked = {"model": self.model, "endpoint": self.form.path, "dataset": plan.dataset.name}
-        body = {"sampling": {**plan.sampling, **plan.extra_body}, "ignore_eos": plan.ignore_eos}
+        sampling = {**plan.sampling, **plan.extra_body}
+        body = {"sampling": sampling, "ignore_eos": self.form.ignore_eos}
         return asked | plan.dataset.told() | body
 
+    def _note(self, line: str) -> None:
+        self.notes.append(line)
+        _tell(line)
+
     def _conversations(self, num: int, stream: str) -> list[Conversation]:
-        return self.plan.dataset.conversations(num, self.vocab_size, stream, self.count)
+        """`num` that were not asked yet, as far as the data set has others."""
+        made = self.plan.dataset.conversations(
+            num, self.vocab_size, stream, self.count, taken=self.num_asked
+        )
+        self.num_asked += num
+        if self.plan.dataset.path is not None:
+            self.asked.update(made)
+        return made
 
     def _drive(self, level: Level, asked: list[Conversation], title: str) -> Run:
-        client = self.client
+        client, form = self.client, self.form
+        # Text is made before the load begins: the server would bear its making too.
+        talks = [form.talk(form.spelled(conversation, self.text_of)) for conversation in asked]
         with _bar(quiet=self.plan.quiet) as bar:
             task = bar.add_task(title, total=len(asked))
             return asyncio.run(
                 drive(
-                    client.url + self.form.path,
+                    client.url + form.path,
                     level,
-                    [self.form.talk(conversation) for conversation in asked],
+                    talks,
                     headers=client.headers,
                     metrics_url=f"{client.url}/metrics",
                     seed=self.plan.dataset.seed,

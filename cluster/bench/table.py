@@ -19,6 +19,8 @@ ROWS = (
     ("prompt tokens, mean", "mean_prompt_tokens", "{:,.1f}"),
     ("of all, found cached", "cached_share", "{:.0%}"),
     ("output tokens, mean", "mean_output_tokens", "{:,.1f}"),
+    ("started late, mean, ms", "late_ms mean", "{:,.1f}"),
+    ("started late, p99, ms", "late_ms p99", "{:,.1f}"),
     ("most requests at once", "most_at_once", "{:,.0f}"),
 )
 METRICS: Mapping[str, tuple[str, str]] = {
@@ -64,11 +66,12 @@ def table(
 
 def value_of(level: Mapping[str, Any], key: str) -> float | None:
     """What a level has for a row of `ROWS`; None: nothing to be shown."""
-    if key != "cached_share":
-        value: float | None = level[key]
-        return value
-    cached, prompt = level["cached_tokens"], level["prompt_tokens"]
-    return cached / prompt if cached else None
+    if key == "cached_share":
+        cached, prompt = level["cached_tokens"], level["prompt_tokens"]
+        return cached / prompt if cached else None
+    name, _, part = key.partition(" ")
+    value: float | None = (level[name] or {}).get(part) if part else level[name]
+    return value
 
 
 def _shown(value: float | None, form: str) -> str:

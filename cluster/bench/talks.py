@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from ...engine.errors import ConfigError
@@ -13,11 +13,15 @@ ENDPOINTS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 class Ask(NamedTuple):
-    """One request: its body, how many tokens it asks for, seconds to wait before it is sent."""
+    """One request: its body, how many tokens it asks for, seconds to wait before it is sent.
+
+    `input_len` are the prompt's tokens; 0: only the server knows them.
+    """
 
     body: bytes
     output_len: int
     pause_s: float = 0.0
+    input_len: int = 0
 
 
 Talk: TypeAlias = Generator[Ask, str, None]
@@ -59,35 +63,49 @@ def route(endpoint: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How requests are written. `text_of` makes text of ids, where ids cannot be sent.
+    """How requests are written. `ids`: a prompt may be token ids, where the route knows them.
 
     Every turn sends the whole conversation so far, with the server's own answers.
     """
 
     model: str
     path: str
-    text_of: Callable[[tuple[int, ...]], str]
+    ids: bool = True
     ignore_eos: bool = True
     sampling: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def spelled(
+        self, conversation: Conversation, text_of: Callable[[tuple[int, ...]], str]
+    ) -> Conversation:
+        """The same, with text of the ids where they cannot be sent as they are."""
+        if self.as_ids(conversation):
+            return conversation
+        turns = (
+            turn if turn.text is not None else turn._replace(text=text_of(turn.ids))
+            for turn in conversation.turns
+        )
+        return replace(conversation, turns=tuple(turns))
+
     def talk(self, conversation: Conversation) -> Talk:
-        """The conversation, to be sent."""
+        """The conversation as `spelled`, to be sent."""
         messages: list[dict[str, str]] = []
         for number, turn in enumerate(conversation.turns):
             pause_s = conversation.think_s if number else 0.0
-            if self._as_ids(conversation):
-                yield self._ask({"prompt": list(turn.ids)}, turn.output_len, pause_s)
+            if self.as_ids(conversation):
+                ask = self._ask({"prompt": list(turn.ids)}, turn.output_len, pause_s)
+                yield ask._replace(input_len=len(turn.ids))
                 return
-            text = turn.text if turn.text is not None else self.text_of(turn.ids)
-            messages.append({"role": "user", "content": text})
+            assert turn.text is not None
+            messages.append({"role": "user", "content": turn.text})
             answer = yield self._ask(self._prompt(messages), turn.output_len, pause_s)
             messages.append({"role": "assistant", "content": answer})
 
-    def _as_ids(self, conversation: Conversation) -> bool:
+    def as_ids(self, conversation: Conversation) -> bool:
         """Whether the prompt can be sent exactly, as token ids."""
         turns = conversation.turns
-        return self.path.endswith("/v1/completions") and len(turns) == 1 and turns[0].text is None
+        told = self.ids and self.path.endswith("/v1/completions")
+        return told and len(turns) == 1 and turns[0].text is None
 
     def _prompt(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         if self.path.endswith("/chat/completions"):

@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 import aiohttp
 
 from ..client import refusal
 from .arrivals import Level, starts
+from .stream import Record, read
 from .talks import Ask, Talk
 from .watch import Reading, watch
 
-
-@dataclass(slots=True, kw_only=True)
-class Record:
-    """One request, in seconds of `time.perf_counter`.
-
-    `due` is when it was to start, `begin` when it did. `arrivals` are the moments at which output
-    came, one for each chunk with output. `expected` tokens were asked for. `error` says why it
-    failed.
-    """
-
-    due: float = 0.0
-    begin: float = 0.0
-    end: float = 0.0
-    arrivals: list[float] = field(default_factory=list)
-    num_prompt: int = 0
-    num_cached: int = 0
-    num_output: int = 0
-    expected: int = 0
-    turn: int = 0
-    error: str | None = None
-    pieces: list[str] = field(default_factory=list, repr=False)
-
-    @property
-    def text(self) -> str:
-        """The answer."""
-        return "".join(self.pieces)
+IDLE_S = 4.0
+"""How long a connection may lie idle: many servers close theirs after 5 s, and a request sent at
+that very moment would fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +55,7 @@ async def drive(
     never raised.
     """
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=timeout_s)
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
     room = asyncio.Semaphore(level.concurrency)
     records: list[Record] = []
 
@@ -100,7 +77,7 @@ async def drive(
                 await _until(begin + due)
                 await room.acquire()
                 group.create_task(hold(talk, begin + due))
-        duration = time.perf_counter() - begin
+        duration = max((record.end for record in records), default=begin) - begin
         spent = time.process_time() - spent
         watcher.cancel()
         with suppress(asyncio.CancelledError):
@@ -143,61 +120,15 @@ async def _converse(
 
 
 async def _send(session: aiohttp.ClientSession, url: str, ask: Ask) -> Record:
-    record = Record(begin=time.perf_counter(), expected=ask.output_len)
+    record = Record(begin=time.perf_counter(), expected=ask.output_len, num_prompt=ask.input_len)
     try:
         async with session.post(url, data=ask.body) as response:
+            record.status = response.status
             if response.status != 200:
                 record.error = refusal(response.status, await response.read())
             else:
-                await _read(response, record)
+                await read(response, record)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         record.error = f"{type(error).__name__}: {error}".rstrip(": ")
-    record.end = time.perf_counter()
+    record.end = record.end or time.perf_counter()
     return record
-
-
-async def _read(response: aiohttp.ClientResponse, record: Record) -> None:
-    """Note when each event of the stream arrives."""
-    rest = b""
-    async for data in response.content.iter_any():
-        now = time.perf_counter()
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            event = line[5:].strip() if line.startswith(b"data:") else b""
-            if event == b"[DONE]":
-                record.num_output = record.num_output or len(record.arrivals)
-                return
-            if event:
-                _note(json.loads(event), now, record)
-    record.error = record.error or "the stream ended without [DONE]"
-
-
-def _note(chunk: dict[str, object], now: float, record: Record) -> None:
-    if chunk.get("error"):
-        record.error = str(chunk["error"])
-    choices, usage = chunk.get("choices"), chunk.get("usage")
-    if isinstance(choices, list) and choices and _has_output(choices[0]):
-        record.arrivals.append(now)
-        record.pieces.append(_text(choices[0]))
-    if isinstance(usage, dict):
-        record.num_prompt = usage.get("prompt_tokens") or 0
-        record.num_output = usage.get("completion_tokens") or 0
-        details = usage.get("prompt_tokens_details") or {}
-        record.num_cached = details.get("cached_tokens") or 0
-
-
-def _has_output(choice: dict[str, object]) -> bool:
-    """Whether tokens came: in chat not with the chunk that gives the role alone.
-
-    A token may bring no text yet: a part of a character, or an end.
-    """
-    delta = choice.get("delta")
-    if not isinstance(delta, dict):
-        return True
-    return "role" not in delta or bool(delta.get("content") or choice.get("finish_reason"))
-
-
-def _text(choice: dict[str, object]) -> str:
-    delta = choice.get("delta")
-    said = delta.get("content") if isinstance(delta, dict) else choice.get("text")
-    return str(said or "")

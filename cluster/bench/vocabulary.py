@@ -16,17 +16,33 @@ FEW_TOKENS = 1000
 _WORDS = ("red", "sun", "top", "fog", "ten", "map", "ice", "cat", "oak", "bus", "jam", "pen")
 
 
-def text_of(client: Client, model: str) -> Callable[[tuple[int, ...]], str]:
-    """Makes text of token ids; where the server has no /detokenize, of a short word for each."""
+def text_of(
+    client: Client, model: str, tell: Callable[[str], None]
+) -> Callable[[tuple[int, ...]], str]:
+    """Makes text of token ids by the server's /detokenize, with a request for each prompt.
+
+    A server that makes none is asked once and told of; from then on each id is a short word.
+    """
+    makes_text = True
 
     def told(ids: tuple[int, ...]) -> str:
-        try:
-            answer = client.call("/detokenize", {"model": model, "tokens": list(ids)})
-            return str(answer["prompt"])
-        except (ClientError, KeyError):
-            return " ".join(_WORDS[number % len(_WORDS)] for number in ids)
+        nonlocal makes_text
+        if makes_text and (text := _detokenized(client, model, ids)) is not None:
+            return text
+        if makes_text:
+            tell("the server has no /detokenize: prompts are a short word for each token")
+        makes_text = False
+        return " ".join(_WORDS[number % len(_WORDS)] for number in ids)
 
     return told
+
+
+def _detokenized(client: Client, model: str, ids: tuple[int, ...]) -> str | None:
+    try:
+        text = client.call("/detokenize", {"model": model, "tokens": list(ids)}).get("prompt")
+    except ClientError:
+        return None
+    return text if isinstance(text, str) else None
 
 
 def counter(tokenizer: str | None) -> Callable[[str], int] | None:

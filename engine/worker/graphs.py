@@ -18,7 +18,6 @@ from ...kernels import ops
 from ...kernels.cpu.bindings import Pool
 from ...kernels.cpu.recorder import NotRecordable, Recorder, Rows
 from ...kernels.cpu.tape import Counts, StepFailed, Tape
-from ...kernels.cpu.threads import using
 from ..errors import WorkerLost
 from ..model.batch import ModelInput
 from ..model.zoo.registry import CausalLM
@@ -37,33 +36,22 @@ _SOME = {Rows.TOKENS: 7, Rows.WANTED: 5, Rows.SEQUENCES: 2, Rows.STARTS: 3}
 class Plain:
     """The model's own forward, op after op."""
 
-    def __init__(
-        self,
-        model: CausalLM,
-        dtype: torch.dtype,
-        *,
-        last: bool = True,
-        pool: Pool | None = None,
-    ) -> None:
+    def __init__(self, model: CausalLM, dtype: torch.dtype, *, last: bool = True) -> None:
         self._model = model
         self._dtype = dtype
         self._last = last
-        self._pool = pool
 
     def hidden(self, batch: ModelInput, handed: Tensor | None = None) -> Tensor:
-        with using(self._pool):
-            if handed is not None:
-                handed = handed.to(self._dtype)
-            found = self._model.forward(batch, handed)
-            return ops.gather(found, batch.wanted) if self._last else found
+        if handed is not None:
+            handed = handed.to(self._dtype)
+        found = self._model.forward(batch, handed)
+        return ops.gather(found, batch.wanted) if self._last else found
 
     def logits(self, hidden: Tensor) -> Tensor:
-        with using(self._pool):
-            return self._model.logits(hidden)
+        return self._model.logits(hidden)
 
     def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        with using(self._pool):
-            return self._model.greatest(hidden)
+        return self._model.greatest(hidden)
 
 
 class Given:
@@ -135,19 +123,17 @@ class Taped:
 
     def hidden(self, batch: ModelInput, handed: Tensor | None = None) -> Tensor:
         counts = self._given.fill(batch, handed)
-        with using(self._pool), self._progress.replaying(self.tape.words, self.tape.cell):
+        with self._progress.replaying(self.tape.words, self.tape.cell):
             try:
                 return self.tape.run(self._pool, counts)
             except StepFailed as failed:
                 raise WorkerLost(f"a rank beside this one has ended, at {failed}") from failed
 
     def logits(self, hidden: Tensor) -> Tensor:
-        with using(self._pool):
-            return self._model.logits(hidden)
+        return self._model.logits(hidden)
 
     def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        with using(self._pool):
-            return self._model.greatest(hidden)
+        return self._model.greatest(hidden)
 
 
 class Written(NamedTuple):
@@ -213,7 +199,7 @@ def forward_of(
 
     `limits.width` is 0 on the first stage, which is handed nothing.
     """
-    plain = Plain(model, dtype, last=last, pool=pool)
+    plain = Plain(model, dtype, last=last)
     if obstacle(model, cache.device, dtype, eager=eager):
         return plain
     if cache.device.records_graphs:

@@ -197,6 +197,7 @@ class Worker:
         self._on_load = on_load
         self._runner: Runner | None = None
         self._device: Device | None = None
+        self._pool: Pool | None = None
         self._team = alone()
         self._controls: dict[str, Callable[..., object]] = {
             "health": self._health,
@@ -222,7 +223,7 @@ class Worker:
         num_blocks = self._team.least(plan.sizing.num_blocks)
         if seat.size > 1:
             clock.lap("meet")
-        pool = device.pool(threads)
+        pool = self._pool = device.pool(threads)
         loaded = self._load(config, plan, pool)
         clock.lap("load")
         cache = allocate(
@@ -337,10 +338,12 @@ class Worker:
         Results are read in order, each once.
         """
         assert self._runner is not None, "start comes first"
-        launched = self._runner.launch(plan)
+        with using(self._pool):
+            launched = self._runner.launch(plan)
 
         def finish() -> Result:
-            result = launched.result()
+            with using(self._pool):
+                result = launched.result()
             self.progress.done(plan.step)
             return result
 
@@ -371,7 +374,7 @@ class Worker:
 
     def close(self) -> None:
         """Free model and cache and leave the other ranks; harmless when repeated."""
-        self._runner = None
+        self._runner = self._pool = None
         self._team.close()
         if self._device is not None:
             self._device.release()

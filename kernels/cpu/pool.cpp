@@ -171,7 +171,8 @@ bool touch_piece(Pool* pool) {
     const Part& part = pool->parts[i % pool->num_parts];
     int64_t from = i / pool->num_parts * LARGE_PAGE;
     for (int64_t at = from; at < part.bytes && at < from + LARGE_PAGE; at += PAGE) {
-        __atomic_fetch_or(static_cast<char*>(part.data) + at, 0, __ATOMIC_RELAXED);
+        // In assembly: a compiler may leave out an operation whose result nobody reads.
+        asm volatile("lock orb $0, %0" : "+m"(*(static_cast<char*>(part.data) + at)));
     }
     return true;
 }
@@ -227,7 +228,12 @@ bool run_all(Pool* pool, void (*work)(Pool*, Lane*)) {
     if (pool->process != getpid()) {
         pool->barrier.came.store(0);
         pool->asleep.store(0);
-        if (!start(pool)) return false;
+        if (!start(pool)) {
+            stop(pool);  // those that there are
+            pool->closing = false;
+            pool->process = -1;  // the next run tries anew
+            return false;
+        }
     }
     pool->work = work;
     pool->instructions = chosen_instructions();

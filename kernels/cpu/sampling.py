@@ -21,7 +21,8 @@ from .threads import pool_for
 def _run(kind: Kind, num_rows: int, /, **fields: Any) -> None:
     args = bind(kind, fields)
     pool = pool_for(num_rows * fields.get("columns", 1))
-    assert pool.run((Step * 1)(step(kind, args)), Sizes(0, num_rows, 0)) == 0
+    if pool.run((Step * 1)(step(kind, args)), Sizes(0, num_rows, 0)):
+        raise RuntimeError(f"the native op {kind.name} failed: there are no threads after a fork")
 
 
 def _takes(*matrices: Tensor) -> bool:

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 namespace INSTRUCTIONS {
 
 using bf16 = uint16_t;
@@ -235,6 +237,25 @@ void store_part(T* p, Vec x, int64_t n) {
     T part[WIDTH];
     store(part, x);
     memcpy(p, part, n * sizeof(T));
+}
+
+#define INLINE __attribute__((always_inline))
+
+// Brings a line of 64 bytes near. In assembly: GCC holds a function that does nothing but
+// __builtin_prefetch for one without effect, and leaves its calls out.
+inline void fetch_line(const void* line) {
+    asm volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(line)));
+}
+
+// Calls f(row, column) for R rows of C columns, written out: sums that are to stay in registers must
+// not be reached by a number that only a loop knows.
+template <int C, class F, int... I>
+INLINE inline void each_of(std::integer_sequence<int, I...>, F f) {
+    (f(I / C, I % C), ...);
+}
+template <int R, int C, class F>
+INLINE inline void each(F f) {
+    each_of<C>(std::make_integer_sequence<int, R * C>(), f);
 }
 
 }  // namespace INSTRUCTIONS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -104,6 +105,25 @@ def test_every_peer_keeps_the_contract() -> None:
         else:
             assert json.loads(words[-1])["model"] == "/model"
             assert Path(words[1]).is_file()
+
+
+def test_vllm_is_given_as_many_processors_as_shoal(tmp_path: Path) -> None:
+    contract, vllm = module("contract"), module("peer_vllm").PEER
+    own = sorted(os.sched_getaffinity(0))
+    launch = contract.Launch(
+        environment=contract.Environment(tmp_path),
+        model=Path("/model"),
+        device="cpu",
+        threads=len(own),
+        port=1234,
+    )
+    told = vllm.variables(launch)
+    assert told["VLLM_CPU_OMP_THREADS_BIND"] == ",".join(map(str, own))
+    assert told["VLLM_CPU_KVCACHE_SPACE"] == str(launch.kv_gib) and "LD_PRELOAD" not in told
+    openmp = tmp_path / "lib" / "libiomp5.so"
+    openmp.parent.mkdir()
+    openmp.touch()
+    assert vllm.variables(launch)["LD_PRELOAD"] == str(openmp)
 
 
 def test_a_gpu_is_asked_for_in_vain(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from aiohttp import web
@@ -15,15 +15,25 @@ from aiohttp import web
 class Server:
     """Streams `max_tokens` chunks; remembers bodies and how many were served at once.
 
-    Every `fail_every`-th request is refused, every `break_every`-th one broken off.
+    `paths` are of all that it was asked. Every `fail_every`-th request is refused, every
+    `break_every`-th one broken off. `scripts`, where there are any, are the events of the answers
+    in turn. Where `lingers`, the end of HTTP's message comes after the answer, or not at all.
+    `peers` are the connections that requests came on.
     """
 
     def __init__(self) -> None:
+        self.paths: list[str] = []
         self.bodies: list[dict[str, Any]] = []
+        self.detokenizes = self.takes_ids = self.takes_ignore_eos = True
+        self.routes = {"/v1/completions", "/v1/chat/completions"}
         self.at_once = self.most_at_once = 0
         self.fail_every = self.break_every = 0
         self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
         self.gauges = ""
+        self.tells_usage = True
+        self.scripts: list[list[bytes]] = []
+        self.lingers: Literal["", "a while", "for ever"] = ""
+        self.peers: set[Any] = set()
         self.loop = asyncio.new_event_loop()
         self.url = ""
 
@@ -45,6 +55,9 @@ class Server:
         return web.json_response({"data": [self.card]})
 
     async def detokenize(self, request: web.Request) -> web.Response:
+        self.paths.append(request.path)
+        if not self.detokenizes:
+            raise web.HTTPNotFound()
         ids = (await request.json())["tokens"]
         return web.json_response({"prompt": " ".join(map(str, ids))})
 
@@ -53,7 +66,13 @@ class Server:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        self.paths.append(request.path)
         self.bodies.append(body)
+        assert request.transport is not None
+        self.peers.add(request.transport.get_extra_info("peername"))
+        if said := self.refusal(request.path, body):
+            status = 400 if request.path in self.routes else 404
+            return web.json_response({"error": {"message": said}}, status=status)
         number = len(self.bodies)
         if self.fail_every and number % self.fail_every == 0:
             return web.json_response({"error": {"message": "too busy"}}, status=429)
@@ -64,6 +83,15 @@ class Server:
         finally:
             self.at_once -= 1
 
+    def refusal(self, path: str, body: dict[str, Any]) -> str | None:
+        if path not in self.routes:
+            return "no such route"
+        if not self.takes_ids and isinstance(body.get("prompt"), list):
+            return "prompt must be a string"
+        if not self.takes_ignore_eos and "ignore_eos" in body:
+            return "unknown field ignore_eos"
+        return None
+
     async def stream(
         self, request: web.Request, body: dict[str, Any], number: int
     ) -> web.StreamResponse:
@@ -72,6 +100,12 @@ class Server:
 
         async def send(chunk: dict[str, Any]) -> None:
             await response.write(b"data: %s\n\n" % json.dumps(chunk).encode())
+
+        if self.scripts:
+            for event in self.scripts[(number - 1) % len(self.scripts)]:
+                await response.write(b"data: %b\n\n" % event)
+            await self.linger(request)
+            return response
 
         chat = "messages" in body
         if chat:
@@ -82,9 +116,16 @@ class Server:
             if self.break_every and number % self.break_every == 0:
                 return response
         usage = {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]}
-        await send({"choices": [], "usage": usage})
+        if self.tells_usage:
+            await send({"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def linger(self, request: web.Request) -> None:
+        if self.lingers == "a while":
+            await asyncio.sleep(0.01)
+        while self.lingers == "for ever" and request.transport is not None:
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

@@ -77,6 +77,19 @@ def test_a_file_of_chats(tmp_path: Path) -> None:
     assert {conversation.turns[0].text for conversation in drawn} == set(texts)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_rows_are_taken_on_from_the_last(tmp_path: Path, shuffle: bool) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"row {i}"}) for i in range(7)))
+    data = Dataset(name="custom", path=file, shuffle=shuffle, seed=4)
+    made = [
+        conversation.turns[0].text
+        for stream, num, taken in (("a", 2, 0), ("b", 3, 2), ("c", 4, 5))
+        for conversation in data.conversations(num, 100, stream, taken=taken)
+    ]
+    assert len(set(made[:7])) == 7 and made[7:] == made[:2]
+
+
 def test_lines_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     rows = [{"prompt": "one", "output_tokens": 3}, {"prompt": [5, 6]}, {"other": 1}]
@@ -140,8 +153,8 @@ def test_only_what_shapes_the_prompts_is_told(tmp_path: Path) -> None:
 
 
 def talk_of(path: str, conversation: Conversation, answer: Callable[[int], str]) -> list[object]:
-    form = Form(model="m", path=path, text_of=lambda ids: " ".join(map(str, ids)))
-    talk = form.talk(conversation)
+    form = Form(model="m", path=path)
+    talk = form.talk(form.spelled(conversation, lambda ids: " ".join(map(str, ids))))
     bodies, ask = [], next(talk, None)
     while ask is not None:
         bodies.append(json.loads(ask.body))

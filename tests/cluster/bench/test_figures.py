@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from xml.dom import minidom
 
 import pytest
+from rich.console import Console
 from shoal.cluster.bench import figures
 from shoal.cluster.bench.arrivals import Level
 from shoal.cluster.bench.plots import Chart, Series
 from shoal.cluster.bench.report import gap_percentiles, report
 from shoal.cluster.bench.save import flat
 from shoal.cluster.bench.slo import kept, objectives
+from shoal.cluster.bench.stream import Record
 from shoal.cluster.bench.table import table
-from shoal.cluster.bench.traffic import Record, Run
+from shoal.cluster.bench.traffic import Run
 from shoal.cluster.bench.watch import Reading, reading
 
 
@@ -30,6 +33,7 @@ def record(first: float, *, begin: float = 0.0, error: str | None = None) -> Rec
         num_cached=1,
         num_output=5,
         expected=6,
+        by_chunks=False,
         error=error,
     )
 
@@ -66,6 +70,17 @@ def test_the_figures() -> None:
     table([found, figures.summary(NOTHING)])
 
 
+def test_tokens_counted_by_chunks_are_told_of() -> None:
+    answer = record(0.1)
+    answer.by_chunks, answer.num_prompt, answer.num_cached = True, 0, 0
+    found = figures.summary(a_run(answer, record(0.2)))
+    assert (found["counted_by_chunks"], found["ended_early"]) == (1, 1)
+    assert any("counted by chunks" in line for line in figures.warnings([found]))
+    unknown = figures.summary(a_run(answer))
+    assert unknown["mean_prompt_tokens"] is None and unknown["ended_early"] == 0
+    table([unknown])
+
+
 def test_nothing_has_no_percentiles() -> None:
     found = figures.summary(NOTHING, percents=(50, 99.9))
     assert found["ttft_ms"] == {"mean": None, "std": None, "p50": None, "p99.9": None}
@@ -93,9 +108,26 @@ def test_late_starts_of_an_open_loop_are_told() -> None:
     late = record(0.1, begin=0.5)
     late.due = 0.0
     found = figures.summary(a_run(late, level=Level(rate=2.0)))
-    assert found["late_ms"]["mean"] == pytest.approx(500)
+    assert found["late_ms"]["mean"] == found["late_ms"]["p99"] == pytest.approx(500)
     assert any("later than the rate" in line for line in figures.warnings([found]))
-    assert figures.summary(a_run(late))["late_ms"] is None
+    closed = figures.summary(a_run(late))
+    assert closed["late_ms"] is None
+    shown = io.StringIO()
+    Console(width=120, file=shown).print(table([found, closed], percents=(50,)))
+    for name in ("mean", "p99"):
+        assert re.search(rf"started late, {name}, ms +│ +500\.0 │ +- │", shown.getvalue())
+
+
+def test_goodput_counts_from_when_a_request_was_due() -> None:
+    late = record(0.1, begin=0.5)
+    late.due, late.turn = 0.0, 0
+    for objective, limit in (("ttft", 100), ("e2el", 130)):
+        for level, extra_ms in ((Level(rate=2.0), 500), (Level(concurrency=1), 0)):
+            run = a_run(late, level=level)
+            for slack, good in ((-1, 0), (1, 1)):
+                found = figures.summary(run, objectives={objective: limit + extra_ms + slack})
+                assert found["goodput_per_s"] * run.duration_s == good
+            assert found["ttft_ms"]["mean"] == pytest.approx(100)
 
 
 def test_over_time() -> None:

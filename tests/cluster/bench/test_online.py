@@ -19,6 +19,7 @@ from shoal.engine.errors import ShoalError
 from typer.testing import CliRunner
 
 Server = Any
+ONE_TRIED = 1
 
 
 def bench(server: Server, *args: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +43,7 @@ def test_levels_of_a_closed_loop(server: Server, tmp_path: Path) -> None:
         assert (level["completed"], level["failed"], level["ended_early"]) == (12, 0, 0)
         assert (level["mean_prompt_tokens"], level["mean_output_tokens"]) == (7, 5)
         assert 0 < level["ttft_ms"]["p50"] <= level["e2e_ms"]["p50"] <= level["e2e_ms"]["p99"]
-    prompts = [tuple(body["prompt"]) for body in server.bodies]
+    prompts = [tuple(body["prompt"]) for body in server.bodies[ONE_TRIED:]]
     assert len(prompts) == 12 + 12 + 1 + 4
     assert len(set(prompts)) == len(prompts)
     assert len({prompt[:4] for prompt in prompts}) == 1
@@ -66,8 +67,64 @@ def test_chat_prompts_are_the_text_of_the_ids(server: Server) -> None:
     sizes = ["--num-warmups", "0", "--num-prompts", "2", "--input-len", "3", "--output-len", "2"]
     done = bench(server, "--endpoint", "chat", *sizes)
     assert done.returncode == 0
-    for body in server.bodies:
+    for body in server.bodies[ONE_TRIED:]:
         assert len(body["messages"][0]["content"].split()) == 3
+
+
+def test_text_is_made_before_the_load_begins(server: Server) -> None:
+    shape = ["--dataset-name", "multi_turn", "--num-turns", "2", "--input-len", "3"]
+    sizes = ["--num-prompts", "4", "--num-warmups", "0", "--output-len", "2"]
+    assert bench(server, "--endpoint", "chat", *shape, *sizes).returncode == 0
+    making = server.paths.count("/detokenize")
+    assert making == len(server.bodies) - ONE_TRIED >= 4
+    assert set(server.paths[ONE_TRIED:][:making]) == {"/detokenize"}
+
+
+def test_a_server_without_detokenize_is_asked_once(server: Server, tmp_path: Path) -> None:
+    server.detokenizes = False
+    file = tmp_path / "figures.json"
+    sizes = ["--num-prompts", "3", "--input-len", "5", "--output-len", "2", "--json", str(file)]
+    done = bench(server, "--endpoint", "chat", *sizes)
+    assert done.returncode == 0
+    assert server.paths.count("/detokenize") == 1
+    assert done.stderr.count("no /detokenize") == 1
+    assert any("no /detokenize" in note for note in json.loads(file.read_text())["notes"])
+    for body in server.bodies[ONE_TRIED:]:
+        assert len(body["messages"][0]["content"].split()) == 5
+
+
+@pytest.mark.parametrize(
+    ("takes_ids", "takes_ignore_eos"), [(False, True), (True, False), (False, False)]
+)
+def test_a_server_is_asked_as_it_takes_it(
+    server: Server, tmp_path: Path, takes_ids: bool, takes_ignore_eos: bool
+) -> None:
+    server.takes_ids, server.takes_ignore_eos = takes_ids, takes_ignore_eos
+    file = tmp_path / "figures.json"
+    sizes = ["--num-prompts", "3", "--input-len", "5", "--output-len", "2"]
+    done = bench(server, "--max-concurrency", "1,2", *sizes, "--json", str(file))
+    assert done.returncode == 0
+    (note,) = json.loads(file.read_text())["notes"]
+    assert done.stderr.count(note) == 1
+    assert ("token ids as a prompt" in note, "ignore_eos" in note) == (
+        not takes_ids,
+        not takes_ignore_eos,
+    )
+    taken = [body for body in server.bodies if server.refusal("/v1/completions", body) is None]
+    assert len(taken) == ONE_TRIED + 1 + 3 + 2 + 3
+    assert json.loads(file.read_text())["workload"]["ignore_eos"] == takes_ignore_eos
+    for body in taken[ONE_TRIED:]:
+        prompt = body["prompt"] if takes_ids else body["prompt"].split()
+        assert len(prompt) == 5 and ("ignore_eos" in body) == takes_ignore_eos
+
+
+def test_a_refusal_of_every_form_is_one_error(server: Server) -> None:
+    server.routes.remove("/v1/completions")
+    done = bench(server, "--num-prompts", "9")
+    assert done.returncode == 1 and len(server.bodies) == 1
+    assert "404: no such route" in done.stderr and "--endpoint chat" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert bench(server, "--backend", "openai-chat", "--num-prompts", "2").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -175,7 +232,7 @@ def test_every_turn_sends_the_answers_before_it(server: Server) -> None:
     done = bench(server, "--backend", "openai-chat", *shape, *sizes)
     assert done.returncode == 0
     by_first: dict[str, list[Any]] = {}
-    for body in server.bodies:
+    for body in server.bodies[ONE_TRIED:]:
         by_first.setdefault(body["messages"][0]["content"], []).append(body["messages"])
     assert len(by_first) == 5
     assert max(map(len, by_first.values())) > 1
@@ -187,12 +244,46 @@ def test_every_turn_sends_the_answers_before_it(server: Server) -> None:
             assert said["role"] == "assistant" and set(said["content"]) == {"x"}
 
 
+def test_a_server_that_tells_no_usage(server: Server, tmp_path: Path) -> None:
+    server.tells_usage = False
+    file = tmp_path / "figures.json"
+    sizes = ["--num-prompts", "3", "--num-warmups", "0", "--input-len", "6", "--output-len", "4"]
+    done = bench(server, *sizes, "--json", str(file))
+    assert done.returncode == 0
+    assert "counted by chunks" in done.stderr and "EOS" not in done.stderr
+    (level,) = json.loads(file.read_text())["levels"]
+    assert (level["counted_by_chunks"], level["ended_early"]) == (3, 0)
+    assert (level["mean_prompt_tokens"], level["mean_output_tokens"]) == (6, 4)
+
+
+def test_levels_take_other_rows_of_a_file(server: Server, tmp_path: Path) -> None:
+    file, found = tmp_path / "lines.jsonl", tmp_path / "figures.json"
+    file.write_text("\n".join(json.dumps({"prompt": f"row {i}"}) for i in range(9)))
+    data = ["--dataset-name", "custom", "--dataset-path", str(file), "--output-len", "2"]
+    sizes = ["--num-prompts", "3", "--num-warmups", "1", "--json", str(found)]
+    done = bench(server, "--max-concurrency", "1,2", *data, *sizes, "--vocab-size", "9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len({body["prompt"] for body in server.bodies[ONE_TRIED:]}) == 8
+    done = bench(server, "--max-concurrency", "1,2,3", *data, *sizes, "--vocab-size", "9")
+    (note,) = json.loads(found.read_text())["notes"]
+    assert (
+        "3 of 12 prompts, warm-ups included, had been sent before" in note and note in done.stderr
+    )
+
+
+def test_the_same_level_again_asks_for_others(server: Server) -> None:
+    sizes = ["--num-prompts", "2", "--num-warmups", "1", "--output-len", "2"]
+    assert bench(server, "--max-concurrency", "2,2", *sizes).returncode == 0
+    prompts = {tuple(body["prompt"]) for body in server.bodies[ONE_TRIED:]}
+    assert len(prompts) == 6
+
+
 def test_fields_of_a_request(server: Server) -> None:
     sampling = ["--top-p", "0.5", "--temperature", "0.7", "--no-ignore-eos"]
     extra = ["--extra-body", '{"min_tokens": 2}', "--header", "x-one=1", "x-two=2"]
     sizes = ["--num-prompts", "1", "--num-warmups", "0", "--output-len", "2"]
     assert bench(server, *sampling, *extra, *sizes).returncode == 0
-    (body,) = server.bodies
+    (body,) = server.bodies[ONE_TRIED:]
     assert (body["top_p"], body["temperature"], body["min_tokens"]) == (0.5, 0.7, 2)
     assert "ignore_eos" not in body and "top_k" not in body
 
@@ -204,7 +295,7 @@ def test_an_interrupt_leaves_what_was_found(server: Server, tmp_path: Path) -> N
     command = [sys.executable, "-m", "shoal", "bench", "serve", "--url", server.url]
     process = subprocess.Popen([*command, *sizes, *loads], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while len(server.bodies) < 3 and time.monotonic() < deadline:
+    while len(server.bodies) < ONE_TRIED + 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=60)

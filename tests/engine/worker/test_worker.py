@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +17,11 @@ from shoal.engine.loop import Loop
 from shoal.engine.request import FinishReason, Request, SamplingParams
 from shoal.engine.worker.device import Device
 from shoal.engine.worker.worker import Worker, forecast
-from transformers import AutoModelForCausalLM, Qwen2Config
+from shoal.kernels.cpu.bindings import loaded
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 VOCAB, POISON = 128, 77
+WORTH_WAKING = 1 << 18
 WINDOWED = "Qwen2 with a window in its upper layer"
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", WINDOWED)
 
@@ -182,6 +186,47 @@ def test_log_probabilities_are_those_of_transformers(engine, twin, budget):
         assert [v for _, v in entry.top] == pytest.approx(top.values.tolist(), abs=1e-4)
     for entry in found["logprobs"]:
         assert entry.logprob == entry.top[0][1]
+
+
+@pytest.fixture(scope="module")
+def many_words(tmp_path_factory):
+    """A model so rich in words that drawing one is worth more than one thread."""
+    found = tmp_path_factory.mktemp("words")
+    config = LlamaConfig(
+        vocab_size=WORTH_WAKING,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        eos_token_id=2,
+        architectures=["LlamaForCausalLM"],
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(found)
+    return found
+
+
+def num_pool_threads():
+    names = [task.joinpath("comm") for task in Path("/proc/self/task").iterdir()]
+    return sum(name.exists() and name.read_text() == "shoal-cpu\n" for name in names)
+
+
+@pytest.mark.skipif(loaded() is None, reason="the native library is not built")
+def test_sampling_wakes_the_threads_of_the_step_and_no_others(many_words):
+    before = num_pool_threads()
+    params = SamplingParams(temperature=1.0, logprobs=2, prompt_logprobs=2, max_tokens=3, seed=1)
+    threads = []
+
+    def serve():
+        run = Engine(many_words, threads=3)
+        run.one((5, 6, 7), params)
+        threads.append(num_pool_threads() - before)
+        run.executor.close()
+
+    thread = threading.Thread(target=serve)  # whose own no pool is yet
+    thread.start()
+    thread.join()
+    assert threads == [2]
 
 
 def drawn(index):

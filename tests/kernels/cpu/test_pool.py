@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import time
 from array import array
 from collections.abc import Callable
@@ -170,4 +172,29 @@ def test_a_forked_child_may_close_what_it_never_ran() -> None:
         pool.close()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    pool.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_without_threads_fails_each_time_and_recovers() -> None:
+    pool, total = Pool(3), torch.zeros(6, 8)
+    run = adder(pool, total)
+    assert run() == 0
+    child = os.fork()
+    if child == 0:
+        taken = Pool(40)  # all stacks that the C library kept
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 20, before[1]))  # no room for a stack
+        refused = [run(), run()]
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        good = refused == [1, 1] and run() == 0 and bool((total == 2).all())
+        taken.close()
+        os._exit(0 if good else 1)
+    end = time.monotonic() + DEADLINE_S
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended[0] and os.waitstatus_to_exitcode(ended[1]) == 0
     pool.close()
