@@ -261,3 +261,23 @@ def test_values_of_tokens_that_follow_are_not_read() -> None:
         q = draw(1, 4, 64, dtype=dtype)
         for length in (1, 2, 31, 270):
             assert bool(made.attend(q, [1], lengths=[length]).isfinite().all())
+
+
+@pytest.mark.parametrize("bad", [35, 299, 598])
+@pytest.mark.parametrize(("length", "count"), [(600, 600), (600, 400), (2900, 3)])
+def test_a_value_that_is_no_number_reaches_no_token_before_it(
+    length: int, count: int, bad: int
+) -> None:
+    """0 times NaN is NaN, and tokens of one chunk are computed together."""
+    bad += length - 600
+    for dtype in TOLERANCE:
+        made = batch([length], heads=1, dtype=dtype)
+        q = draw(count, 3, 64, dtype=dtype)
+        sound = made.attend(q, [count])
+        slot = int(made.table[0, bad // 32]) * 32 + bad % 32
+        k, v = draw(1, 64, dtype=dtype), torch.full((1, 64), torch.nan, dtype=dtype)
+        made.pages.store(k, v, torch.tensor([slot]))
+        found = made.attend(q, [count])
+        first = max(0, bad - (length - count))
+        assert torch.equal(found[:first], sound[:first])
+        assert bool(found[first:].isnan().all())
