@@ -72,7 +72,7 @@ class Launch:
     max_len: int = 4096
     max_streams: int = 64
     prefix_caching: bool = True
-    kv_gib: int = 8  # on CPUs; on a GPU each side has `GPU_SHARE` of it
+    kv_gib: int = 6  # on CPUs; on a GPU each side has `GPU_SHARE` of it
 
     @property
     def cpus(self) -> list[int]:

@@ -78,7 +78,7 @@ def load(options: SimpleNamespace) -> Generate:
         str(options.model).encode(), api.llama_model_default_params()
     )
     params = api.llama_context_default_params()
-    params.n_ctx = 16_384 + options.max_streams * 1152
+    params.n_ctx = (options.max_streams + 1) * 1152
     params.n_batch, params.n_ubatch, params.n_seq_max = BATCH, UBATCH, options.max_streams + 1
     params.n_threads = params.n_threads_batch = options.threads
     params.kv_unified = options.prefix_caching
