@@ -27,11 +27,12 @@ def text_of(
 
     def told(ids: tuple[int, ...]) -> str:
         nonlocal makes_text
-        if makes_text and (text := _detokenized(client, model, ids)) is not None:
-            return text
         if makes_text:
+            text = _detokenized(client, model, ids)
+            if text is not None:
+                return text
+            makes_text = False
             tell("the server has no /detokenize: prompts are a short word for each token")
-        makes_text = False
         return " ".join(_WORDS[number % len(_WORDS)] for number in ids)
 
     return told
