@@ -57,6 +57,8 @@ def load(options: SimpleNamespace) -> Generate:
     }
     if options.device == "cpu":
         keys |= {"threads": options.threads, "kv_cache_memory_bytes": options.kv_gib << 30}
+    else:
+        keys["gpu_memory_utilization"] = GPU_SHARE
     engine = AsyncEngine(from_keys(keys))
     engine.start()
     numbers = count()
