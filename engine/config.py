@@ -134,7 +134,7 @@ class EngineConfig:
     )
     max_num_batched_tokens: int | None = setting(
         None,
-        "Most tokens a step computes (default: 2,048 on CUDA, 512 on CPUs).",
+        "Most tokens a step computes (default: 2,048 on CUDA; on CPUs 512, of which prompts 256).",
         group="Scheduling",
         first=True,
     )
@@ -218,6 +218,11 @@ class EngineConfig:
     def step_tokens(self, usual: int) -> int:
         """The token budget of a step, where a device's usual one is so many."""
         return self.max_num_batched_tokens or max(usual, self.max_num_seqs)
+
+    def prompt_tokens(self, usual: int | None) -> int | None:
+        """How many of these prompts may have, where a device has a usual number; None: all."""
+        own = self.max_num_batched_tokens is not None or not self.enable_chunked_prefill
+        return None if own else usual
 
 
 def engine_keys() -> tuple[str, ...]:

@@ -19,8 +19,9 @@ class Capacity:
     """What start-up found out; nothing of it is ever written back into a config.
 
     `groups[g]` is the spec of cache group g and `num_blocks[g]` how many blocks it has, block 0
-    (never handed out) included. `step_tokens` is the token budget of a step. `digest` names the
-    weights: two engines of equal digest give equal text. `overlaps`: the device computes by itself
+    (never handed out) included. `step_tokens` is the token budget of a step, `prompt_tokens` how
+    many of these prompts may have (None: all). `digest` names the weights: two engines of equal
+    digest give equal text. `overlaps`: the device computes by itself
     while the host plans. `table` is the sizing report, label and value a line. `phases`: seconds
     spent, by name.
     """
@@ -35,6 +36,7 @@ class Capacity:
     dtype: str
     device: str
     digest: str
+    prompt_tokens: int | None = None
     overlaps: bool = False
     table: tuple[tuple[str, str], ...] = ()
     phases: tuple[tuple[str, float], ...] = ()

@@ -24,14 +24,20 @@ from .roster import BY_RANK, Counters, LockstepOf, Roster, alone
 
 @dataclass(slots=True)
 class _Draft:
-    """A plan in the making."""
+    """A plan in the making. `prompts`: how much of the budget prompts may have."""
 
     budget: int
+    prompts: int
     places: int
     rows: list[Row] = field(default_factory=list)
     seqs: list[Sequence] = field(default_factory=list)
     started: list[Start] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt it still takes."""
+        return min(self.budget, self.prompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class Scheduler:
         self.roster = Roster(config, capacity, lockstep_of)
         self.kv, self.counters = self.roster.kv, self.roster.counters
         self._budget = capacity.step_tokens
+        self._prompts = capacity.prompt_tokens or self._budget
         self._chunked = config.enable_chunked_prefill
         self._depth, self._resident = depth, resident
         if not self._chunked and self._budget < capacity.max_model_len:
@@ -199,7 +206,7 @@ class Scheduler:
     # Scheduling.
 
     def _draft(self) -> _Draft:
-        draft = _Draft(self._budget, self._places())
+        draft = _Draft(self._budget, self._prompts, self._places())
         before = self.counters.preemptions
         self._continue(draft)
         if self.counters.preemptions == before:
@@ -235,18 +242,18 @@ class Scheduler:
                 ones.append((seq, 1))
             elif num:
                 more.append((seq, num))
-        for seq, num in ones + more:
-            if not draft.budget or not draft.places:
+        for seq, wanted in ones + more:
+            num = min(wanted, draft.budget if wanted == 1 else draft.room)
+            if not num or not draft.places:
                 return
             if seq.slot < 0:
                 continue
-            if num > draft.budget:
-                num = draft.budget
             grown: Grown | None = ()
             if seq.computed + num > len(seq.blocks[0]) * self.kv.block_size:
                 grown = self._reserve(seq, seq.computed + num, draft)
             if grown is not None:
                 draft.places -= 1
+                draft.prompts -= num if wanted > 1 else 0
                 self._row(draft, seq, num, grown)
 
     def _reserve(self, seq: Sequence, upto: int, draft: _Draft) -> Grown | None:
@@ -268,11 +275,11 @@ class Scheduler:
 
     def _admit(self, draft: _Draft) -> None:
         """Rows for waiting sequences, best rank first, while budget, slots and blocks last."""
-        while draft.budget and self.roster.slots and (seq := self.roster.waiting.peek()):
+        while draft.room and self.roster.slots and (seq := self.roster.waiting.peek()):
             if self._stuck and self.roster.running and self._stuck.lasts(seq, self.kv):
                 return
             copies = self._prepare(seq)
-            num = min(seq.behind, draft.budget)
+            num = min(seq.behind, draft.room)
             spare = self._spare if self.roster.running else 0
             whole = self._chunked or num == seq.behind
             if not whole or self.kv.reserve(seq, seq.computed + num, spare) is None:
@@ -283,6 +290,7 @@ class Scheduler:
             self.roster.enter(seq)
             draft.copies += copies
             draft.started.append(_start(seq))
+            draft.prompts -= num
             self._row(draft, seq, num, ())
 
     def _prepare(self, seq: Sequence) -> list[Copy]:

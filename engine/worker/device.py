@@ -87,6 +87,15 @@ class Device:
         return 512 if self.is_cpu else 2048
 
     @property
+    def prompt_tokens(self) -> int | None:
+        """How many of these may be of prompts, where nobody asked for another number; None: all.
+
+        Products of 256 rows are as fast a row as those of 512 on a CPU, and the streams that decode
+        meanwhile wait half as long.
+        """
+        return 256 if self.is_cpu else None
+
+    @property
     def divides_node(self) -> bool:
         """Whether ranks of a node divide its memory and cores, and can share what they write."""
         return self.is_cpu

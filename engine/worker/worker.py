@@ -247,6 +247,7 @@ class Worker:
             block_size=plan.sizing.block_size,
             max_model_len=plan.sizing.max_model_len,
             step_tokens=plan.sizing.step_tokens,
+            prompt_tokens=config.prompt_tokens(device.prompt_tokens),
             vocab_size=plan.facts.vocab_size,
             eos_token_ids=plan.facts.eos_token_ids,
             dtype=_name(plan.dtype),

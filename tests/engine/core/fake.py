@@ -213,6 +213,7 @@ def capacity(
     block_size: int = 4,
     max_model_len: int = 64,
     step_tokens: int = 512,
+    prompt_tokens: int | None = None,
     windows: tuple[int | None, ...] = (None,),
 ) -> Capacity:
     return Capacity(
@@ -221,6 +222,7 @@ def capacity(
         block_size=block_size,
         max_model_len=max_model_len,
         step_tokens=step_tokens,
+        prompt_tokens=prompt_tokens,
         vocab_size=VOCAB,
         eos_token_ids=frozenset({EOS}),
         dtype="float32",

@@ -334,8 +334,9 @@ def test_what_start_finds_out(folder, engine):
 
 
 def test_blocks_and_steps_of_cpus_where_nobody_asked_for_others(folder):
-    sizing = forecast(EngineConfig(model=str(folder), device="cpu")).sizing
-    assert (sizing.block_size, sizing.step_tokens) == (32, 512)
+    found = forecast(EngineConfig(model=str(folder), device="cpu"))
+    assert (found.sizing.block_size, found.sizing.step_tokens) == (32, 512)
+    assert found.device.prompt_tokens == 256
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
