@@ -1,9 +1,12 @@
-"""The road round the engine: start-up, throughput and latency, with Ray and without, side by side.
+"""The road round the engine: start-up, throughput and latency, with Ray and without, side by side,
+and how much of the throughput of the engine alone is left.
 
     python benchmarks/road.py [MODEL] [--streams 1,8,32] [--rounds 2] [--json FILE] [-- serve flags]
 
-Each round serves the model once with `--local` and once through Ray, on a port of its own, asks for
-one token, then runs `shoal bench serve`. Medians over the rounds are printed, and what Ray adds.
+Each round runs the engine alone (`shoal bench throughput`, as many sequences at once as there are
+streams), then serves the model once with `--local` and once through Ray, on a port of its own, asks
+for one token, and runs `shoal bench serve`, with as many requests. Medians over the rounds are
+printed, and what Ray adds.
 """
 
 from __future__ import annotations
@@ -24,25 +27,33 @@ from typing import Any
 
 ROADS = {"local": ["--local"], "ray": []}
 START_S = 300.0
+ROUNDS_OF = 4
+"""Requests a stream."""
 
 
 def main() -> None:
     chosen = arguments()
     found: dict[str, list[dict[str, Any]]] = {road: [] for road in ROADS}
+    alone: dict[int, list[float]] = {streams: [] for streams in chosen.streams}
     for number in range(chosen.rounds):
+        for streams, taken in alone.items():
+            print(f"round {number + 1}, the engine alone, {streams}", file=sys.stderr)
+            taken.append(offline(chosen, streams))
         for road, flags in ROADS.items():
             print(f"round {number + 1}, {road}", file=sys.stderr)
             found[road].append(measure(chosen, flags))
     medians = {road: median(runs) for road, runs in found.items()}
+    engine = {streams: statistics.median(taken) for streams, taken in alone.items()}
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps({"command": sys.argv, **medians}, indent=1) + "\n")
-    report(medians)
+        whole = {"command": sys.argv, "engine_tokens_per_s": engine, **medians}
+        chosen.json.write_text(json.dumps(whole, indent=1) + "\n")
+    report(medians, engine)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="shoal-tiny")
-    parser.add_argument("--streams", default="1,8,32")
+    parser.add_argument("--streams", type=numbers, default="1,8,32", metavar="N,..")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--input-len", default="128")
     parser.add_argument("--output-len", default="64")
@@ -50,6 +61,22 @@ def arguments() -> argparse.Namespace:
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     return parser.parse_args(words[:cut], argparse.Namespace(serve=words[cut + 1 :]))
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def offline(chosen: argparse.Namespace, streams: int) -> float:
+    """Output tokens a second of the engine without a server, prefill counted."""
+    command = [sys.executable, "-m", "shoal", "bench", "throughput", chosen.model, *chosen.serve]
+    command += ["--max-num-seqs", str(streams), "--num-prompts", str(max(ROUNDS_OF * streams, 8))]
+    command += ["--input-len", chosen.input_len, "--output-len", chosen.output_len]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figures.json"
+        command += ["--temperature", "0", "--disable-tqdm", "--output-json", str(file)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return float(json.loads(file.read_text())["output_tokens_per_second"])
 
 
 def measure(chosen: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
@@ -90,7 +117,7 @@ def bench(chosen: argparse.Namespace, url: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         command = [sys.executable, "-m", "shoal", "bench", "serve", "--url", url]
-        command += ["--max-concurrency", chosen.streams, "--json", str(file)]
+        command += ["--max-concurrency", ",".join(map(str, chosen.streams)), "--json", str(file)]
         command += ["--input-len", chosen.input_len, "--output-len", chosen.output_len]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         levels: list[dict[str, Any]] = json.loads(file.read_text())["levels"]
@@ -110,7 +137,7 @@ def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {**starts, "levels": levels}
 
 
-def report(medians: dict[str, dict[str, Any]]) -> None:
+def report(medians: dict[str, dict[str, Any]], engine: dict[int, float]) -> None:
     for road, found in medians.items():
         print(f"{road}: ready after {found['ready_s']:.1f} s, ", end="")
         print(f"first token after {found['first_token_s']:.1f} s")
@@ -128,7 +155,13 @@ def report(medians: dict[str, dict[str, Any]]) -> None:
             shown(None if None in (ray[name], local[name]) else ray[name] - local[name], 2)
             for name in ("ttft_ms_p50", "tpot_ms_p50")
         )
+        alone = engine[local["streams"]]
+        left = [level["tokens_per_s"] / alone for level in (local, ray)]
         print(f"         Ray adds {first} ms to the first token, {each} ms a token (medians)")
+        print(
+            f"         the engine alone makes {alone:.1f} tokens/s; "
+            f"{left[0]:.0%} of it are left with --local, {left[1]:.0%} through Ray"
+        )
 
 
 def shown(value: float | None, digits: int) -> str:

@@ -190,6 +190,7 @@ class Comparison:
         return {
             "cell": described(cell),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
             "roof": self.found["roof"],
             "roof_s": least.seconds,
             "prefill_share_of_roof": least.prefill_s / least.seconds,
@@ -228,6 +229,13 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
         "dtype": "bfloat16",
         "kernels": kernels(asked),
     }
+
+
+def commit() -> str:
+    """Which shoal it was; empty outside of a checkout."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def idle_share(seconds: float) -> float:

@@ -56,6 +56,35 @@ def table(cells: list[dict[str, Any]]) -> None:
     print()
 
 
+def lines(cells: list[dict[str, Any]]) -> list[str]:
+    """The same as benchmarks/README.md has it, shorter: those without a shared prefix first."""
+
+    def place(found: dict[str, Any]) -> tuple[int, ...]:
+        cell = found["cell"]
+        return bool(cell["shared"]), cell["input_len"], cell["streams"]
+
+    return [line(found) for found in sorted(cells, key=place)]
+
+
+def line(found: dict[str, Any]) -> str:
+    cell, ours, theirs = found["cell"], found["shoal"], found["peer"]
+    speeds = [side["output_tokens_per_s"] for side in (ours, theirs)]
+    shares = [f"{100 * side['share_of_roof']:.0f} %" for side in (ours, theirs)]
+    firsts = [f"{side['ttft_ms']:,.0f}" for side in (ours, theirs)]
+    shared = f", {cell['shared']} shared" if cell["shared"] else ""
+    words = (
+        f"{cell['streams']}",
+        f"{cell['input_len']:,}{shared}",
+        f"{speeds[0]:.1f} tokens/s",
+        f"{speeds[1]:.1f}",
+        f"{speeds[0] / speeds[1]:.2f}",
+        ", ".join(shares),
+        " and ".join(firsts),
+        str(found["bound"]),
+    )
+    return f"| {' | '.join(words)} |"
+
+
 def row(found: dict[str, Any]) -> tuple[str, ...]:
     cell, ours, theirs = found["cell"], found["shoal"], found["peer"]
     shared = f" ({cell['shared']})" if cell["shared"] else ""
@@ -77,4 +106,11 @@ def row(found: dict[str, Any]) -> tuple[str, ...]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    report(json.loads(parser.parse_args().file.read_text()))
+    parser.add_argument("--lines", action="store_true", help="the rows of benchmarks/README.md")
+    asked = parser.parse_args()
+    read = json.loads(asked.file.read_text())
+    if asked.lines:
+        for name, entry in read["peers"].items():
+            print("\n".join((f"\n{name}", *lines(entry["cells"]))))
+    else:
+        report(read)

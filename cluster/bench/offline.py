@@ -138,7 +138,7 @@ def throughput(keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         params = [
             SamplingParams(
                 n=given["n"],
-                temperature=1.0,
+                temperature=given["temperature"],
                 ignore_eos=True,
                 max_tokens=turn.output_len,
                 detokenize=not given["disable_detokenize"],

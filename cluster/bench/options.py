@@ -147,6 +147,7 @@ THROUGHPUT = (
     *(option for option in DATA if option.name not in ("num_turns", "think_time")),
     Option("num_prompts", int, 1000, "Prompts.", LOAD),
     Option("n", int, 1, "Answers a prompt.", PROMPTS),
+    Option("temperature", float, 1.0, "0 always takes the likeliest.", PROMPTS),
     Option("disable_detokenize", bool, False, "Make no text.", OUTPUT),
     Option("output_json", str, None, "File for the figures.", OUTPUT, ("--json",)),
     Option("disable_tqdm", bool, False, "Show no progress.", OUTPUT),

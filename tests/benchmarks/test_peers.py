@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -73,6 +74,17 @@ def test_the_roof_of_a_shape() -> None:
     assert 0.4 < half.prefill_s / many.prefill_s < 0.6
     decoding = roof.need(dull, shape, streams=8, input_len=8, shared=0, output_len=64)
     assert decoding.bound == "arithmetic of decoding"
+
+
+def test_the_readme_has_the_rows_of_the_results() -> None:
+    found = json.loads((ROOT / "benchmarks/results/peers-cpu.json").read_text())
+    readme = (ROOT / "benchmarks/README.md").read_text().splitlines()
+    told = [line for line in readme if re.match(r"\| \d+ \| [\d,]+.* tokens/s \|", line)]
+    rows = [module("report").lines(entry["cells"]) for entry in found["peers"].values()]
+    assert len(told) == sum(map(len, rows))
+    for of_a_peer in rows:
+        at = told.index(of_a_peer[0])
+        assert told[at : at + len(of_a_peer)] == of_a_peer
 
 
 def test_a_probe_finds_a_roof(monkeypatch: pytest.MonkeyPatch) -> None:
