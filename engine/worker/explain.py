@@ -45,6 +45,7 @@ SAMPLING = {
     "draw_cut": torch.float32,
     "draw_nucleus": torch.float32,
     "top_tokens": torch.float32,
+    "count_above": torch.float32,
 }
 """Ops between logits and tokens, most of them only for rows that ask, and what they read."""
 
@@ -87,7 +88,7 @@ class _Ground(NamedTuple):
         dtype = dtype or self.dtype
         runs = ops.computed_by(op, self.device.place, dtype, self.device.choice)
         if not self.device.packs_weights:
-            torchs = "cuBLAS" if op in ("linear", "logits") else "one kernel of torch's own"
+            torchs = "cuBLAS" if op in ("linear", "logits") else "kernels of torch's own"
             return runs, torchs if runs == "torch" else ""
         gap = backend.gap(self.dtype) if runs == "torch" else None
         if op in PAGED:

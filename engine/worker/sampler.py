@@ -314,8 +314,8 @@ def score(
     number of tokens more probable; equal ones are listed by id.
     """
     chosen = logprobs.gather(1, tokens[:, None])
-    ranks = (logprobs > chosen).sum(-1) + 1
-    parts = [chosen[:, 0], ranks]
+    ranks = ops.count_above(logprobs, chosen) + 1
+    parts = [chosen[:, 0], ranks[:, 0]]
     if greatest := int(most.max()):
         parts += ops.top_tokens(logprobs, greatest)
     found = [device.download(part) for part in parts]
@@ -343,7 +343,7 @@ def rank_candidates(
     """
     ids, values = ops.top_tokens(scores, int(num.max()))
     chosen = raw.gather(1, ids)
-    ranks = torch.stack([(raw > column[:, None]).sum(-1) + 1 for column in chosen.T], -1)
+    ranks = ops.count_above(raw, chosen) + 1
     tops = score(raw, ids[:, 0], most, device)
     found = [device.download(part) for part in (ids, values, chosen, ranks)]
 

@@ -121,3 +121,13 @@ def top_tokens(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
     kept = values.new_empty(rows, most)
     _run(Kind.TOP_TOKENS, rows, values=values, ids=ids, kept=kept, columns=columns, most=most)
     return ids, kept
+
+
+def count_above(values: Tensor, bounds: Tensor) -> Tensor:
+    if not _takes(values):
+        return sampling.count_above(values, bounds)
+    counts = torch.empty(bounds.shape, dtype=torch.int64)
+    sizes = {"columns": values.shape[1], "num": bounds.shape[1]}
+    fields = {"values": values, "bounds": bounds.contiguous(), "counts": counts}
+    _run(Kind.COUNT_ABOVE, len(values), **fields, **sizes)
+    return counts

@@ -248,6 +248,27 @@ def raising(emitted, row):
     raise RuntimeError("no")
 
 
+def test_candidates_are_the_best_after_edits_with_what_they_were_before():
+    logits = some_logits(3, 8)
+    params = SamplingParams(
+        n=4, use_beam_search=True, temperature=0, logit_bias={90: 30.0, 91: -30.0}, logprobs=2
+    )
+    asked = start(0, params)._replace(candidates=6)
+    found = Bench([start(1, SamplingParams()), asked, start(2, params)]).sample(logits)
+    assert set(found.candidates) == {1}
+    raw = logits[1].log_softmax(-1)
+    scores = raw.clone()
+    scores[90], scores[91] = raw[90] + 30, raw[91] - 30
+    told = found.candidates[1]
+    assert [one.token for one in told] == scores.topk(6).indices.tolist()
+    assert told[0].token == 90
+    for one in told:
+        assert one.score == pytest.approx(float(scores[one.token]), abs=1e-5)
+        assert one.logprobs.logprob == pytest.approx(float(raw[one.token]), abs=1e-5)
+        assert one.logprobs.rank == 1 + int((raw > raw[one.token]).sum())
+        assert [token for token, _ in one.logprobs.top] == raw.topk(2).indices.tolist()
+
+
 FAULTS = [
     ({"logits_processors": [raising]}, "raised RuntimeError: no"),
     ({"logits_processors": [lambda emitted, row: row[:-1]]}, f"not a tensor [{VOCAB}]"),

@@ -88,6 +88,24 @@ def test_rising_values_do_not_grow_what_is_kept() -> None:
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_counts_of_what_is_greater(vocabulary: int) -> None:
+    for values in (
+        scaled(7, vocabulary, 3.0, 0.2),
+        scaled(7, vocabulary, 0.0),
+        draw(7, vocabulary),
+    ):
+        values[5, vocabulary // 3 :: 2] = torch.nan
+        bounds = values[:, torch.arange(11) * 17 % vocabulary]
+        bounds[2, 3], bounds[3, 4] = -torch.inf, torch.inf
+        found = native.count_above(values, bounds)
+        assert torch.equal(found, sampling.count_above(values, bounds))
+        part = values[:, : 1 + vocabulary // 2]
+        assert torch.equal(
+            native.count_above(part, bounds[:, :1]), sampling.count_above(part, bounds[:, :1])
+        )
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_temper_greatest_and_log_softmax(vocabulary: int) -> None:
     logits = draw(9, vocabulary) * 5
     logits[2, vocabulary // 2 :] = -torch.inf
