@@ -13,7 +13,8 @@ from shoal.engine.plan import Start
 from shoal.engine.request import SamplingParams
 from shoal.engine.worker import sampler as sampler_module
 from shoal.engine.worker.columns import SamplingColumns, fold_seed
-from shoal.engine.worker.device import pick
+from shoal.engine.worker.device import Device, pick
+from shoal.engine.worker.phrases import Phrases
 from shoal.engine.worker.sampler import Sampler
 from shoal.engine.worker.slots import Slots
 
@@ -210,6 +211,44 @@ def test_a_bad_word_of_several_tokens_is_banned_only_where_it_would_end():
     logits[0, [6, 11, 12]] = torch.tensor([3.0, 4.0, 2.0])
     for emitted, expected in (((), 6), ((4,), 6), ((4, 4), 12), ((4, 4, 4), 12), ((4, 5, 4), 6)):
         assert Bench([start(0, params, (4, 4), emitted)]).sample(logits).ids == [expected]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_completes_a_phrase(seed):
+    rng = random.Random(seed)
+
+    def some(least, most):
+        return [rng.choice((1, 2, 2**20)) for _ in range(rng.randint(least, most))]
+
+    words = [some(2, 5) for _ in range(30)]
+    phrases = Phrases(words)
+    assert phrases.reach == max(map(len, words)) - 1
+    for _ in range(30):
+        emitted = some(0, phrases.reach)
+        found = phrases.completing(np.array(emitted, dtype=np.int32))
+        text = [0] * 5 + emitted
+        assert sorted(found) == sorted(
+            word[-1] for word in words if text[len(text) + 1 - len(word) :] == word[:-1]
+        )
+
+
+def test_what_a_row_asks_for_goes_to_the_device_when_it_enters(monkeypatch):
+    asked = SamplingParams(
+        temperature=0.0,
+        logit_bias={token: token / 8 for token in range(VOCAB)},
+        allowed_token_ids=range(0, VOCAB, 2),
+        bad_words_ids=[[token] for token in range(80, VOCAB)],
+        stop_token_ids=range(40, 79),
+        min_tokens=3,
+        max_tokens=None,
+    )
+    bench = Bench([start(slot, asked) for slot in range(3)])
+    sizes = []
+    upload = Device.upload
+    monkeypatch.setattr(Device, "upload", lambda d, a: sizes.append(a.size) or upload(d, a))
+    logits = some_logits(3, 4) / 100
+    assert bench.sample(logits).ids == [38] * 3
+    assert max(sizes) <= 12  # rows of two lists each, and how long these are
 
 
 def test_ignoring_the_end_leaves_it_to_be_sampled():
