@@ -260,7 +260,10 @@ def _whose(model: ModelConfig, config: EngineConfig) -> str:
 
 def _sampling(ground: _Ground) -> list[Part]:
     found = [(op, *ground.computed(op, dtype)) for op, dtype in SAMPLING.items()]
-    return [Part(part="sampling", op=op, runs=runs, why=why) for op, runs, why in found]
+    indexing = ("copies and masks of rows", "torch", "plain indexing, for rows that ask")
+    return [
+        Part(part="sampling", op=op, runs=runs, why=why) for op, runs, why in (*found, indexing)
+    ]
 
 
 def _ranks(config: EngineConfig, device: Device) -> str:

@@ -168,6 +168,21 @@ def test_company_changes_no_bit(model: Path, tiny_model: Path, dtype: str) -> No
         engine.executor.close()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_text_is_scored_as_a_prompt_as_when_it_was_made(model: Path, dtype: str) -> None:
+    engine, every = Engine(model, dtype=dtype), requests(SHORT)
+    said, params = engine.run(every), SamplingParams(prompt_logprobs=1, max_tokens=1)
+    for request in every:
+        whole = (*request.prompt, *(token for token, _ in said[request.id]))
+        engine.loop.add(Request(id=request.id, prompt=whole, params=params))
+    while engine.loop.unfinished:
+        for update in engine.loop.step():
+            made = [entry for _, entry in said[update.id]]
+            assert update.prompt_logprobs is not None
+            assert list(update.prompt_logprobs[-len(made) :]) == made
+    engine.executor.close()
+
+
 def resumed(every: list[Request], alone: Said) -> list[Request]:
     """Each request as another engine takes it up after some tokens."""
     made = []
