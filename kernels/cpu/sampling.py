@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import sampling
 from .binding import bind
-from .bindings import has
+from .bindings import OpFailed, has
 from .structures import Kind, Sizes, Step, step
 from .threads import pool_for
 
@@ -22,7 +22,7 @@ def _run(kind: Kind, num_rows: int, /, **fields: Any) -> None:
     args = bind(kind, fields)
     pool = pool_for(num_rows * fields.get("columns", 1))
     if pool.run((Step * 1)(step(kind, args)), Sizes(0, num_rows, 0)):
-        raise RuntimeError(f"the native op {kind.name} failed: there are no threads after a fork")
+        raise OpFailed(kind)
 
 
 def _takes(*matrices: Tensor) -> bool:
