@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from shoal.kernels import sampling
+from shoal.kernels.cpu import bindings
 from shoal.kernels.cpu import sampling as native
 from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.threads import current_pool, pool_for, using
@@ -30,6 +31,10 @@ def scaled(rows: int, vocabulary: int, spread: float, masked: float = 0.0) -> Te
 def uniforms(rows: int) -> Tensor:
     index = torch.arange(rows)
     return sampling.keyed_uniform(index * 31 - 5, index * 7, index % 3)
+
+
+def test_ops_run_on_the_library_under_test() -> None:
+    assert current_pool()._native is pool_for(1)._native is bindings.loaded()
 
 
 def test_uniforms() -> None:
