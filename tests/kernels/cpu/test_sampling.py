@@ -63,6 +63,21 @@ def test_draws(vocabulary: int, spread: float, masked: float) -> None:
     assert torch.equal(native.draw_cut(*args), sampling.draw_cut(*args))
 
 
+@pytest.mark.parametrize("aside", [-1e-10, 1e-10])
+def test_draws_beside_the_border_between_two_tokens(aside: float) -> None:
+    """Far nearer than float32 would tell them apart: weights and their sums are float64."""
+    rows, most = 60, 20
+    x = draw(rows, 300)
+    x -= x.amax(-1, keepdim=True)
+    upto = x.topk(most).values.double().exp().cumsum(-1)
+    place = torch.arange(rows) % (most - 1)
+    u = upto.gather(1, place[:, None])[:, 0] / upto[:, -1] * (1 + aside)
+    ids = x.topk(most).indices.gather(1, place[:, None] + (aside > 0))[:, 0]
+    args = (x, u, torch.full((rows,), most), most, torch.zeros(rows), torch.ones(rows))
+    assert torch.equal(sampling.draw_cut(*args), ids)
+    assert torch.equal(native.draw_cut(*args), ids)
+
+
 def test_a_row_of_nan_or_nothing_stays_inside_the_vocabulary() -> None:
     u = torch.tensor([0.3, 0.9])
     for value in (torch.nan, -torch.inf):
