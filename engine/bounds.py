@@ -14,6 +14,8 @@ Params = Any
 
 MAX_N = 128
 MAX_STOPS = 64
+MAX_BEAM_STOPS = 64
+"""Of stop_token_ids: each makes every beam tell one candidate more."""
 MAX_BAD_WORDS = 1024
 MAX_WORD_LENGTH = 4096
 """Characters of one stop string or bad word."""
@@ -180,6 +182,13 @@ def _check_beams(params: Params) -> None:
         bool(params.stops),
         "stop strings cannot end a beam; use stop_token_ids with use_beam_search",
         "stop",
+    )
+    num_stops = len(params.stop_token_ids or ())
+    _refuse(
+        num_stops > MAX_BEAM_STOPS,
+        f"stop_token_ids takes at most {MAX_BEAM_STOPS} ids with use_beam_search, got {num_stops}: "
+        "name fewer, or ask without beams",
+        "stop_token_ids",
     )
     _refuse(params.max_tokens == 0, "use_beam_search needs max_tokens of at least 1", "max_tokens")
 

@@ -27,6 +27,10 @@ class Pending(Protocol):
 class Rank(Protocol):
     """One rank: what an executor asks of `worker.worker.Worker`."""
 
+    def overlaps(self, config: EngineConfig) -> bool:
+        """Whether it would compute on a device that does so by itself. Raises ConfigError."""
+        ...
+
     def start(self, config: EngineConfig) -> Capacity:
         """Load and size. Raises ConfigError, LoadError."""
         ...
@@ -75,7 +79,7 @@ class LocalExecutor:
         self.depth = 2 if config.async_scheduling else 1
         self._rank = rank
         self._on_load = on_load
-        self._lane: Lane = ThreadPoolExecutor(1, "shoal-rank") if self.depth > 1 else _Inline()
+        self._lane: Lane = _Inline()
         self._under_way: deque[Future[Result | Pending]] = deque()
         self._overlaps = False
         self._lost: WorkerLost | None = None
@@ -90,10 +94,12 @@ class LocalExecutor:
             from .worker.worker import Worker
 
             self._rank = Worker(self._on_load)
-        capacity = self._lane.submit(self._rank.start, config).result()
-        self._overlaps = capacity.overlaps
+        self._overlaps = self._rank.overlaps(config)
         if self._overlaps and config.async_scheduling is None:
             self.depth = 2
+        if self.depth > 1 and not self._overlaps:
+            self._lane = ThreadPoolExecutor(1, "shoal-rank")
+        capacity: Capacity = self._lane.submit(self._rank.start, config).result()
         return capacity
 
     def watch(self, on_lost: Callable[[WorkerLost], None]) -> None:

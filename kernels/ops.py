@@ -443,3 +443,8 @@ def top_tokens(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
     values [R, V] float32. By descending value and then ascending id; at -inf an id means nothing.
     """
     return _backend("top_tokens", values)(values, most)  # type: ignore[no-any-return]
+
+
+def count_above(values: Tensor, bounds: Tensor) -> Tensor:
+    """How many of values [R, V] are greater than each of bounds [R, C] of the row: [R, C] int64."""
+    return _backend("count_above", values)(values, bounds)  # type: ignore[no-any-return]

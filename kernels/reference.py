@@ -14,6 +14,7 @@ from torch import Tensor
 from .cpu.ranks import Ranks
 from .reference_attention import paged_attention, plan_attention
 from .sampling import (
+    count_above,
     draw_any,
     draw_cut,
     draw_nucleus,
@@ -30,6 +31,7 @@ __all__ = [
     "add",
     "add_layer_norm",
     "add_rms_norm",
+    "count_above",
     "draw_any",
     "draw_cut",
     "draw_nucleus",

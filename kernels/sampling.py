@@ -151,6 +151,14 @@ def top_tokens(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return ids[:, :most], kept[:, :most]
 
 
+def count_above(values: Tensor, bounds: Tensor) -> Tensor:
+    """How many values of its row are greater than each bound: [R, C] int64.
+
+    values [R, V], bounds [R, C] float32. NaN is greater than nothing, and nothing than NaN.
+    """
+    return torch.stack([(values > bound[:, None]).sum(-1) for bound in bounds.T], -1)
+
+
 def _draw_above(x: Tensor, floor: Tensor, total: Tensor | None, top_p: Tensor, u: Tensor) -> Tensor:
     """Draw among the tokens of at least `floor`; `total` is the weight that top_p is a share of."""
     ids, values = _sorted_above(x, floor)

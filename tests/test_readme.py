@@ -120,6 +120,7 @@ def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
         "`n`, `best_of`": bounds.MAX_N,
         "`logprobs`": settings["max_logprobs"].default,
         "`stop`": bounds.MAX_STOPS,
+        "`stop_token_ids` with": bounds.MAX_BEAM_STOPS,
         "`bad_words`": bounds.MAX_BAD_WORDS,
         "rendering": confined.CPU_S,
         "what waits": sender.MAX_WAITING_BYTES,

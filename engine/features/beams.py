@@ -28,6 +28,27 @@ class _Beam(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+class _Child(NamedTuple):
+    """A beam and a token that could follow it. The greatest is the best, of equals the first one of
+    the best beam.
+    """
+
+    score: float
+    minus_rank: int
+    minus_place: int
+    beam: _Beam
+    candidate: Candidate
+
+    def grown(self) -> _Beam:
+        """The beam with that token."""
+        return _Beam(
+            self.beam.member,
+            self.score,
+            (*self.beam.tokens, self.candidate.token),
+            (*self.beam.logprobs, self.candidate.logprobs),
+        )
+
+
 class _Finished(NamedTuple):
     """A sequence that has ended, and what it is worth."""
 
@@ -39,12 +60,13 @@ class BeamSearch:
     """One request's search; a `Lockstep` of as many members as there are beams.
 
     `ends` are the tokens that end a sequence, True for those that are a reason to tell; after
-    `most` tokens every one ends.
+    `most` tokens every one ends. A beam tells its `num_candidates` best continuations: among them
+    are as many that go on as there are beams, though each end came before them.
     """
 
     def __init__(self, params: SamplingParams, ends: Mapping[int, bool], most: int) -> None:
         self.num_members = params.width
-        self.num_candidates = max(2, 1 + len(ends)) * params.width
+        self.num_candidates = params.width + len(ends)
         self._params = params
         self._ends = ends
         self._most = most
@@ -55,29 +77,27 @@ class BeamSearch:
     def advance(self, candidates: Mapping[int, tuple[Candidate, ...]]) -> dict[int, Heir]:
         """See Lockstep."""
         self._length += 1
-        pool = [
-            (beam.score + candidate.score, -rank, -place, beam, candidate)
+        children = [
+            _Child(beam.score + candidate.score, -rank, -place, beam, candidate)
             for rank, beam in enumerate(self._beams)
             for place, candidate in enumerate(candidates[beam.member])
         ]
-        best = heapq.nlargest(self.num_candidates, pool, key=lambda entry: entry[:3])
-        beams: list[_Beam] = []
-        for place, (score, _, _, beam, candidate) in enumerate(best):
-            child = _Beam(
-                beam.member,
-                score,
-                (*beam.tokens, candidate.token),
-                (*beam.logprobs, candidate.logprobs),
-            )
-            if self._length < self._most and candidate.token not in self._ends:
-                beams.append(child)
-            elif place < self.num_members:
-                self._finish(child)
-        return self._seat(beams[: self.num_members])
+        over = self._length >= self._most
+        for child in self._best(children):
+            if over or child.candidate.token in self._ends:
+                self._finish(child.grown())
+        going = [
+            child for child in children if not over and child.candidate.token not in self._ends
+        ]
+        return self._seat([child.grown() for child in self._best(going)])
 
     def endings(self) -> tuple[Ending, ...]:
         """See Lockstep."""
         return tuple(finished.ending for finished in self._finished[: self._params.n])
+
+    def _best(self, children: list[_Child]) -> list[_Child]:
+        """As many of them as there are beams, best first."""
+        return heapq.nlargest(self.num_members, children, key=lambda child: child[:3])
 
     def _finish(self, beam: _Beam) -> None:
         last = beam.tokens[-1]

@@ -45,6 +45,7 @@ SAMPLING = {
     "draw_cut": torch.float32,
     "draw_nucleus": torch.float32,
     "top_tokens": torch.float32,
+    "count_above": torch.float32,
 }
 """Ops between logits and tokens, most of them only for rows that ask, and what they read."""
 
@@ -87,7 +88,7 @@ class _Ground(NamedTuple):
         dtype = dtype or self.dtype
         runs = ops.computed_by(op, self.device.place, dtype, self.device.choice)
         if not self.device.packs_weights:
-            torchs = "cuBLAS" if op in ("linear", "logits") else "one kernel of torch's own"
+            torchs = "cuBLAS" if op in ("linear", "logits") else "kernels of torch's own"
             return runs, torchs if runs == "torch" else ""
         gap = backend.gap(self.dtype) if runs == "torch" else None
         if op in PAGED:
@@ -259,7 +260,10 @@ def _whose(model: ModelConfig, config: EngineConfig) -> str:
 
 def _sampling(ground: _Ground) -> list[Part]:
     found = [(op, *ground.computed(op, dtype)) for op, dtype in SAMPLING.items()]
-    return [Part(part="sampling", op=op, runs=runs, why=why) for op, runs, why in found]
+    indexing = ("copies and masks of rows", "torch", "plain indexing, for rows that ask")
+    return [
+        Part(part="sampling", op=op, runs=runs, why=why) for op, runs, why in (*found, indexing)
+    ]
 
 
 def _ranks(config: EngineConfig, device: Device) -> str:

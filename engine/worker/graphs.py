@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
-from ...kernels.cpu.bindings import Pool
+from ...kernels.cpu.bindings import OpFailed, Pool
 from ...kernels.cpu.recorder import NotRecordable, Recorder, Rows
-from ...kernels.cpu.tape import Counts, StepFailed, Tape
+from ...kernels.cpu.structures import Kind
+from ...kernels.cpu.tape import Counts, Tape
 from ..errors import WorkerLost
 from ..model.batch import ModelInput
 from ..model.zoo.registry import CausalLM
@@ -126,8 +127,11 @@ class Taped:
         with self._progress.replaying(self.tape.words, self.tape.cell):
             try:
                 return self.tape.run(self._pool, counts)
-            except StepFailed as failed:
-                raise WorkerLost(f"a rank beside this one has ended, at {failed}") from failed
+            except OpFailed as failed:
+                if failed.kind is not Kind.REDUCE:
+                    raise
+                where = f"a rank beside this one has ended, at {failed.where}"
+                raise WorkerLost(where) from failed
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._model.logits(hidden)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels import ops
 from ..model.batch import ModelInput
 from ..plan import Candidate, Plan, Result
 from ..request import TokenLogprobs
@@ -203,7 +204,7 @@ class Runner:
                 self._progress.at("scoring a prompt")
                 logits = self._forward.logits(hidden[piece])
                 if self._seat.answers:
-                    logprobs = logits.log_softmax(-1)
+                    logprobs = ops.log_softmax(logits)
                     entries.append(score(logprobs, tokens[piece], most[piece], self._device))
             hidden = hidden[span.num_tokens :]
         return scores

@@ -7,7 +7,7 @@ sampled is reported and leaves the others as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ...kernels import ops
 from ..plan import Candidate
 from ..request import TokenLogprobs
-from .columns import NONE, Edits, SamplingColumns
+from .columns import NONE, Bias, Edits, SamplingColumns
 from .device import Device, Download
 from .slots import Slots
 
@@ -173,10 +173,10 @@ class Sampler:
         """Allowed ids, bias, bad words and least length of these rows, in place; whether each had
         a NaN.
         """
-        nan = logits[self._index(rows)].isnan().any(-1)
-        broken = _Broken(rows.tolist(), self._device.download(nan))
-        added: list[tuple[int, int, float]] = []
-        banned: list[tuple[int, int]] = []
+        top, _ = ops.greatest(_rows(logits, self._index(rows)))  # a NaN is greater than any number
+        broken = _Broken(rows.tolist(), self._device.download(top.isnan()))
+        biased: list[tuple[int, Bias]] = []
+        banned: list[tuple[int, Tensor]] = []
         for row in rows.tolist():
             at, place = int(slot[row]), int(position[row])
             edits = self._columns.edits[at]
@@ -184,38 +184,35 @@ class Sampler:
                 kept = logits[row, edits.allowed]
                 logits[row].fill_(-torch.inf)
                 logits[row, edits.allowed] = kept
-            added += [(row, token, amount) for token, amount in edits.bias.items()]
-            banned += [(row, token) for token in self._banned(edits, at, place)]
-        if added:
-            index, amounts = self._places([entry[:2] for entry in added]), [e[2] for e in added]
-            logits[index] += self._device.upload(np.array(amounts, dtype=np.float32))
+            if edits.bias is not None:
+                biased.append((row, edits.bias))
+            banned += [(row, ids) for ids in self._banned(edits, at, place)]
+        if biased:
+            index = self._places([(row, bias.ids) for row, bias in biased])
+            logits[index] += torch.cat([bias.amounts for _, bias in biased])
         if banned:
             logits[self._places(banned)] = -torch.inf
         return broken
 
-    def _places(self, pairs: list[tuple[int, int]]) -> tuple[Tensor, ...]:
-        """An index of (row, token) pairs."""
-        return self._device.upload(np.array(pairs, dtype=np.int64)).unbind(1)
+    def _places(self, pieces: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+        """An index of all tokens of these rows."""
+        rows, tokens = zip(*pieces, strict=True)
+        counts = [len(ids) for ids in tokens]
+        row, count = self._device.upload_all(np.array(rows), np.array(counts))
+        return row.repeat_interleave(count, output_size=sum(counts)), torch.cat(tokens)
 
-    def _banned(self, edits: Edits, slot: int, position: int) -> tuple[int, ...]:
+    def _banned(self, edits: Edits, slot: int, position: int) -> Iterator[Tensor]:
         """Tokens that a row may not sample now: bad words, and its ends while it is too short."""
-        banned = edits.banned
-        if edits.phrases:
-            banned += self._completing(edits, slot, position)
-        if self._num_emitted(slot, position) < edits.min_tokens:
-            banned += edits.stops
-        return banned
-
-    def _completing(self, edits: Edits, slot: int, position: int) -> tuple[int, ...]:
-        """The tokens that would complete a bad word whose beginning the emitted end is."""
-        longest = max(map(len, edits.phrases)) - 1
-        reach = min(longest, self._num_emitted(slot, position))
-        end = tuple(self._slots.emitted(slot, position - reach, position))
-        return tuple(
-            phrase[-1]
-            for phrase in edits.phrases
-            if len(phrase) - 1 <= reach and end[reach - len(phrase) + 1 :] == phrase[:-1]
-        )
+        num_emitted = self._num_emitted(slot, position)
+        if edits.banned is not None:
+            yield edits.banned
+        if edits.phrases is not None:
+            reach = min(edits.phrases.reach, num_emitted)
+            emitted = self._slots.emitted(slot, position - reach, position)
+            if completing := edits.phrases.completing(emitted):
+                yield self._device.upload(np.array(completing))
+        if edits.stops is not None and num_emitted < edits.min_tokens:
+            yield edits.stops
 
     def _num_emitted(self, slot: int, position: int) -> int:
         return position - int(self._columns.num_prompt[slot])
@@ -240,7 +237,8 @@ class Sampler:
 
     def _process(self, logits: Tensor, slot: int, position: int) -> str | None:
         """Run a row's processors over a copy of it; the reason if that went wrong."""
-        emitted = self._slots.emitted(slot, int(self._columns.num_prompt[slot]), position)
+        begin = int(self._columns.num_prompt[slot])
+        emitted = self._slots.emitted(slot, begin, position).tolist()
         value: Any = logits.clone()
         for processor in self._columns.edits[slot].processors:
             try:
@@ -314,8 +312,8 @@ def score(
     number of tokens more probable; equal ones are listed by id.
     """
     chosen = logprobs.gather(1, tokens[:, None])
-    ranks = (logprobs > chosen).sum(-1) + 1
-    parts = [chosen[:, 0], ranks]
+    ranks = ops.count_above(logprobs, chosen) + 1
+    parts = [chosen[:, 0], ranks[:, 0]]
     if greatest := int(most.max()):
         parts += ops.top_tokens(logprobs, greatest)
     found = [device.download(part) for part in parts]
@@ -343,7 +341,7 @@ def rank_candidates(
     """
     ids, values = ops.top_tokens(scores, int(num.max()))
     chosen = raw.gather(1, ids)
-    ranks = torch.stack([(raw > column[:, None]).sum(-1) + 1 for column in chosen.T], -1)
+    ranks = ops.count_above(raw, chosen) + 1
     tops = score(raw, ids[:, 0], most, device)
     found = [device.download(part) for part in (ids, values, chosen, ranks)]
 

@@ -59,9 +59,10 @@ class Slots:
         self._widen_ids(most + 1)
         self.ids[slots, positions] = tokens.to(torch.int32)
 
-    def emitted(self, slot: int, begin: int, end: int) -> list[int]:
-        """Token ids at positions begin .. end, on the host: waits for the device."""
-        return [int(token) for token in self.ids[slot, begin:end].tolist()]
+    def emitted(self, slot: int, begin: int, end: int) -> np.ndarray[Any, Any]:
+        """Token ids [n] int32 at positions begin .. end, on the host: waits for the device."""
+        found: np.ndarray[Any, Any] = self.ids[slot, begin:end].cpu().numpy()
+        return found
 
     def _write_ids(self, pieces: Sequence[tuple[int, int, Sequence[int]]]) -> None:
         self._widen_ids(max(begin + len(tokens) for _, begin, tokens in pieces))

@@ -205,6 +205,13 @@ class Worker:
             "gaps": lambda: list(self.progress.gaps),
         }
 
+    def overlaps(self, config: EngineConfig) -> bool:
+        """Whether it would compute on a device that does so by itself; `start` need not have been.
+
+        Raises ConfigError.
+        """
+        return pick(config.device).overlaps
+
     def start(self, config: EngineConfig) -> Capacity:
         """Meet the other ranks, load the model, size the cache, and say what came of it.
 

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .. import reference
 from . import recorder
 from .binding import bind
-from .bindings import absence, has
+from .bindings import OpFailed, absence, has
 from .panels import DTYPES as NATIVE
 from .panels import Packed
 from .ranks import Ranks
@@ -369,8 +369,8 @@ def _run(kind: Kind, like: Tensor, fields: dict[str, Any], *, sequences: int = 0
         return
     args = bind(kind, fields)
     sizes = Sizes(rows, rows, sequences)
-    failed = current_pool().run((Step * 1)(step(kind, args)), sizes)
-    assert not failed, f"{kind.name} failed"
+    if current_pool().run((Step * 1)(step(kind, args)), sizes):
+        raise OpFailed(kind)
 
 
 def _fall_back(op: str, makes: Callable[[], Any] | None, *args: Any, **options: Any) -> Tensor:

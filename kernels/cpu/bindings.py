@@ -78,6 +78,21 @@ def has(kind: Kind) -> bool:
     return native is not None and bool(native.shoal_has(kind))
 
 
+class OpFailed(RuntimeError):
+    """The native op `kind` failed, at `where` in a step: REDUCE where a rank beside this one is
+    gone, any for want of threads after a fork.
+    """
+
+    def __init__(self, kind: Kind, where: str = "") -> None:
+        super().__init__(kind, where)
+        self.kind = kind
+        self.where = where
+
+    def __str__(self) -> str:
+        at = f", at {self.where}" if self.where else ""
+        return f"the native op {self.kind.name} failed{at}: there are no threads after a fork"
+
+
 class Pool:
     """Threads that run steps together. One thread may run it at a time."""
 

@@ -248,6 +248,14 @@ struct TopTokens {
     int64_t columns, most;
 };
 
+// counts[s, j] = how many values of row s are greater than bounds[s, j]; both [S, num].
+struct CountAbove {
+    Matrix values;
+    const float* bounds;
+    int64_t* counts;
+    int64_t columns, num;
+};
+
 // out = x - log(sum of e^x); out may be x.
 struct LogSoftmax {
     Matrix x, out;
@@ -270,7 +278,7 @@ struct Penalize {
 enum Kind : int32_t {
     EMBED, LINEAR, NORM, ADD_ROWS, ANGLES, ROPE, STORE_KV, ATTEND, ACTIVATE, GATHER, ARGMAX, REDUCE,
     ROPE_STORE,
-    KEYED_UNIFORM, TEMPER, DRAW, TOP_TOKENS, LOG_SOFTMAX, PENALIZE,
+    KEYED_UNIFORM, TEMPER, DRAW, TOP_TOKENS, LOG_SOFTMAX, PENALIZE, COUNT_ABOVE,
     NUM_KINDS,
 };
 

@@ -82,6 +82,7 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
         made.ops[TOP_TOKENS] = top_tokens;
         made.ops[LOG_SOFTMAX] = log_softmax;
         made.ops[PENALIZE] = penalize;
+        made.ops[COUNT_ABOVE] = count_above;
         made.pack = pack;
 #ifdef HAS_TILES
         made.begin = tiles_begin;

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import sampling
 from .binding import bind
-from .bindings import has
+from .bindings import OpFailed, has
 from .structures import Kind, Sizes, Step, step
 from .threads import pool_for
 
@@ -22,7 +22,7 @@ def _run(kind: Kind, num_rows: int, /, **fields: Any) -> None:
     args = bind(kind, fields)
     pool = pool_for(num_rows * fields.get("columns", 1))
     if pool.run((Step * 1)(step(kind, args)), Sizes(0, num_rows, 0)):
-        raise RuntimeError(f"the native op {kind.name} failed: there are no threads after a fork")
+        raise OpFailed(kind)
 
 
 def _takes(*matrices: Tensor) -> bool:
@@ -121,3 +121,13 @@ def top_tokens(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
     kept = values.new_empty(rows, most)
     _run(Kind.TOP_TOKENS, rows, values=values, ids=ids, kept=kept, columns=columns, most=most)
     return ids, kept
+
+
+def count_above(values: Tensor, bounds: Tensor) -> Tensor:
+    if not _takes(values):
+        return sampling.count_above(values, bounds)
+    counts = torch.empty(bounds.shape, dtype=torch.int64)
+    sizes = {"columns": values.shape[1], "num": bounds.shape[1]}
+    fields = {"values": values, "bounds": bounds.contiguous(), "counts": counts}
+    _run(Kind.COUNT_ABOVE, len(values), **fields, **sizes)
+    return counts

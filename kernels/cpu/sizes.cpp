@@ -28,6 +28,7 @@ SHOAL_API int64_t shoal_size_of(int32_t kind) {
         case TOP_TOKENS: return sizeof(TopTokens);
         case LOG_SOFTMAX: return sizeof(LogSoftmax);
         case PENALIZE: return sizeof(Penalize);
+        case COUNT_ABOVE: return sizeof(CountAbove);
         default: return 0;
     }
 }

@@ -57,6 +57,7 @@ class Kind(IntEnum):
     TOP_TOKENS = 16
     LOG_SOFTMAX = 17
     PENALIZE = 18
+    COUNT_ABOVE = 19
 
 
 class Sizes(ctypes.Structure):
@@ -269,6 +270,16 @@ class TopTokens(ctypes.Structure):
     )
 
 
+class CountAbove(ctypes.Structure):
+    _fields_ = (
+        ("values", Matrix),
+        ("bounds", c_void_p),
+        ("counts", c_void_p),
+        ("columns", c_int64),
+        ("num", c_int64),
+    )
+
+
 class LogSoftmax(ctypes.Structure):
     _fields_ = (("x", Matrix), ("out", Matrix), ("columns", c_int64))
 
@@ -316,6 +327,7 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
     Kind.TOP_TOKENS: TopTokens,
     Kind.LOG_SOFTMAX: LogSoftmax,
     Kind.PENALIZE: Penalize,
+    Kind.COUNT_ABOVE: CountAbove,
 }
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from . import memory
 from .binding import bind
-from .bindings import Pool
+from .bindings import OpFailed, Pool
 from .panels import DTYPES
 from .passes import simplify
 from .recorder import Answer, Buffer, Line, Rows, View
-from .structures import Dtype, Extent, Matrix, Sizes, Step, step
+from .structures import Dtype, Extent, Kind, Matrix, Sizes, Step, step
 
 _ALIGNMENT = 4096
 _SKEW = 320
@@ -41,10 +41,6 @@ class Counts(NamedTuple):
         if rows is Rows.STARTS:
             return self.sequences + 1
         return int(getattr(self, rows.value))
-
-
-class StepFailed(Exception):
-    """A native op failed; the message names it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +71,7 @@ class Tape:
     def run(self, pool: Pool, counts: Counts) -> Tensor:
         """Run it over what the given buffers hold now.
 
-        The result's rows; they are good until the next run. Raises StepFailed.
+        The result's rows; they are good until the next run. Raises OpFailed.
         """
         sizes = Sizes(counts.tokens, counts.wanted, counts.sequences)
         cell = ctypes.addressof(self.cell)
@@ -84,7 +80,8 @@ class Tape:
             if isinstance(segment, Line):
                 self._call(segment, counts, answers)
             elif failed := pool.run(segment.steps, sizes, cell):
-                raise StepFailed(self.words[segment.steps[failed - 1].mark - 1])
+                broken = segment.steps[failed - 1]
+                raise OpFailed(Kind(broken.kind), self.words[broken.mark - 1])
         return self._tensor(self._result, counts)
 
     @property

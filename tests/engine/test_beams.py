@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 from shoal.engine.beam_search import BeamSearchParams
+from shoal.engine.bounds import MAX_BEAM_STOPS
 from shoal.engine.errors import InvalidRequest
+from shoal.engine.features.beams import BeamSearch
 from shoal.engine.llm import LLM
-from shoal.engine.request import SamplingParams
+from shoal.engine.plan import Candidate
+from shoal.engine.request import SamplingParams, TokenLogprobs
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 NEW = 12
@@ -208,6 +212,10 @@ def test_beam_search_in_vllms_shape(llm: LLM) -> None:
         ({"n": 1}, "at least 2 beams"),
         ({"n": 3, "best_of": 2}, r"best_of must be between n \(3\)"),
         ({"stop": ["x"]}, "stop_token_ids"),
+        (
+            {"stop_token_ids": range(MAX_BEAM_STOPS + 1)},
+            f"at most {MAX_BEAM_STOPS} ids with use_beam_search, got {MAX_BEAM_STOPS + 1}",
+        ),
         ({"early_stopping": "always"}, "'never'"),
         ({"length_penalty": "1"}, "length_penalty must be a number"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -222,6 +230,29 @@ def test_what_a_search_cannot_do_is_refused_by_name(
     values: dict[str, Any] = {"n": 2, "use_beam_search": True, "temperature": 0}
     with pytest.raises(InvalidRequest, match=named):
         llm.generate("Hello", SamplingParams(**{**values, **wrong}), use_tqdm=False)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_beam_need_tell_no_more_than_its_width_and_one_for_each_end(seed: int) -> None:
+    """Whatever else could follow it, the search finds the same."""
+    rng = random.Random(seed)
+    width, vocabulary, ends = 3, 40, dict.fromkeys(rng.sample(range(40), 7), True)
+    params = SamplingParams(n=width, use_beam_search=True, temperature=0)
+    few, every = (BeamSearch(params, ends, 6) for _ in range(2))
+    assert few.num_candidates == width + len(ends)
+    heirs = None
+    while heirs != {}:
+        told = {}
+        for member in range(width):
+            scores = {token: -rng.randrange(1, 30) / 8 for token in range(vocabulary)}
+            scores |= {end: -rng.randrange(1, 12) / 8 for end in ends}
+            best = sorted(scores, key=lambda token: (-scores[token], token))
+            told[member] = tuple(
+                Candidate(token, scores[token], TokenLogprobs(scores[token], 1)) for token in best
+            )
+        heirs = few.advance({m: found[: few.num_candidates] for m, found in told.items()})
+        assert heirs == every.advance(told)
+    assert few.endings() == every.endings() != ()
 
 
 def test_a_search_with_nowhere_to_go_fails_alone(llm: LLM) -> None:

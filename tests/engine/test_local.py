@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -40,6 +39,9 @@ class FakeRank:
         self.fatal = fatal
         self.log: list[object] = []
         self.thread: threading.Thread | None = None
+
+    def overlaps(self, config):
+        return False
 
     def start(self, config):
         if config.max_num_seqs == 1:
@@ -180,11 +182,11 @@ def test_closing_drops_what_waits(config):
 class Device(FakeRank):
     """A rank whose device computes by itself: `launch` returns before anything is done."""
 
-    def start(self, config):
-        super().start(config)
-        return dataclasses.replace(FOUND, overlaps=True)
+    def overlaps(self, config):
+        return True
 
     def launch(self, plan):
+        assert threading.current_thread() is self.thread
         self.log.append(f"launch {plan.step}")
         done: Future[Result] = Future()
         finish = done.result
@@ -203,7 +205,7 @@ def test_a_device_that_computes_by_itself_is_told_of_the_next_plan_first(asked, 
     executor = LocalExecutor(EngineConfig(async_scheduling=asked), rank)
     executor.start(EngineConfig(async_scheduling=asked))
     assert executor.depth == depth
-    rank.thread = threading.current_thread()  # who reads, waits
+    assert rank.thread is threading.current_thread()
     for step in range(depth):
         executor.submit(Plan(step=step))
     assert [executor.collect().step for _ in range(depth)] == list(range(depth))

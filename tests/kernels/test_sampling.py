@@ -96,6 +96,12 @@ def test_what_is_masked_is_not_among_the_top():
     assert ids[1].tolist() == [2, 1, 0] and ids[0, 0] == 1
 
 
+def test_counts_of_what_is_greater():
+    values = torch.tensor([[1.0, 3.0, 3.0, -2.0], [-torch.inf, math.nan, 0.0, 5.0]])
+    bounds = torch.tensor([[3.0, 1.0, -9.0], [math.nan, -torch.inf, 0.0]])
+    assert ops.count_above(values, bounds).tolist() == [[0, 2, 4], [0, 2, 1]]
+
+
 def test_penalties_by_hand():
     random.seed(0)
     vocab, rows = 50, 6

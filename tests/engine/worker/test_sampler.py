@@ -13,7 +13,8 @@ from shoal.engine.plan import Start
 from shoal.engine.request import SamplingParams
 from shoal.engine.worker import sampler as sampler_module
 from shoal.engine.worker.columns import SamplingColumns, fold_seed
-from shoal.engine.worker.device import pick
+from shoal.engine.worker.device import Device, pick
+from shoal.engine.worker.phrases import Phrases
 from shoal.engine.worker.sampler import Sampler
 from shoal.engine.worker.slots import Slots
 
@@ -212,6 +213,44 @@ def test_a_bad_word_of_several_tokens_is_banned_only_where_it_would_end():
         assert Bench([start(0, params, (4, 4), emitted)]).sample(logits).ids == [expected]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_completes_a_phrase(seed):
+    rng = random.Random(seed)
+
+    def some(least, most):
+        return [rng.choice((1, 2, 2**20)) for _ in range(rng.randint(least, most))]
+
+    words = [some(2, 5) for _ in range(30)]
+    phrases = Phrases(words)
+    assert phrases.reach == max(map(len, words)) - 1
+    for _ in range(30):
+        emitted = some(0, phrases.reach)
+        found = phrases.completing(np.array(emitted, dtype=np.int32))
+        text = [0] * 5 + emitted
+        assert sorted(found) == sorted(
+            word[-1] for word in words if text[len(text) + 1 - len(word) :] == word[:-1]
+        )
+
+
+def test_what_a_row_asks_for_goes_to_the_device_when_it_enters(monkeypatch):
+    asked = SamplingParams(
+        temperature=0.0,
+        logit_bias={token: token / 8 for token in range(VOCAB)},
+        allowed_token_ids=range(0, VOCAB, 2),
+        bad_words_ids=[[token] for token in range(80, VOCAB)],
+        stop_token_ids=range(40, 79),
+        min_tokens=3,
+        max_tokens=None,
+    )
+    bench = Bench([start(slot, asked) for slot in range(3)])
+    sizes = []
+    upload = Device.upload
+    monkeypatch.setattr(Device, "upload", lambda d, a: sizes.append(a.size) or upload(d, a))
+    logits = some_logits(3, 4) / 100
+    assert bench.sample(logits).ids == [38] * 3
+    assert max(sizes) <= 12  # rows of two lists each, and how long these are
+
+
 def test_ignoring_the_end_leaves_it_to_be_sampled():
     logits = torch.zeros(1, VOCAB)
     logits[0, 3] = 5.0
@@ -246,6 +285,27 @@ def test_log_probabilities_are_those_of_the_raw_logits():
 
 def raising(emitted, row):
     raise RuntimeError("no")
+
+
+def test_candidates_are_the_best_after_edits_with_what_they_were_before():
+    logits = some_logits(3, 8)
+    params = SamplingParams(
+        n=4, use_beam_search=True, temperature=0, logit_bias={90: 30.0, 91: -30.0}, logprobs=2
+    )
+    asked = start(0, params)._replace(candidates=6)
+    found = Bench([start(1, SamplingParams()), asked, start(2, params)]).sample(logits)
+    assert set(found.candidates) == {1}
+    raw = logits[1].log_softmax(-1)
+    scores = raw.clone()
+    scores[90], scores[91] = raw[90] + 30, raw[91] - 30
+    told = found.candidates[1]
+    assert [one.token for one in told] == scores.topk(6).indices.tolist()
+    assert told[0].token == 90
+    for one in told:
+        assert one.score == pytest.approx(float(scores[one.token]), abs=1e-5)
+        assert one.logprobs.logprob == pytest.approx(float(raw[one.token]), abs=1e-5)
+        assert one.logprobs.rank == 1 + int((raw > raw[one.token]).sum())
+        assert [token for token, _ in one.logprobs.top] == raw.topk(2).indices.tolist()
 
 
 FAULTS = [

@@ -11,13 +11,13 @@ import pytest
 import torch
 from shoal.engine.config import EngineConfig
 from shoal.engine.core.scheduler import Scheduler
-from shoal.engine.errors import ConfigError, LoadError
+from shoal.engine.errors import ConfigError, LoadError, WorkerLost
 from shoal.engine.local import LocalExecutor
 from shoal.engine.loop import Loop
 from shoal.engine.request import FinishReason, Request, SamplingParams
 from shoal.engine.worker.device import Device
 from shoal.engine.worker.worker import Worker, forecast
-from shoal.kernels.cpu.bindings import loaded
+from shoal.kernels.cpu.bindings import Pool, loaded
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 VOCAB, POISON = 128, 77
@@ -357,6 +357,14 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(folder, tmp_path, over
         model=str(tmp_path), num_gpu_blocks_override=3, max_model_len=64, load_format="dummy"
     )
     assert set(Worker().start(dummy).num_blocks) == {3}
+
+
+def test_a_step_that_finds_no_threads_blames_no_rank_beside_it(engine, monkeypatch):
+    run = engine()
+    monkeypatch.setattr(Pool, "run", lambda *given: 1)
+    with pytest.raises(WorkerLost, match=r"the native op \w+ failed, at .*, \w+: ") as error:
+        run.one((5, 6), greedy())
+    assert "beside" not in str(error.value)
 
 
 def test_whoever_starts_a_rank_may_watch_it_load(folder):

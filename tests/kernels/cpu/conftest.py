@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
-from shoal.kernels.cpu import bindings, build
+from shoal.kernels.cpu import bindings, build, threads
 
 INSTRUCTIONS = ("avx2", "avx512", "avx512bf16", "amx")
 
@@ -39,5 +39,10 @@ def instructions(
     stand_in = emulated() if request.param == "amx" else None
     if stand_in is None:
         pytest.skip(f"this processor has no {request.param}")
+    own = threads._Own()
     monkeypatch.setattr(bindings, "loaded", lambda: stand_in)
+    monkeypatch.setattr(threads, "_own", own)
     yield request.param
+    for pool in (own.opened, own.alone):
+        if pool is not None:
+            pool.close()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from shoal.kernels import ops, reference
+from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.panels import Packed
+from shoal.kernels.cpu.threads import using
 from torch import Tensor
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -87,6 +89,14 @@ def test_the_greatest_logit_is_that_of_the_logits(dtype: torch.dtype, rows: int)
         assert torch.equal(top.view(torch.int32)[3:], right.view(torch.int32)[3:])
         assert torch.equal(top.nan_to_num(7), right.nan_to_num(7))
         assert torch.equal(tokens, ids)
+
+
+def test_an_op_that_fails_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(1)
+    monkeypatch.setattr(pool, "run", lambda *given: 1)
+    with using(pool), pytest.raises(RuntimeError, match="the native op GATHER failed"):
+        ops.gather(draw(7, 5, dtype=torch.float32), torch.tensor([6]))
+    pool.close()
 
 
 def test_rows_are_gathered() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from shoal.kernels import sampling
+from shoal.kernels.cpu import bindings
 from shoal.kernels.cpu import sampling as native
 from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.threads import current_pool, pool_for, using
@@ -32,6 +33,10 @@ def uniforms(rows: int) -> Tensor:
     return sampling.keyed_uniform(index * 31 - 5, index * 7, index % 3)
 
 
+def test_ops_run_on_the_library_under_test() -> None:
+    assert current_pool()._native is pool_for(1)._native is bindings.loaded()
+
+
 def test_uniforms() -> None:
     index = torch.arange(50)
     keys = torch.tensor([-1, 0, 1, 2**63 - 1, -(2**63)]).repeat(10)
@@ -56,6 +61,21 @@ def test_draws(vocabulary: int, spread: float, masked: float) -> None:
     top_p = torch.tensor([1.0, 0.7])[row % 2]
     args = (x, u, top_k, 700, min_p, top_p)
     assert torch.equal(native.draw_cut(*args), sampling.draw_cut(*args))
+
+
+@pytest.mark.parametrize("aside", [-1e-10, 1e-10])
+def test_draws_beside_the_border_between_two_tokens(aside: float) -> None:
+    """Far nearer than float32 would tell them apart: weights and their sums are float64."""
+    rows, most = 60, 20
+    x = draw(rows, 300)
+    x -= x.amax(-1, keepdim=True)
+    upto = x.topk(most).values.double().exp().cumsum(-1)
+    place = torch.arange(rows) % (most - 1)
+    u = upto.gather(1, place[:, None])[:, 0] / upto[:, -1] * (1 + aside)
+    ids = x.topk(most).indices.gather(1, place[:, None] + (aside > 0))[:, 0]
+    args = (x, u, torch.full((rows,), most), most, torch.zeros(rows), torch.ones(rows))
+    assert torch.equal(sampling.draw_cut(*args), ids)
+    assert torch.equal(native.draw_cut(*args), ids)
 
 
 def test_a_row_of_nan_or_nothing_stays_inside_the_vocabulary() -> None:
@@ -85,6 +105,24 @@ def test_rising_values_do_not_grow_what_is_kept() -> None:
     values = torch.arange(20_000.0)[None]
     ids, _ = native.top_tokens(values, 3)
     assert ids.tolist() == [[19_999, 19_998, 19_997]]
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_counts_of_what_is_greater(vocabulary: int) -> None:
+    for values in (
+        scaled(7, vocabulary, 3.0, 0.2),
+        scaled(7, vocabulary, 0.0),
+        draw(7, vocabulary),
+    ):
+        values[5, vocabulary // 3 :: 2] = torch.nan
+        bounds = values[:, torch.arange(11) * 17 % vocabulary]
+        bounds[2, 3], bounds[3, 4] = -torch.inf, torch.inf
+        found = native.count_above(values, bounds)
+        assert torch.equal(found, sampling.count_above(values, bounds))
+        part = values[:, : 1 + vocabulary // 2]
+        assert torch.equal(
+            native.count_above(part, bounds[:, :1]), sampling.count_above(part, bounds[:, :1])
+        )
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
