@@ -1,12 +1,14 @@
 """What the Triton kernels become on each kind of GPU: registers, spills, shared memory.
 
-    python benchmarks/gpu_compile.py [--targets 80,90] [--quick] [--json FILE]
+    python benchmarks/gpu_compile.py [--targets 80,gfx942] [--quick] [--json FILE]
 
 Needs no GPU: each launcher is called as the engine calls it, with tensors on the CPU, and where it
-would launch a kernel, that kernel is compiled for the target instead, by Triton and its own ptxas.
+would launch a kernel, that kernel is compiled for the target instead: for an NVIDIA GPU (80 is
+compute capability 8.0) by Triton and its own ptxas, for an AMD one by Triton's own LLVM.
 `ahead`: how many groups of copies into shared memory are still on their way when a tile's have to
-be there; with 0 a program waits for memory each time. Ends with 1 where a kernel does not compile,
-spills registers, or asks for more shared memory than the target has.
+be there; with 0 a program waits for memory each time. AMD's have no such copies, and tiles are on
+their way in registers. Ends with 1 where a kernel does not compile, spills registers, or asks for
+more shared memory than the target has.
 """
 
 from __future__ import annotations
@@ -34,8 +36,12 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-SHARED_KB = {70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-"""Shared memory that one block may use, by compute capability (CUDA C++ Programming Guide)."""
+Target = int | str
+"""A compute capability of NVIDIA's, without its dot, or an architecture of AMD's."""
+
+SHARED_KB: dict[Target, int] = {70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED_KB |= {"gfx90a": 64, "gfx942": 64}
+"""Shared memory that one block may use (CUDA C++ Programming Guide; CDNA 2 and 3 ISA)."""
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 NAMES |= {torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64"}
@@ -44,19 +50,21 @@ OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel on one target; shared memory in bytes."""
+    """One kernel on one target; registers a thread, bytes of its stack, which is what was spilled,
+    bytes of shared memory a block. `ahead` is None for AMD.
+    """
 
     kernel: str
     case: str
-    target: int
+    target: Target
     registers: int
     spilled: int
     shared: int
     warps: int
-    ahead: int
+    ahead: int | None
 
 
-def compile_for(target: int, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def compile_for(target: Target, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """Compile a kernel as a launch with these arguments would."""
     options = {name: named.pop(name) for name in OPTIONS if name in named}
     bound = inspect.signature(function.fn).bind(*args, **named).arguments
@@ -79,11 +87,20 @@ def compile_for(target: int, function: Any, args: tuple[Any, ...], named: dict[s
             if special and value % 16 == 0:
                 attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    kind = ("cuda", target, 32) if isinstance(target, int) else ("hip", target, 64)
+    return triton.compile(source, target=GPUTarget(*kind), options=options)
 
 
-def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of its stack: what was spilled."""
+def resources(built: Any) -> tuple[int, int]:
+    """Registers a thread, and bytes of its stack."""
+    if "cubin" in built.asm:
+        return _of_cubin(built.asm["cubin"])
+    asked = r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)"
+    told = dict(re.findall(asked, built.asm["amdgcn"]))
+    return int(told["vgpr_count"]), int(told["private_segment_fixed_size"])
+
+
+def _of_cubin(cubin: bytes) -> tuple[int, int]:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -96,13 +113,16 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def copies_ahead(ptx: str) -> int:
+def copies_ahead(built: Any) -> int | None:
     """The most groups of asynchronous copies that are left under way at a wait."""
+    ptx = built.asm.get("ptx")
+    if ptx is None:
+        return None
     return max(map(int, re.findall(r"cp\.async\.wait_group\s+(\w+)", ptx)), default=0)
 
 
 @contextmanager
-def compiling(target: int, case: str, made: list[Compiled]) -> Iterator[None]:
+def compiling(target: Target, case: str, made: list[Compiled]) -> Iterator[None]:
     """Compile what would be launched, once a kernel and its constants."""
     seen: set[str] = set()
 
@@ -111,11 +131,12 @@ def compiling(target: int, case: str, made: list[Compiled]) -> Iterator[None]:
             return
         seen.add(function.__name__)
         built = compile_for(target, function, args, named)
-        used = (*resources(built.asm["cubin"]), built.metadata.shared, built.metadata.num_warps)
-        ahead = copies_ahead(built.asm["ptx"])
-        made.append(Compiled(function.__name__, case, target, *used, ahead))
+        used = (*resources(built), built.metadata.shared, built.metadata.num_warps)
+        made.append(Compiled(function.__name__, case, target, *used, copies_ahead(built)))
 
-    kind = families.family_of(divmod(target, 10))
+    kind = families.Family.SAFE
+    if isinstance(target, int):
+        kind = families.family_of((target // 10, target % 10))
     with mock.patch.object(triton.runtime.JITFunction, "run", run):
         for module in (attention, linear):
             mock.patch.object(module, "family", lambda device: kind).start()
@@ -191,23 +212,24 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[[torch.dtype], None]]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--targets", default="75,80,86,90,100")
+    parser.add_argument("--targets", default=",".join(map(str, SHARED_KB)))
     parser.add_argument("--quick", action="store_true", help="one shape of attention only")
     parser.add_argument("--json", type=Path, help="write what was found there")
     chosen = parser.parse_args()
     made: list[Compiled] = []
-    for target in map(int, chosen.targets.split(",")):
-        dtype = torch.bfloat16 if target >= 80 else torch.float16
+    for name in chosen.targets.split(","):
+        target = int(name) if name.isdigit() else name
+        dtype = torch.float16 if target in (70, 75) else torch.bfloat16
         for case, launch in cases(chosen.quick):
             with compiling(target, case, made):
                 launch(dtype)
-    columns = f"{'sm':>5}{'regs':>6}{'spill':>7}{'shared KB':>11}{'warps':>7}{'ahead':>7}"
+    columns = f"{'target':>8}{'regs':>6}{'spill':>7}{'shared KB':>11}{'warps':>7}{'ahead':>7}"
     print(f"{'kernel':22}{'case':34}{columns}")
     for one in made:
         shared = one.shared / 1024
         print(
-            f"{one.kernel:22}{one.case:34}{one.target:5}{one.registers:6}{one.spilled:7}"
-            f"{shared:11.1f}{one.warps:7}{one.ahead:7}"
+            f"{one.kernel:22}{one.case:34}{one.target!s:>8}{one.registers:6}{one.spilled:7}"
+            f"{shared:11.1f}{one.warps:7}{'-' if one.ahead is None else one.ahead:>7}"
         )
     if chosen.json:
         facts = {"triton": triton.__version__, "kernels": [asdict(one) for one in made]}

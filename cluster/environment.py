@@ -113,7 +113,7 @@ PATTERNS: Mapping[str, str] = {
     "VLLM_SERVICE_": "Kubernetes sets it for a service called vllm",
     "VLLM_PORT_": "Kubernetes sets it for a service called vllm",
     "VLLM_CPU_": "the CPU's kernels are set by --threads and --cpu-memory-share alone",
-    "VLLM_ROCM_": "ROCm is not built yet",
+    "VLLM_ROCM_": "AMD's GPUs compute with the same Triton kernels as NVIDIA's",
     "VLLM_TPU_": "TPUs are not served",
     "VLLM_XLA_": "TPUs are not served",
     "VLLM_HPU_": "Gaudi is not served",

@@ -74,7 +74,7 @@ IDLE: Mapping[str, Foreign] = {
     ),
     **because("speculative decoding is not built, so no slots are kept", num_lookahead_slots=0),
     **because("a request waits for room, not for time", scheduler_delay_factor=0),
-    **because("steps are not padded", max_paddings=None),
+    **because("CUDA graphs pad rows to a power of two; no other step is padded", max_paddings=None),
     **because(
         "the token budget of --max-num-batched-tokens alone bounds a step",
         max_num_partial_prefills=1,
@@ -122,7 +122,9 @@ IDLE: Mapping[str, Foreign] = {
         guided_decoding_disable_additional_properties=False,
     ),
     **because(
-        "nothing is compiled just in time", jit_monitor_mode="warn", jit_monitor_verbose=False
+        "what Triton compiles on a GPU is not watched",
+        jit_monitor_mode="warn",
+        jit_monitor_verbose=False,
     ),
     **because("workers run without a profiler", ray_workers_use_nsight=False),
 }

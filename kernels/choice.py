@@ -16,6 +16,7 @@ from .cpu import backend as native
 from .cpu import bindings
 from .cpu import sampling as native_sampling
 from .cpu.panels import Packed
+from .gpu import choice as gpu_choice
 from .gpu.backends import LIBRARIES, Choice, backends
 
 _chosen = threading.local()
@@ -83,6 +84,13 @@ def page_columns(device: torch.device, dtype: torch.dtype, head_size: int, block
     return native.page_columns(dtype, head_size, block_size)
 
 
+def dtype_gap(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a device computes nothing in `dtype`, and the way out; None where it does."""
+    if device.type != "cuda":
+        return None
+    return gpu_choice.dtype_gap(gpu_choice.gpu(device), dtype)
+
+
 def serving_dtype(own: torch.dtype, device: torch.device, *, small: bool) -> torch.dtype:
     """The dtype that a device computes a checkpoint of dtype `own` well in.
 
@@ -90,6 +98,5 @@ def serving_dtype(own: torch.dtype, device: torch.device, *, small: bool) -> tor
     model, whose text is then exact, and bfloat16 for others: float16 is slow there.
     """
     if device.type == "cuda":
-        lacking = torch.cuda.get_device_capability(device) < (8, 0)
-        return torch.float16 if lacking and own is torch.bfloat16 else own
+        return own if dtype_gap(own, device) is None else torch.float16
     return torch.float32 if small else torch.bfloat16

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .choice import backend as _backend
 from .choice import computed_by as computed_by
+from .choice import dtype_gap as dtype_gap
 from .choice import fused as _fused
 from .choice import is_slow as is_slow
 from .choice import page_columns as page_columns

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import ops
-from ..errors import LoadError
+from ..errors import ConfigError, LoadError
 from .config import ModelConfig, read_config
 from .hub import find_model
 from .mesh import Mesh, Stage
@@ -144,9 +144,11 @@ def choose_dtype(
 
     A name is taken at its word. "auto" is the checkpoint's own dtype, but float16 on a GPU that
     lacks bfloat16; on CPUs float32 while the weights take less than `FLOAT32_BYTES` in it, and
-    bfloat16 beyond, where float16 would be slow.
+    bfloat16 beyond, where float16 would be slow. Raises ConfigError for what the device lacks.
     """
     if name != "auto":
+        if gap := ops.dtype_gap(DTYPES[name], device):
+            raise ConfigError(f"dtype={name} cannot be served: {gap}", "dtype")
         if ops.is_slow(DTYPES[name], device):
             _warn_of_slow(DTYPES[name])
         return DTYPES[name]

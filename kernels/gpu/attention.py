@@ -109,7 +109,9 @@ def choose(
     Alibi is a tile more to hold, loaded as keys are: it leaves room for fewer of these.
     """
     if dtype is torch.float32 or kind is Family.OLD:
-        decode = prefill = WIDE if head_size <= 128 else WIDE._replace(warps=8)
+        # Large heads spill on sm_70 in 8 warps, and in 16 where multiply-add is not fused.
+        many = 16 if kind is Family.OLD and not exact else 8
+        decode = prefill = WIDE if head_size <= 128 else WIDE._replace(warps=many)
     else:
         key = kind, next(size for size in (64, 128, LARGEST_HEAD) if head_size <= size)
         decode, prefill = (EXACT[key], EXACT[key]) if exact else TABLE[key]

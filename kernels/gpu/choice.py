@@ -83,6 +83,16 @@ def gpu(device: torch.device) -> Gpu:
     return Gpu(torch.cuda.get_device_name(device), capability, torch.version.hip is not None)
 
 
+def dtype_gap(gpu: Gpu, dtype: torch.dtype) -> Gap:
+    """Why a GPU computes nothing in a dtype, and the way out."""
+    if dtype is torch.bfloat16 and not gpu.hip and gpu.capability < (8, 0):
+        return (
+            f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, and "
+            f"bfloat16 needs 8.0 (Ampere) or later: set dtype to float16"
+        )
+    return None
+
+
 def _triton(gpu: Gpu, model: Model, missing: Callable[[str], Gap]) -> Gap:
     if why := missing("triton"):
         return why

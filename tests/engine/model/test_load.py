@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shoal.engine.errors import LoadError
+from shoal.engine.errors import ConfigError, LoadError
 from shoal.engine.model.config import model_facts, read_config
 from shoal.engine.model.load import choose_dtype, load
 from transformers import LlamaConfig, Qwen3Config
@@ -102,6 +102,49 @@ def test_auto_dtype_on_cpus(tmp_path: Path, caplog: Any) -> None:
     for _ in range(2):
         assert choose_dtype("half", read_config(tmp_path / "small"), cpu) == torch.float16
     assert caplog.text.count("float16 is computed in as asked, and slowly") == 1
+
+
+@pytest.mark.parametrize(
+    ("gpu", "hip", "capability", "brain"),
+    [
+        ("Tesla V100", None, (7, 0), torch.float16),
+        ("Tesla T4", None, (7, 5), torch.float16),
+        ("NVIDIA A100", None, (8, 0), torch.bfloat16),
+        ("NVIDIA H200", None, (9, 0), torch.bfloat16),
+        ("AMD Instinct MI300X", "7.0", (9, 4), torch.bfloat16),
+    ],
+)
+def test_a_gpu_without_bfloat16_serves_float16(
+    gpu: str,
+    hip: str | None,
+    capability: tuple[int, int],
+    brain: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    cuda = torch.device("cuda", 0)
+    for own, served in (
+        ("bfloat16", brain),
+        ("float16", torch.float16),
+        ("float32", torch.float32),
+    ):
+        LlamaConfig(**CONFIG, dtype=own, architectures=["LlamaForCausalLM"]).save_pretrained(
+            tmp_path
+        )
+        config = read_config(tmp_path)
+        assert choose_dtype("auto", config, cuda) == served
+        for name in ("float16", "half", "float32"):
+            assert choose_dtype(name, config, cuda) == getattr(torch, name)
+        if brain is torch.bfloat16:
+            assert choose_dtype("bfloat16", config, cuda) == brain
+            continue
+        said = rf"dtype=bfloat16.*{gpu}.*{capability[0]}\.{capability[1]}.*8\.0.*to float16"
+        with pytest.raises(ConfigError, match=said) as caught:
+            choose_dtype("bfloat16", config, cuda)
+        assert caught.value.key == "dtype"
 
 
 def test_cut_short(folder: Path) -> None:

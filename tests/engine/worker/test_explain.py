@@ -187,6 +187,8 @@ def test_on_a_gpu_it_names_the_backend(
 ) -> None:
     pytest.importorskip("triton")
     device = Device(torch.device("cuda", 0), ops.Choice(attention))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(module, "pick", lambda name: device)
     monkeypatch.setattr(module, "choose_kernels", lambda *_: (device, "first for Hopper"))
     found = explain(config(saved(tmp_path), dtype="bfloat16"))

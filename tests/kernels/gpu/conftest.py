@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from shoal.kernels.gpu.family import Family, family
 
 torch.set_num_threads(1)
 
@@ -18,3 +19,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cpu" and torch.cuda.is_available():
         pytest.skip("with a GPU the kernels are compiled")
     return torch.device(request.param)
+
+
+@pytest.fixture(params=Family, ids=lambda kind: kind.name)
+def kind(
+    request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Family:
+    """Each family in turn, whose tiles are then taken; on a GPU those that it has room for."""
+    found: Family = request.param
+    largest_first = list(Family)
+    if device.type == "cuda" and largest_first.index(found) < largest_first.index(family(device)):
+        pytest.skip(f"tiles of {found.name} are too large for this GPU")
+    for module in ("attention", "linear"):
+        monkeypatch.setattr(f"shoal.kernels.gpu.{module}.family", lambda device: found)
+    return found

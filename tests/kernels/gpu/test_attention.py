@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from shoal.kernels import ops, reference
+from shoal.kernels.gpu.family import Family
 from torch import Tensor
 
 from .scene import Shape, make
@@ -55,6 +56,18 @@ GRID = {
         Shape(heads=2, size=256, page=4, queries=(3, 1), keys=(40, 30), softcap=5.0),
         torch.float32,
     ),
+    "four heads a group, of 128": (
+        Shape(heads=8, size=128, queries=(1, 5, 1, 9), keys=(300, 40, 17, 30)),
+        torch.bfloat16,
+    ),
+    "heads of 128, one a group": (
+        Shape(heads=2, size=128, queries=(3, 1), keys=(20, 270)),
+        torch.float32,
+    ),
+    "three heads a group, of 192": (
+        Shape(heads=6, size=192, queries=(1, 9), keys=(300, 30)),
+        torch.float16,
+    ),
     "many heads on one": (
         Shape(heads=71, kv_heads=1, queries=(2, 1), keys=(9, 30)),
         torch.float16,
@@ -82,19 +95,35 @@ def attend(shape: Shape, dtype: torch.dtype, device: torch.device, exact: bool) 
     return found
 
 
+def check(found: Tensor, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    tensors, named = make(shape, dtype, device)
+    right = reference.paged_attention(*tensors, **named)
+    assert found.dtype == dtype and found.shape == right.shape
+    assert torch.isfinite(found).all()
+    assert float((found.float() - right.float()).abs().max()) < BOUNDS[dtype] * 4
+
+
 @pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
 @pytest.mark.parametrize("name", GRID)
 def test_as_the_reference(name: str, exact: bool, device: torch.device) -> None:
     shape, dtype = GRID[name]
     found = attend(shape, dtype, device, exact)
-    right = reference.paged_attention(
-        *make(shape, dtype, device)[0], **make(shape, dtype, device)[1]
-    )
-    assert found.dtype == dtype and found.shape == right.shape
-    assert torch.isfinite(found).all()
-    assert float((found.float() - right.float()).abs().max()) < BOUNDS[dtype] * 4
+    check(found, shape, dtype, device)
     if shape.tail:
         assert not found[-shape.tail :].any()
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_every_tile_of_a_family(size: int, exact: bool, kind: Family, device: torch.device) -> None:
+    """Of decode over two splits, and of prefill, more than one by queries and by keys."""
+    from shoal.kernels.gpu import attention
+
+    dtype = torch.float16 if kind is Family.OLD else torch.bfloat16
+    shape = Shape(heads=8, kv_heads=1, size=size, queries=(1, 18), keys=(270, 140))
+    tensors, named = make(shape, dtype, device)
+    found = attention.paged_attention(*tensors, **named, exact=exact)
+    check(found, shape, dtype, device)
 
 
 def test_no_sequence_and_no_row(device: torch.device) -> None:
@@ -155,7 +184,6 @@ def test_splits_are_counted_as_the_kernels_cut_them() -> None:
 
 def test_every_tile_has_an_entry() -> None:
     from shoal.kernels.gpu.attention import choose
-    from shoal.kernels.gpu.family import Family
 
     for kind in Family:
         for size in (64, 80, 96, 112, 128, 192, 256):

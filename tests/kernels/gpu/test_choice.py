@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from shoal.kernels.gpu.choice import LIBRARIES, Gpu, Model, choose_attention, missing
+from shoal.kernels.gpu.choice import LIBRARIES, Gpu, Model, choose_attention, dtype_gap, missing
 from shoal.kernels.gpu.family import Family, family_of
 
 GPUS = {
@@ -93,6 +93,14 @@ def test_deterministic_is_tritons_alone() -> None:
 def test_a_gpu_before_volta_is_refused() -> None:
     with pytest.raises(ValueError, match=r"6\.1; a GPU of 7\.0"):
         choose_attention("auto", Gpu("GTX 1080", (6, 1)), HALF)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_bfloat16_is_of_ampere_and_later(gpu: str) -> None:
+    gap = dtype_gap(GPUS[gpu], torch.bfloat16)
+    assert (gap is not None) is (gpu in ("V100", "T4"))
+    assert gap is None or (f"{GPUS[gpu].name} has" in gap and "set dtype to float16" in gap)
+    assert dtype_gap(GPUS[gpu], torch.float16) is dtype_gap(GPUS[gpu], torch.float32) is None
 
 
 def test_families_by_capability() -> None:

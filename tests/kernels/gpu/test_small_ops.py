@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from shoal.kernels import reference
+from shoal.kernels.gpu.family import Family
 from torch import Tensor
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -166,3 +167,15 @@ def test_exact_products(dtype: torch.dtype, size: int, device: torch.device) -> 
     assert torch.equal(linear(x[130:], weight, bias), whole[130:])
     assert torch.equal(linear(x[7:9], weight), linear(x, weight)[7:9])
     assert linear(x[:0], weight).shape == (0, 37)
+
+
+def test_exact_products_of_a_family(kind: Family, device: torch.device) -> None:
+    """Its tile, by the programs for few rows and by those for many."""
+    from shoal.kernels.gpu.linear import linear
+
+    dtype = torch.float16 if kind is Family.OLD else torch.bfloat16
+    x = draw(131, 1100, dtype=dtype, device=device) / 33
+    weight = draw(70, 1100, dtype=dtype, device=device)
+    whole = linear(x, weight)
+    close(whole, reference.linear(x, weight), bound=2)
+    assert torch.equal(linear(x[:70], weight), whole[:70])
