@@ -28,7 +28,7 @@ FLAGS = {
     "avx512bf16": (*_BASE, *_AVX512, "-mavx512bf16"),
     "amx": (*_BASE, *_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
-PLAIN = ("pool", "ranks", "instructions", "sizes")
+PLAIN = ("pool", "cpus", "ranks", "instructions", "sizes")
 
 
 class BuildError(Exception):
