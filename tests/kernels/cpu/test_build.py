@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(CXX is None, reason="there is no c++")
 
 COMPILER = """\
 #!/bin/sh
-# Does not optimise, keeps names, and refuses some flags as an old compiler does.
+# Does not optimise, keeps names, and refuses some flags as an old compiler does. Its last call,
+# which links, is written down.
 for word; do
     shift
     case $word in
@@ -25,6 +26,7 @@ for word; do
         *) set -- "$@" "$word" ;;
     esac
 done
+echo "$@" > "$0.last"
 exec {real} "$@"
 """
 
@@ -61,7 +63,7 @@ def test_another_compiler_takes_over_from_one_that_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     broken = compiler(tmp_path / "bin" / "broken", "-mavx2")
-    compiler(tmp_path / "bin" / "c++", "-nothing")
+    sound = compiler(tmp_path / "bin" / "c++", "-nothing")
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     made = build.build(tmp_path)
@@ -69,6 +71,10 @@ def test_another_compiler_takes_over_from_one_that_cannot(
     assert first == f"shoal: native CPU ops not by {broken}: cxx: error: unrecognized option -mavx2"
     assert not rest, "the machine's own compiler is too old to test what follows"
     _holds_each_set_apart(made)
+    # Of templates that several have, the first copy is kept.
+    linked = Path(f"{sound}.last").read_text().split()
+    objects = [Path(word).stem for word in linked if word.endswith(".o")]
+    assert objects == [*build.PLAIN, *build.FLAGS]
 
 
 NEWER = re.compile(r"zmm|%k[0-7]|[xy]mm(1[6-9]|2\d|3[01])|tile|tdp")
@@ -93,7 +99,7 @@ def _holds_each_set_apart(made: Path) -> None:
 
 
 def test_sets_rise() -> None:
-    """So that whoever runs one runs those before it, whose copies of templates are kept."""
+    """Whoever runs one runs those before it: the linker keeps their copies of shared templates."""
     for lower, higher in pairwise(build.FLAGS.values()):
         assert set(lower) < set(higher)
 
