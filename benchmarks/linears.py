@@ -98,8 +98,8 @@ class Roof:
         source = Path(__file__).with_name("roof.cpp")
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder, "roof.so")
-            command = [build.compiler(), "-O3", "-std=c++17", "-shared", "-fPIC", "-o", str(made)]
-            subprocess.run([*command, str(source), "-lpthread"], check=True)
+            command = [*build.compilers()[0], "-O3", "-std=c++17", "-shared", "-fPIC"]
+            subprocess.run([*command, "-o", str(made), str(source), "-lpthread"], check=True)
             self._roof = ctypes.CDLL(str(made)).roof
         self._roof.restype = ctypes.c_double
         self._roof.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)

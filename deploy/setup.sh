@@ -134,7 +134,7 @@ warn_cpu_torch() {
 # The native CPU ops: without a compiler torch's serve, so nothing stops for want of one.
 advise_compiler() {
     [ "$(uname -s) $(uname -m)" = "Linux x86_64" ] || return 0
-    for command in ${CXX:+"$CXX"} c++ g++ clang++; do
+    for command in ${CXX:+"${CXX%% *}"} c++ g++ clang++; do
         ! command -v "$command" >/dev/null 2>&1 || return 0
     done
     say "no C++ compiler here: torch's ops serve CPUs, slower than shoal's own. To bring those:"

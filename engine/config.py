@@ -195,8 +195,8 @@ class EngineConfig:
     )
     deterministic: bool = setting(
         False,
-        "On CUDA: a text is the same bits whatever runs beside it, at some cost; on CPUs it always "
-        "is.",
+        "On CUDA: a text is the same bits whatever runs beside it, at some cost; on CPUs with the "
+        "native ops it always is.",
         group="Parallel",
     )
 

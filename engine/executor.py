@@ -21,9 +21,9 @@ class Capacity:
     `groups[g]` is the spec of cache group g and `num_blocks[g]` how many blocks it has, block 0
     (never handed out) included. `step_tokens` is the token budget of a step, `prompt_tokens` how
     many of these prompts may have (None: all). `digest` names the weights: two engines of equal
-    digest give equal text. `overlaps`: the device computes by itself
-    while the host plans. `table` is the sizing report, label and value a line. `phases`: seconds
-    spent, by name.
+    digest give equal text, but for rounding. `overlaps`: the device computes by itself while the
+    host plans. `table` is the sizing report, label and value a line. `phases`: seconds spent, by
+    name.
     """
 
     groups: tuple[CacheSpec, ...]

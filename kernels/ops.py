@@ -123,9 +123,9 @@ def reduce(ranks: Ranks, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root mean square norm over the last dimension.
 
-    x [..., C]; weight [C]. The norm is computed in float32 and rounded to x's dtype before the
-    product with the weight, as Llama's checkpoints were trained. Returns x's shape and dtype.
-    Source: Zhang and Sennrich, 2019.
+    x [..., C]; weight [C]. Computed in float32. Rounded to x's dtype before the product with the
+    weight, as Llama's checkpoints were trained, or once after it, where a backend keeps float32.
+    Returns x's shape and dtype. Source: Zhang and Sennrich, 2019.
     """
     if x.shape[-1:] != weight.shape:
         raise ValueError(f"rms_norm: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
@@ -135,8 +135,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Add x to the residual stream in place, and the norm of the sum.
 
-    x, residual [T, C]; weight [C]. The sum is rounded to the dtype before it is normed. Returns
-    `rms_norm(residual + x, weight, eps)`; x is left as it was.
+    x, residual [T, C]; weight [C]. The sum is rounded to the dtype before it is normed; a recorded
+    step may keep it in float32. Returns `rms_norm(residual + x, weight, eps)`; x is left as it was.
     """
     if x.shape != residual.shape:
         raise ValueError(
@@ -163,8 +163,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Add x to the residual stream in place, and the norm of the sum.
 
-    x, residual [T, C]; weight, bias [C]. The sum is rounded to the dtype before it is normed.
-    Returns `layer_norm(residual + x, weight, bias, eps)`; x is left as it was.
+    x, residual [T, C]; weight, bias [C]. The sum is rounded as in `add_rms_norm`. Returns
+    `layer_norm(residual + x, weight, bias, eps)`; x is left as it was.
     """
     if x.shape != residual.shape:
         raise ValueError(

@@ -226,11 +226,13 @@ def test_a_machine_without_a_compiler_goes_on_and_hears_how_to_bring_one(machine
     assert "sudo apt-get install g++" in done.stderr
 
 
-@pytest.mark.parametrize("name", ("g++", "clang++", "mine"))
-def test_with_a_compiler_nothing_is_said_of_it(machine: Machine, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cxx"), [("g++", ""), ("clang++", ""), ("mine", "mine"), ("mine", "mine c++ -m64")]
+)
+def test_with_a_compiler_nothing_is_said_of_it(machine: Machine, name: str, cxx: str) -> None:
     machine.python("3.12")
     machine.put(name, "#!/bin/sh\n")
-    assert "compiler" not in machine.make("serve", CXX="mine" if name == "mine" else "").stderr
+    assert "compiler" not in machine.make("serve", CXX=cxx).stderr
 
 
 def test_native_ops_that_did_not_build_are_named(machine: Machine) -> None:

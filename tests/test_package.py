@@ -6,6 +6,7 @@ import ast
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -179,6 +180,7 @@ def expected_files() -> set[str]:
     python_files = {p for f in FLOORS for p in (ROOT / f).rglob("*.py")}
     python_files |= set(ROOT.glob("*.py")) - {ROOT / "setup.py"}
     data = {p for f in ("configs", "cluster/static") for p in (ROOT / f).rglob("*") if p.is_file()}
+    data |= {p for end in ("cpp", "h", "inc") for p in (ROOT / "kernels" / "cpu").glob(f"*.{end}")}
     names = {str(installed_at(p)) for p in python_files | data}
     native = {"shoal/kernels/cpu/native.so"} if X86_LINUX else set()
     return {n for n in names if "__pycache__" not in n} | {"shoal/py.typed"} | native
@@ -223,6 +225,26 @@ def test_a_wheel_installed_elsewhere_is_whole(wheel: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert PROJECT["project"]["version"] in done.stdout
+
+
+@pytest.mark.skipif(not X86_LINUX, reason="the native CPU ops are for x86-64 Linux")
+def test_what_was_installed_without_a_compiler_names_a_command_that_builds_it(
+    wheel: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    (tmp_path / "shoal" / "kernels" / "cpu" / "native.so").unlink()
+    absent = "from shoal.kernels.cpu.bindings import absence; print(absence())"
+    why, _, command = python(absent, cwd=tmp_path, PYTHONPATH=str(tmp_path)).partition(": python ")
+    assert why == "they were not built"
+    subprocess.run(
+        [sys.executable, *shlex.split(command)],
+        cwd=tmp_path,
+        env=os.environ | {"CXX": str(ROOT / "tests" / "hasty_cxx.sh")},
+        check=True,
+        timeout=600,
+    )
+    assert python(absent, cwd=tmp_path, PYTHONPATH=str(tmp_path)) == "None"
 
 
 def test_an_editable_install_works_from_any_folder(elsewhere: Path, tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ DUMMY_PERIOD = 1_000_003
 class LoadedModel:
     """A model ready to run.
 
-    `digest` names all that its text follows from: the weights, the dtype they are served in, and
-    the constants of its rope.
+    `digest` names what its text follows from but for rounding: the weights, the dtype they are
+    served in, and the constants of its rope. It does not tell instruction sets, numbers of ranks or
+    recorded steps apart: a stream had better go on with other roundings than end.
     """
 
     model: CausalLM

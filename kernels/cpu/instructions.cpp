@@ -1,11 +1,10 @@
 // The choice of an instruction set, by what the processor and the kernel allow.
 #include "instructions.h"
 
+#include <cpuid.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <initializer_list>
 
 namespace {
 
@@ -20,39 +19,55 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+// What leaf 7 says of features that older compilers' __builtin_cpu_supports does not know.
+struct Features {
+    uint32_t a = 0, b = 0, c = 0, d = 0;
+
+    explicit Features(uint32_t part) { __get_cpuid_count(7, part, &a, &b, &c, &d); }
+};
+
+bool has_bf16() { return has_avx512() && (Features(1).a & 1u << 5); }
+
 bool has_tiles() {
-    uint32_t a = 7, b, c = 0, d;
-    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
     constexpr uint32_t AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
-    return (d & AMX_BF16) && (d & AMX_TILE) && may_use_tiles();
+    const Features found(0);
+    return (found.d & AMX_BF16) && (found.d & AMX_TILE) && may_use_tiles();
 }
 
-bool runs_here(const char* name) {
-    __builtin_cpu_init();
-    if (!strcmp(name, "avx2")) {
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    }
-    if (!strcmp(name, "avx512")) return has_avx512();
-    bool has_bf16 = has_avx512() && __builtin_cpu_supports("avx512bf16");
-    if (!strcmp(name, "avx512bf16")) return has_bf16;
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_amx() {
 #ifdef EMULATE_TILES
-    if (!strcmp(name, "amx")) return has_bf16;
+    return has_bf16();
+#else
+    return has_bf16() && has_tiles();
 #endif
-    if (!strcmp(name, "amx")) return has_bf16 && has_tiles();
-    return false;
 }
 
 // Intel multiplies pairs of bfloat16 at half the rate of float32; AMD at twice.
-bool worth_it(const char* name) {
-    return strcmp(name, "avx512bf16") || !__builtin_cpu_is("intel");
-}
+bool has_fast_bf16() { return !__builtin_cpu_is("intel"); }
+
+bool always() { return true; }
+
+// The best first. A getter is code of its set, which no other processor runs.
+const struct {
+    const char* name;
+    bool (*runs_here)();
+    bool (*worth_it)();
+    const Instructions* (*get)();  // null where the set is not in the library
+} SETS[] = {
+    {"amx", has_amx, always, shoal_amx},
+    {"avx512bf16", has_bf16, has_fast_bf16, shoal_avx512bf16},
+    {"avx512", has_avx512, always, shoal_avx512},
+    {"avx2", has_avx2, always, shoal_avx2},
+};
 
 // The one of this name, or the best.
 const Instructions* find(const char* name) {
-    for (auto* get : {shoal_amx, shoal_avx512bf16, shoal_avx512, shoal_avx2}) {
-        const Instructions* found = get ? get() : nullptr;
-        if (!found || !runs_here(found->name)) continue;
-        if (name ? !strcmp(found->name, name) : worth_it(found->name)) return found;
+    __builtin_cpu_init();
+    for (const auto& set : SETS) {
+        bool wanted = name ? !strcmp(set.name, name) : set.worth_it();
+        if (wanted && set.get && set.runs_here()) return set.get();
     }
     return nullptr;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     # What is shared, mmap's default, is shared memory, for which large pages are mostly off.
     held = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        held.madvise(mmap.MADV_HUGEPAGE)
+        # Refused by kernels that were built without large pages.
+        with suppress(OSError):
+            held.madvise(mmap.MADV_HUGEPAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(held))
     if not count:
         return torch.empty(shape, dtype=dtype)

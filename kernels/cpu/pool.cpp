@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <new>
 
+#include "cpus.h"
 #include "instructions.h"
 #include "lane.h"
 #include "panels.h"
@@ -16,7 +17,8 @@
 
 namespace {
 
-// How long a thread stays awake for the next run. The loop's own work between two steps is shorter.
+// How long a thread stays awake for the next run. The loop's own work between two steps is shorter up
+// to some 64 rows; beside steps of more it counts for little that threads are woken.
 constexpr int64_t AWAKE_NS = 200'000;
 
 constexpr int64_t PAGE = 4096, LARGE_PAGE = 2 << 20;
@@ -48,7 +50,8 @@ struct Barrier {
 
 struct Pool {
     int32_t threads;
-    std::atomic<int32_t>* core_of;  // where each lane was last seen; -1 before
+    std::atomic<int32_t>* cpu_of;  // where each lane was last seen; -1 before
+    const int32_t* cores = cores_of_cpus();
     int32_t started = 1;  // the caller counts
     pid_t process;        // whose threads these are: a forked child has none of them
     pthread_t* others;
@@ -83,45 +86,47 @@ void meet(Lane* lane) {
     pool->barrier.meet(pool->threads);
 }
 
-// Moves the calling thread to a core, which it is then bound to. False where it may not.
-bool bind(int32_t core) {
+// Moves the calling thread to a CPU, which it is then bound to. False where it may not.
+bool bind(int32_t cpu) {
     cpu_set_t only;
     CPU_ZERO(&only);
-    CPU_SET(core, &only);
+    CPU_SET(cpu, &only);
     return sched_setaffinity(0, sizeof only, &only) == 0;
 }
 
-// Moves a lane to a core without one, where there is such a core. It is not bound to it.
-int32_t move_apart(Pool* pool, int32_t index, int32_t core) {
-    cpu_set_t allowed, free;
-    if (sched_getaffinity(0, sizeof allowed, &allowed)) return core;
-    free = allowed;
+// Moves a lane away from the others, where there is room. It is not bound to where it comes.
+int32_t move_apart(Pool* pool, int32_t index, int32_t cpu) {
+    cpu_set_t allowed, taken;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return cpu;
+    CPU_ZERO(&taken);
     for (int32_t i = 0; i < pool->threads; i++) {
-        int32_t other = pool->core_of[i].load(std::memory_order_relaxed);
-        if (i != index && other >= 0) CPU_CLR(other, &free);
+        int32_t other = pool->cpu_of[i].load(std::memory_order_relaxed);
+        if (i != index && other >= 0) CPU_SET(other, &taken);
     }
-    for (int32_t to = 0; to < CPU_SETSIZE; to++) {
-        if (!CPU_ISSET(to, &free)) continue;
-        if (bind(to)) core = to;
-        sched_setaffinity(0, sizeof allowed, &allowed);
-        break;
-    }
-    return core;
+    int32_t to = shoal_apart(pool->cores, &allowed, &taken, cpu);
+    if (to == cpu || !bind(to)) return cpu;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    return to;
 }
 
-// Two lanes on one core take turns at every barrier, and a scheduler that has put them there on a
+// Written only where it changes: before every step all lanes read it.
+void see(Pool* pool, int32_t index, int32_t cpu) {
+    std::atomic<int32_t>& seen = pool->cpu_of[index];
+    if (seen.load(std::memory_order_relaxed) != cpu) seen.store(cpu, std::memory_order_relaxed);
+}
+
+// Two lanes on one CPU take turns at every barrier, and a scheduler that has put them there on a
 // busy machine leaves them, for seconds: looked at before every step, the later one moves.
 void keep_apart(Pool* pool, int32_t index) {
-    int32_t core = sched_getcpu();
+    int32_t cpu = sched_getcpu();
     bool shared = false;
     for (int32_t i = 0; i < index; i++) {
-        shared |= pool->core_of[i].load(std::memory_order_relaxed) == core;
+        shared |= pool->cpu_of[i].load(std::memory_order_relaxed) == cpu;
     }
-    if (shared) core = move_apart(pool, index, core);
-    pool->core_of[index].store(core, std::memory_order_relaxed);
+    see(pool, index, shared ? move_apart(pool, index, cpu) : cpu);
 }
 
-// Sleeps until there is work, bound to its core: a thread that is woken would else be put beside the
+// Sleeps until there is work, bound to its CPU: a thread that is woken would else be put beside the
 // one that wakes it.
 void sleep(Pool* pool, uint32_t seen) {
     cpu_set_t allowed;
@@ -206,7 +211,7 @@ bool start(Pool* pool) {
     pthread_sigmask(SIG_BLOCK, &all, &before);
     pool->process = getpid();
     pool->run_at_start = pool->run.load();
-    for (int32_t i = 0; i < pool->threads; i++) pool->core_of[i].store(-1);
+    for (int32_t i = 0; i < pool->threads; i++) pool->cpu_of[i].store(-1);
     for (pool->started = 1; pool->started < pool->threads; pool->started++) {
         int32_t i = pool->started;
         if (pthread_create(&pool->others[i], nullptr, live, &pool->lanes[i])) break;
@@ -237,7 +242,7 @@ bool run_all(Pool* pool, void (*work)(Pool*, Lane*)) {
     }
     pool->work = work;
     pool->instructions = chosen_instructions();
-    pool->core_of[0].store(sched_getcpu(), std::memory_order_relaxed);
+    see(pool, 0, sched_getcpu());
     begin_run(pool);
     work(pool, &pool->lanes[0]);
     return true;
@@ -251,7 +256,7 @@ SHOAL_API Pool* shoal_pool_open(int32_t threads) {
     pool->threads = threads;
     pool->process = getpid();
     pool->others = new pthread_t[threads];
-    pool->core_of = new std::atomic<int32_t>[threads];
+    pool->cpu_of = new std::atomic<int32_t>[threads];
     pool->lanes = new Lane[threads]();
     bool got = !posix_memalign(&pool->shared, 4096, SHARED_BYTES);
     for (int32_t i = 0; got && i < threads; i++) {
@@ -269,7 +274,7 @@ SHOAL_API void shoal_pool_close(Pool* pool) {
     for (int32_t i = 0; i < pool->threads; i++) free(pool->lanes[i].scratch);
     free(pool->shared);
     delete[] pool->others;
-    delete[] pool->core_of;
+    delete[] pool->cpu_of;
     delete[] pool->lanes;
     delete pool;
 }

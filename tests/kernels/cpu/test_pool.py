@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -204,3 +205,46 @@ def test_a_forked_child_without_threads_fails_each_time_and_recovers() -> None:
     command = [sys.executable, "-W", "ignore", "-c", REFUSED]
     done = subprocess.run(command, timeout=DEADLINE_S, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+PAIRED = (0, 0, 2, 2, 4, 4, 6, 6)
+SPLIT = (0, 1, 2, 3, 0, 1, 2, 3)
+EIGHT = frozenset(range(8))
+CPUS = 1024
+"""As many as a cpu_set_t has bits."""
+
+
+@pytest.mark.parametrize(
+    ("cores", "allowed", "taken", "start", "right"),
+    [
+        # The next core without a lane, from the lane's own CPU on and round.
+        (PAIRED, EIGHT, {0}, 0, 2),
+        (PAIRED, EIGHT, {4}, 4, 6),
+        (PAIRED, EIGHT, {7}, 7, 0),
+        (PAIRED, EIGHT, {0, 3, 4}, 0, 6),
+        (SPLIT, EIGHT, {0}, 0, 1),
+        (SPLIT, EIGHT, {3}, 3, 4),
+        (SPLIT, EIGHT, {0, 5}, 0, 2),
+        (SPLIT, EIGHT, {7}, 7, 0),
+        # No core is without a lane: the next CPU without one.
+        (PAIRED, EIGHT, {0, 2, 4, 6}, 4, 5),
+        (SPLIT, EIGHT, {0, 1, 2, 3}, 2, 4),
+        # Nowhere else.
+        (PAIRED, EIGHT, set(EIGHT), 5, 5),
+        # Only where it may be.
+        (PAIRED, {0, 1, 6}, {0}, 0, 6),
+        (SPLIT, {0, 4}, {0}, 0, 4),
+        (PAIRED, {0}, {0}, 0, 0),
+    ],
+)
+def test_a_lane_moves_to_a_core_without_one(
+    cores: tuple[int, ...], allowed: set[int], taken: set[int], start: int, right: int
+) -> None:
+    native = loaded()
+    assert native is not None
+    every = (ctypes.c_int32 * CPUS)(*cores, *range(len(cores), CPUS))
+    assert native.shoal_apart(every, _cpu_set(allowed), _cpu_set(taken), start) == right
+
+
+def _cpu_set(cpus: set[int]) -> bytes:
+    return sum(1 << cpu for cpu in cpus).to_bytes(CPUS // 8, "little")
