@@ -27,7 +27,7 @@ from .. import __version__
 from ..engine import errors, request
 from ..engine.errors import EngineLost, InvalidRequest, ShoalError
 from ..engine.keys import KEY_BYTES
-from ..engine.request import FinishReason, Request, SamplingParams, Update
+from ..engine.request import FinishReason, Request, SamplingParams, Update, fold_seed
 from .link import Load, ModelCard
 
 PROTOCOL = 1
@@ -39,7 +39,6 @@ GATEWAY_SILENCE_S = 5.0  # of a gateway, whose event loop may be busy with a lon
 GREETING_S = 5.0
 
 _STAYS = ("logits_processors",)
-_SEED_MASK = (1 << 64) - 1
 NONCE = 32
 
 
@@ -248,7 +247,7 @@ def submit_of(request: Request) -> Submit:
             )
     values = _values(_Params, request.params)
     if request.params.seed is not None:
-        values["seed"] = request.params.seed & _SEED_MASK  # draws are keyed by these bits alone
+        values["seed"] = fold_seed(request.params.seed)
     params = _Params(**values)
     return Submit(_Request(**(_values(_Request, request) | {"params": params})))
 

@@ -12,7 +12,14 @@ from shoal.cluster import channel as channel_module
 from shoal.cluster import rank_wire, remote, wire
 from shoal.engine.errors import EngineLost, InvalidRequest, Overloaded
 from shoal.engine.plan import Candidate, Result
-from shoal.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs, Update
+from shoal.engine.request import (
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    Update,
+    fold_seed,
+)
 
 SECRET = b"s" * 32
 
@@ -74,9 +81,11 @@ def test_beams_and_their_candidates_survive_the_wire() -> None:
 
 
 def test_a_seed_of_any_size_crosses() -> None:
-    sent = Request(id="x", prompt=(1,), params=SamplingParams(seed=-(1 << 80) - 5))
-    got = wire.request_of(wire.from_gateway(wire.frame(wire.submit_of(sent))[4:]))
-    assert got.params.seed == (-(1 << 80) - 5) % (1 << 64)
+    """And draws there what it draws where it does not cross."""
+    for seed in (-1, -(1 << 80) - 5, 1 << 64, 10**40, (1 << 64) - 1, 0):
+        sent = Request(id="x", prompt=(1,), params=SamplingParams(seed=seed))
+        got = wire.request_of(wire.from_gateway(wire.frame(wire.submit_of(sent))[4:]))
+        assert got.params.seed == fold_seed(seed)
 
 
 def test_a_function_cannot_cross() -> None:
