@@ -31,6 +31,7 @@ from ..engine.request import FinishReason, Request, SamplingParams, Update, fold
 from .link import Load, ModelCard
 
 PROTOCOL = 1
+HEAD = 4
 MAX_FRAME = 64 << 20
 MAX_GREETING = 4096
 BEAT_S = 0.5
@@ -183,34 +184,40 @@ _from_replica = msgspec.msgpack.Decoder(ToGateway)
 
 def frame(message: msgspec.Struct) -> bytes:
     """A message ready to be sent. Raises BadFrame above MAX_FRAME."""
-    body = bytearray(4)
-    _encoder.encode_into(message, body, 4)
-    size = len(body) - 4
+    body = framed(message, HEAD)
+    size = len(body) - HEAD
     if size > MAX_FRAME:
         raise BadFrame(f"a message of {size} bytes; at most {MAX_FRAME} may be sent")
-    body[:4] = size.to_bytes(4, "big")
     return bytes(body)
 
 
-def frame_size(head: bytes, bound: int = MAX_FRAME) -> int:
-    """The length that a frame's first four bytes announce. Raises BadFrame above `bound`."""
+def framed(message: msgspec.Struct, head: int) -> bytearray:
+    """A message of any size behind its length in `head` bytes."""
+    body = bytearray(head)
+    _encoder.encode_into(message, body, head)
+    body[:head] = (len(body) - head).to_bytes(head, "big")
+    return body
+
+
+def frame_size(head: bytes, bound: float = MAX_FRAME) -> int:
+    """The length that a frame's first bytes announce. Raises BadFrame above `bound`."""
     size = int.from_bytes(head, "big")
     if size > bound:
         raise BadFrame(f"a frame of {size} bytes is announced; at most {bound} are taken")
     return size
 
 
-def take_frame(unread: bytearray, bound: int = MAX_FRAME) -> bytes | None:
+def take_frame(unread: bytearray, bound: float = MAX_FRAME, head: int = HEAD) -> bytes | None:
     """The message of the first frame of `unread`, which it is taken from, once all of it is there.
 
-    Raises BadFrame above `bound`.
+    `head`: in how many bytes its length is told. Raises BadFrame above `bound`.
     """
-    if len(unread) < 4:
+    if len(unread) < head:
         return None
-    end = 4 + frame_size(bytes(unread[:4]), bound)
+    end = head + frame_size(bytes(unread[:head]), bound)
     if len(unread) < end:
         return None
-    body = bytes(memoryview(unread)[4:end])
+    body = bytes(memoryview(unread)[head:end])
     del unread[:end]
     return body
 
