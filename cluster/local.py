@@ -136,12 +136,13 @@ class MemoryLink:
         One that does not takes no requests, and those that it has are told, until it does again.
         """
         blame = self._stall.look(self.load)
-        if blame and not self.stalled:
+        # Before the event loop hears of it: what it moves must not come back here.
+        known, self.stalled = self.stalled, blame
+        if blame and not known:
             log.error("%s", stacks())
             log.critical("the engine of %s is stuck: %s", self.card.names[0], blame)
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._give_up, blame)
-        self.stalled = blame
 
     def _give_up(self, blame: str) -> None:
         streams, self._streams = self._streams, {}
