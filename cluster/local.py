@@ -73,13 +73,7 @@ class MemoryLink:
     @property
     def alive(self) -> bool:
         """Whether the engine takes requests."""
-        if self.stalled:
-            return False
-        try:
-            self._engine.load()
-        except EngineLost:
-            return False
-        return True
+        return not self.stalled and self._engine.alive
 
     def standing(self, cached: int = 0, last_used: int = 0) -> Standing:
         """See Candidate; all of it as it is now."""
