@@ -140,7 +140,7 @@ class MemoryLink:
     def _give_up(self, blame: str) -> None:
         streams, self._streams = self._streams, {}
         for on_update in dict.fromkeys(on_update for on_update, _ in streams.values()):
-            on_update(LinkLost(f"the engine is stuck: {blame}"))
+            on_update(LinkLost(f"the engine is stuck: {blame}", stuck=True))
         for request_id in {request_id for request_id, _ in streams}:
             self._engine.abort(request_id)
 

@@ -166,10 +166,13 @@ class Leaving(msgspec.Struct, tag="leaving", frozen=True, array_like=True):
 
 
 class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
-    """The engine died, or stands still, and every request with it."""
+    """The engine died, or stands still (`stalled`), and every request with it; or only this
+    gateway's requests, where the replica parts with it (`apart`).
+    """
 
     reason: str
     stalled: bool = False
+    apart: bool = False
 
 
 ToReplica = Hello | Proof | Submit | Abort | Beat
