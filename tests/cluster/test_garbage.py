@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import gc, sys
 from shoal.cluster import garbage
@@ -14,7 +16,7 @@ from shoal.engine.executor import Capacity
 from shoal.engine.plan import CacheSpec, Result
 from shoal.engine.request import Request, SamplingParams
 
-ROWS, WAITING, PROMPT = 256, 4000, 20
+ROWS, WAITING, PROMPT = 1024, 1000, 20
 
 gc.collect()
 if sys.argv[1] == "settled":
@@ -23,7 +25,7 @@ else:
     gc.freeze()
 capacity = Capacity(
     groups=(CacheSpec(1, 8),),
-    num_blocks=(60_000,),
+    num_blocks=(40_000,),
     block_size=16,
     max_model_len=4096,
     step_tokens=ROWS * PROMPT,
@@ -44,7 +46,7 @@ def count(phase, info):
     full += phase == "start" and info["generation"] == 2
 
 gc.callbacks.append(count)
-for _ in range(600):
+for _ in range(200):
     plan = made.schedule()
     made.commit(Result(step=plan.step, tokens=((5,),) * ROWS))
 print(full)
@@ -52,7 +54,7 @@ print(full)
 
 
 def num_full(how: str) -> int:
-    """Full collections in 600 steps of 256 rows, while 4,000 requests wait."""
+    """Full collections in 200 steps of 1,024 rows, while 1,000 requests wait."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=False
     )
@@ -60,6 +62,7 @@ def num_full(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="collects in small increments anyway")
 def test_steps_of_a_server_do_not_look_through_all_that_waits() -> None:
     assert num_full("as Python does") > 0
     assert num_full("settled") == 0
