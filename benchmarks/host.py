@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shoal.cluster import wire
+from shoal.cluster import garbage, wire
 from shoal.engine.config import EngineConfig
 from shoal.engine.core.scheduler import Scheduler
 from shoal.engine.executor import Capacity
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--rows", default="1,16,64,256,1024")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    garbage.settle()  # as a server does
     found: list[dict[str, Any]] = []
     for rows in map(int, chosen.rows.split(",")):
         found.append(report(f"{rows} running", steps(decoding(rows))))

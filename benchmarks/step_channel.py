@@ -115,10 +115,10 @@ class Echo:
 
 
 def echoes(ranks: int) -> tuple[list[Any], bytes]:
-    from shoal.cluster import rank_wire, wire
+    from shoal.cluster import rank_wire
 
     actors = [ray.remote(Echo).options(num_cpus=0.01).remote() for _ in range(ranks)]
-    return actors, wire.frame(rank_wire.Run(PLAN))
+    return actors, bytes(rank_wire.frame(rank_wire.run_of(PLAN)))
 
 
 def actor_calls(ranks: int, steps: int) -> dict[str, float]:

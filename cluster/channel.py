@@ -164,7 +164,8 @@ class Channel:
                 why = str(error) or type(error).__name__
                 log.warning("hung up on %s:%s: %s", *address[:2], why)
                 if peer is not None:  # else it would take the engine for dead
-                    peer.send(wire.frame(wire.Lost(f"it hung up on the gateway: {why}", True)))
+                    lost = wire.Lost(f"it hung up on the gateway: {why}", True, apart=True)
+                    peer.send(wire.frame(lost))
         finally:
             if peer is not None:
                 self._peers.discard(peer)

@@ -180,7 +180,7 @@ class ServeConfig(BaseModel):
         ge=0,
     )
     max_failovers: int = option(
-        8, "Deaths of engines that one stream may outlive.", group="Cluster", ge=0
+        8, "Deaths and stalls of engines that one stream may outlive.", group="Cluster", ge=0
     )
     drain_grace: float = option(
         0.5,

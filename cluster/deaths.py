@@ -1,4 +1,7 @@
-"""Engines that died under a choice: how many, and when the choice is to blame."""
+"""Engines that died under a choice: how many, and when the choice is to blame.
+
+One that got stuck over its work counts as one that died.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ def count_death(choices: Sequence[Choice], *, alone: bool, max_failovers: int) -
         choice.deaths_here += 1
     if alone:
         return FatalRequest(
-            f"{deaths_here(choices)} engines died while they computed this request, the last one "
-            "while it computed nothing else; it is not tried again"
+            f"{deaths_here(choices)} engines died or got stuck while they computed this request, "
+            "the last one while it computed nothing else; it is not tried again"
         )
     deaths = max(choice.deaths for choice in choices)
     if deaths > max_failovers:
         return EngineLost(
-            f"{deaths} engines died under this request; more than --max-failovers="
+            f"{deaths} engines died or got stuck under this request; more than --max-failovers="
             f"{max_failovers} are not tried"
         )
     return None

@@ -7,8 +7,9 @@
                waiting ────┘── too long without a replica ──> EngineLost
 
 A choice starts anew with all that it has emitted, under an epoch of its own: what an earlier start
-still says is not heard. A choice under which engines die twice without a token in between is
-suspect: it then runs alone on a replica until its next token, and is refused if that one dies too.
+still says is not heard. A choice under which engines die, or get stuck, twice without a token in
+between is suspect: it then runs alone on a replica until its next token, and is refused if that one
+dies or gets stuck too.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class Failover:
         cause = self._count_loss(life, error)
         self._metrics.moved(generation.state.model, cause, len(choices))
         fatal: ShoalError | None = None
-        if error.died:
+        if error.died or error.stuck:
             fatal = count_death(choices, alone=alone, max_failovers=self._max_failovers)
         if fatal is not None:
             self._fail(generation, fatal)
@@ -292,7 +293,7 @@ class Failover:
         if link is None:
             return False
         log.warning(
-            "%s was being computed when %d engines died; it runs alone on replica %s",
+            "%s was being computed when %d engines died or got stuck; it runs alone on replica %s",
             generation.request.id,
             deaths_here(waiting.choices),
             link.replica,

@@ -94,12 +94,14 @@ def limit_silence(connection: socket.socket, seconds: float) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
-def receive(connection: socket.socket, bound: int, until: float = math.inf) -> bytes | None:
+def receive(
+    connection: socket.socket, bound: float, until: float = math.inf, head: int = wire.HEAD
+) -> bytes | None:
     """The next frame's message; None at the end. Raises BadFrame, OSError."""
-    head = _receive_exactly(connection, 4, until)
-    if head is None:
+    length = _receive_exactly(connection, head, until)
+    if length is None:
         return None
-    return _receive_exactly(connection, wire.frame_size(head, bound), until)
+    return _receive_exactly(connection, wire.frame_size(length, bound), until)
 
 
 def _next_from_comer(connection: socket.socket, until: float) -> wire.ToReplica | None:

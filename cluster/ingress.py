@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import socket
@@ -21,7 +20,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from ..engine.errors import ConfigError, EngineLost
-from . import logs, membership
+from . import garbage, logs, membership
 from .census import Census
 from .config import ModelConfig, ServeConfig
 from .decisions import Decisions
@@ -175,7 +174,7 @@ class Ingress:
             DoorServer(web_config(config, self._turnstile, lifespan="auto"), self._up.set),
             DoorServer(web_config(config, inside, lifespan="off", tls=False), lambda: None),
         )
-        gc.freeze()  # garbage is not looked for among what was loaded: 0.1 s without a token
+        garbage.settle()
         sockets = (self._public, self._private)
         await _meet(router)
         await asyncio.gather(

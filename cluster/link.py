@@ -54,12 +54,14 @@ class ModelCard:
 class LinkLost(EngineLost):
     """A replica is out of reach, with all that ran there.
 
-    `died`: its engine is dead, perhaps of what it ran; otherwise it was stopped, cut off or silent.
+    `died`: its engine is dead, `stuck`: it did not get on with its work; perhaps because of what it
+    ran. Otherwise it was stopped, cut off or silent.
     """
 
-    def __init__(self, message: str, died: bool = False) -> None:
-        ShoalError.__init__(self, message, died)
+    def __init__(self, message: str, died: bool = False, stuck: bool = False) -> None:
+        ShoalError.__init__(self, message, died, stuck)
         self.died = died
+        self.stuck = stuck
 
 
 class Link(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -17,7 +16,7 @@ from ..engine.engine import AsyncEngine
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError, UnknownModel
 from ..engine.local import LocalExecutor
 from ..engine.request import FinishReason, Request, Update
-from . import health, logs
+from . import garbage, health, logs
 from .banner import Loaded, Progress
 from .card import model_card
 from .census import HERE
@@ -74,13 +73,7 @@ class MemoryLink:
     @property
     def alive(self) -> bool:
         """Whether the engine takes requests."""
-        if self.stalled:
-            return False
-        try:
-            self._engine.load()
-        except EngineLost:
-            return False
-        return True
+        return not self.stalled and self._engine.alive
 
     def standing(self, cached: int = 0, last_used: int = 0) -> Standing:
         """See Candidate; all of it as it is now."""
@@ -136,17 +129,18 @@ class MemoryLink:
         One that does not takes no requests, and those that it has are told, until it does again.
         """
         blame = self._stall.look(self.load)
-        if blame and not self.stalled:
+        # Before the event loop hears of it: what it moves must not come back here.
+        known, self.stalled = self.stalled, blame
+        if blame and not known:
             log.error("%s", stacks())
             log.critical("the engine of %s is stuck: %s", self.card.names[0], blame)
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._give_up, blame)
-        self.stalled = blame
 
     def _give_up(self, blame: str) -> None:
         streams, self._streams = self._streams, {}
         for on_update in dict.fromkeys(on_update for on_update, _ in streams.values()):
-            on_update(LinkLost(f"the engine is stuck: {blame}"))
+            on_update(LinkLost(f"the engine is stuck: {blame}", stuck=True))
         for request_id in {request_id for request_id, _ in streams}:
             self._engine.abort(request_id)
 
@@ -281,7 +275,7 @@ class _Local:
         """Runs on a thread of its own."""
         try:
             loaded = [self._load_model(model) for model in self._config.models]
-            gc.freeze()  # garbage is not looked for among what was loaded: 0.1 s without a token
+            garbage.settle()
             self._progress.ready(self._config, loaded)
         except BaseException as error:
             self._failure = error

@@ -41,6 +41,7 @@ class Pool:
     """
 
     def __init__(self, router: Router, name: str = "gateway") -> None:
+        self.name = name
         self.metrics = Metrics()
         self.router = router
         self.ask: Callable[[], Awaitable[None]] | None = None

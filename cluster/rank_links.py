@@ -102,7 +102,7 @@ class RankLink:
         self.ended = not data
         self.heard = time.monotonic()
         self.unread += data
-        bodies = iter(partial(wire.take_frame, self.unread), None)
+        bodies = iter(partial(rank_wire.take_frame, self.unread), None)
         messages = [rank_wire.from_rank(body) for body in bodies]
         for message in messages:
             if isinstance(message, rank_wire.Alive):

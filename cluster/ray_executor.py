@@ -106,7 +106,7 @@ class RayExecutor:
 
     def submit(self, plan: Plan) -> None:
         """Send a plan to every rank. Raises WorkerLost."""
-        self._send(rank_wire.Run(plan))
+        self._send(rank_wire.run_of(plan))
 
     def supply(self, step: int, masks: object) -> None:
         """No plan announces anything yet, so nothing can be handed in."""
@@ -246,7 +246,7 @@ class RayExecutor:
                 nodes=nodes,
                 meeting=meeting,
             )
-            rank.connection.sendall(wire.frame(rank_wire.Start(config, seat, self._drains)))
+            rank.connection.sendall(rank_wire.frame(rank_wire.Start(config, seat, self._drains)))
         found: dict[int, Capacity] = {}
         bound_s = config.load_timeout or math.inf
         until = time.monotonic() + bound_s
@@ -302,7 +302,7 @@ class RayExecutor:
         """One frame for every rank. Raises WorkerLost."""
         if self._lost is not None:
             raise self._lost
-        frame = wire.frame(message)
+        frame = rank_wire.frame(message)
         for rank in self._ranks:
             try:
                 rank.connection.sendall(frame)

@@ -136,7 +136,9 @@ class RemoteLink:
         if keys and self.lost is None:
             self._transport.write(wire.frame(wire.Abort(request_id, sibling, reason)))
 
-    def close(self, reason: str = "the gateway hung up", died: bool = False) -> None:
+    def close(
+        self, reason: str = "the gateway hung up", died: bool = False, stuck: bool = False
+    ) -> None:
         """End the connection; live requests get LinkLost. Harmless when repeated."""
         if self.lost is not None:
             return
@@ -149,8 +151,8 @@ class RemoteLink:
         self._streams.clear()
         self._prefixes.forget(self.replica)
         for stream in streams.values():
-            error = LinkLost(f"replica {self.replica} is lost: {reason}", died and not self.leaving)
-            _deliver(stream, error)
+            told = f"replica {self.replica} is lost: {reason}"
+            _deliver(stream, LinkLost(told, died and not self.leaving, stuck and not self.leaving))
         self._on_lost(self)
 
     def _send_request(self, request: Request) -> ShoalError | None:
@@ -195,7 +197,8 @@ class RemoteLink:
             self.leaving = True
         elif isinstance(message, wire.Lost):
             self.stalled = message.stalled
-            self.close(message.reason, died=not message.stalled)
+            stuck = message.stalled and not message.apart
+            self.close(message.reason, died=not message.stalled, stuck=stuck)
         else:
             raise wire.BadFrame(f"a {type(message).__name__} on an open link")
 

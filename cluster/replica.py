@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -18,7 +17,7 @@ from ray.exceptions import RayError
 from ..engine.checkpoint import check_tokenizer
 from ..engine.errors import ConfigError, EngineLost, LoadError, ShoalError
 from ..engine.worker.machine import limit_threads, num_cores
-from . import logs
+from . import garbage, logs
 from .card import model_card
 from .channel import Channel
 from .config import ModelConfig, ServeConfig
@@ -146,7 +145,7 @@ class Replica:
         self._facts.put("card", self._model.name, card)
         ready = {"card": card, "table": capacity.table, "phases": capacity.phases}
         self._state("ready", **ready)
-        gc.freeze()  # garbage is not looked for among what was loaded: 0.1 s without a token
+        garbage.settle()
 
     def _state(self, phase: str, **more: object) -> None:
         """State how far this replica is, and where it runs."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
+from ..engine.bounds import MAX_PRIORITY
 from ..engine.errors import InvalidRequest
 from ..engine.request import Request, SamplingParams
 from ..engine.text import Tokenizer
@@ -152,6 +153,11 @@ def _answer(
     if request.priority and serving.model(card).engine.scheduling_policy != "priority":
         raise InvalidRequest(
             f"priority={request.priority} needs a server with --scheduling-policy priority",
+            "priority",
+        )
+    if abs(request.priority) > MAX_PRIORITY:
+        raise InvalidRequest(
+            f"priority must be between {-MAX_PRIORITY} and {MAX_PRIORITY}, got {request.priority}",
             "priority",
         )
     answer = Answer(

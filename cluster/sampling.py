@@ -13,6 +13,8 @@ from .protocol import ChatRequest, CompletionRequest, Sampling
 
 _DRAWING = ("temperature", "top_p", "top_k", "min_p")
 _DEFAULTED = (*_DRAWING, "repetition_penalty")
+_MOST_DIGITS = 64
+"""Of a token id, zeros before it included; Python itself reads no number of 4,301."""
 _PLAIN = (
     "n",
     "best_of",
@@ -55,7 +57,7 @@ def sampling_params(
         if value is None and name in _DEFAULTED:
             value = defaults.get(name)
         if value is not None:
-            values[name] = int(value) if name == "top_k" else value
+            values[name] = min(int(value), card.vocab_size) if name == "top_k" else value
     params = SamplingParams(
         **values,
         seed=seed if request.seed is None else request.seed,
@@ -118,8 +120,9 @@ def _check_logprobs(name: str, value: int | None, card: ModelCard) -> None:
 def _logit_bias(request: Sampling, card: ModelCard) -> dict[int, float] | None:
     bias = {}
     for key, value in (request.logit_bias or {}).items():
-        if not key.isdecimal():
-            raise InvalidRequest(f"logit_bias takes token ids as keys, got {key!r}", "logit_bias")
+        if not key.isdecimal() or len(key) > _MOST_DIGITS:
+            shown = repr(key if len(key) <= _MOST_DIGITS else f"{key[:_MOST_DIGITS]}...")
+            raise InvalidRequest(f"logit_bias takes token ids as keys, got {shown}", "logit_bias")
         bias[int(key)] = min(100.0, max(-100.0, value))
     check_ids(list(bias), card, "logit_bias")
     return bias or None

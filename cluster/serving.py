@@ -52,7 +52,9 @@ class Serving:
         self._tokenizers: dict[tuple[str, str, str | None], Future[Tokenizer]] = {}
         for model in config.models:
             self._load(model, *model.engine.tokenizer_place)  # while the engine loads
-        self._seeds = {model.name: Seeds(model.engine.seed) for model in config.models}
+        # Gateways that all drew the same would answer a request k times with fewer texts than k.
+        source = pool.name if config.gateways > 1 else ""
+        self._seeds = {model.name: Seeds(model.engine.seed, source) for model in config.models}
 
     def card(self, name: str | None) -> ModelCard:
         """The card of a served name; without one, of the only model.

@@ -20,7 +20,7 @@ class Choice:
     `index` is its place in the answer, `cumulative` the sum of the log probabilities of its tokens,
     where the engine tells them. `held` are tokens whose text may still turn out to be half a
     character or the beginning of a stop string. `epoch` counts its starts, `deaths` the engines
-    that died under it, `deaths_here` those of them since its last token.
+    that died or got stuck under it, `deaths_here` those of them since its last token.
     """
 
     index: int

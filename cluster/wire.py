@@ -27,10 +27,11 @@ from .. import __version__
 from ..engine import errors, request
 from ..engine.errors import EngineLost, InvalidRequest, ShoalError
 from ..engine.keys import KEY_BYTES
-from ..engine.request import FinishReason, Request, SamplingParams, Update
+from ..engine.request import FinishReason, Request, SamplingParams, Update, fold_seed
 from .link import Load, ModelCard
 
 PROTOCOL = 1
+HEAD = 4
 MAX_FRAME = 64 << 20
 MAX_GREETING = 4096
 BEAT_S = 0.5
@@ -39,7 +40,6 @@ GATEWAY_SILENCE_S = 5.0  # of a gateway, whose event loop may be busy with a lon
 GREETING_S = 5.0
 
 _STAYS = ("logits_processors",)
-_SEED_MASK = (1 << 64) - 1
 NONCE = 32
 
 
@@ -166,10 +166,13 @@ class Leaving(msgspec.Struct, tag="leaving", frozen=True, array_like=True):
 
 
 class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
-    """The engine died, or stands still, and every request with it."""
+    """The engine died, or stands still (`stalled`), and every request with it; or only this
+    gateway's requests, where the replica parts with it (`apart`).
+    """
 
     reason: str
     stalled: bool = False
+    apart: bool = False
 
 
 ToReplica = Hello | Proof | Submit | Abort | Beat
@@ -184,34 +187,40 @@ _from_replica = msgspec.msgpack.Decoder(ToGateway)
 
 def frame(message: msgspec.Struct) -> bytes:
     """A message ready to be sent. Raises BadFrame above MAX_FRAME."""
-    body = bytearray(4)
-    _encoder.encode_into(message, body, 4)
-    size = len(body) - 4
+    body = framed(message, HEAD)
+    size = len(body) - HEAD
     if size > MAX_FRAME:
         raise BadFrame(f"a message of {size} bytes; at most {MAX_FRAME} may be sent")
-    body[:4] = size.to_bytes(4, "big")
     return bytes(body)
 
 
-def frame_size(head: bytes, bound: int = MAX_FRAME) -> int:
-    """The length that a frame's first four bytes announce. Raises BadFrame above `bound`."""
+def framed(message: msgspec.Struct, head: int) -> bytearray:
+    """A message of any size behind its length in `head` bytes."""
+    body = bytearray(head)
+    _encoder.encode_into(message, body, head)
+    body[:head] = (len(body) - head).to_bytes(head, "big")
+    return body
+
+
+def frame_size(head: bytes, bound: float = MAX_FRAME) -> int:
+    """The length that a frame's first bytes announce. Raises BadFrame above `bound`."""
     size = int.from_bytes(head, "big")
     if size > bound:
         raise BadFrame(f"a frame of {size} bytes is announced; at most {bound} are taken")
     return size
 
 
-def take_frame(unread: bytearray, bound: int = MAX_FRAME) -> bytes | None:
+def take_frame(unread: bytearray, bound: float = MAX_FRAME, head: int = HEAD) -> bytes | None:
     """The message of the first frame of `unread`, which it is taken from, once all of it is there.
 
-    Raises BadFrame above `bound`.
+    `head`: in how many bytes its length is told. Raises BadFrame above `bound`.
     """
-    if len(unread) < 4:
+    if len(unread) < head:
         return None
-    end = 4 + frame_size(bytes(unread[:4]), bound)
+    end = head + frame_size(bytes(unread[:head]), bound)
     if len(unread) < end:
         return None
-    body = bytes(memoryview(unread)[4:end])
+    body = bytes(memoryview(unread)[head:end])
     del unread[:end]
     return body
 
@@ -248,7 +257,7 @@ def submit_of(request: Request) -> Submit:
             )
     values = _values(_Params, request.params)
     if request.params.seed is not None:
-        values["seed"] = request.params.seed & _SEED_MASK  # draws are keyed by these bits alone
+        values["seed"] = fold_seed(request.params.seed)
     params = _Params(**values)
     return Submit(_Request(**(_values(_Request, request) | {"params": params})))
 

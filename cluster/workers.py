@@ -24,7 +24,7 @@ from ..engine.errors import ShoalError
 from ..engine.worker.machine import let_threads_sleep, limit_threads, num_cores
 from . import rank_wire, wire
 from .facts import node_address
-from .greeting import introduce, receive
+from .greeting import introduce
 from .sigterm import on_sigterm
 from .stall import Stillness, patience_s, stacks
 
@@ -120,11 +120,11 @@ class _Link:
                     self._send(rank_wire.Done(result))
             elif select.select([self._socket], [], [], LOOK_S)[0]:
                 break
-        return receive(self._socket, wire.MAX_FRAME)
+        return rank_wire.receive(self._socket)
 
     def _take(self, message: rank_wire.ToRank) -> None:
         if isinstance(message, rank_wire.Run):
-            self._under_way.append(self._ready().launch(message.plan))
+            self._under_way.append(self._ready().launch(rank_wire.plan_of(message)))
         elif isinstance(message, rank_wire.Control):
             self._send(_answer(self._ready().call, message.method, *message.args))
         else:
@@ -161,7 +161,7 @@ class _Link:
 
     def _send(self, message: msgspec.Struct) -> None:
         with self._sending:
-            self._socket.sendall(wire.frame(message))
+            self._socket.sendall(rank_wire.frame(message))
 
     def _beat(self) -> None:
         """Say what the rank does, and whenever it is out of patience that it is stuck; end with the

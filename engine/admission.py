@@ -17,13 +17,14 @@ from .seat import num_ranks
 
 
 class Seeds:
-    """Seeds for requests that bring none: a fixed sequence for each `base`. Safe between threads.
+    """Seeds for requests that bring none: a fixed sequence for each `base` and, where others draw
+    from the same one, each `source`. Safe between threads.
 
     A generation keeps its seed wherever it goes on, so one is given before the first token.
     """
 
-    def __init__(self, base: int) -> None:
-        self._base = base
+    def __init__(self, base: int, source: str = "") -> None:
+        self._base = f"{base}/{source}" if source else f"{base}"
         self._count = itertools.count()
 
     def draw(self) -> int:

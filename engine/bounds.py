@@ -19,6 +19,7 @@ MAX_BEAM_STOPS = 64
 MAX_BAD_WORDS = 1024
 MAX_WORD_LENGTH = 4096
 """Characters of one stop string or bad word."""
+MAX_PRIORITY = (1 << 63) - 1
 
 
 def freeze(params: Params) -> None:

@@ -95,7 +95,11 @@ class EngineConfig:
         "Jinja chat template in place of the model's: a file, or the template itself on one line.",
         group="Model",
     )
-    seed: int = setting(0, "Seeds what a request without a seed draws.", group="Model")
+    seed: int = setting(
+        0,
+        "Seeds what a request without a seed draws; each of several gateways draws others.",
+        group="Model",
+    )
     device: str = setting("auto", "auto, cpu or cuda.", group="Model")
     max_logprobs: int = setting(
         20, "Most alternatives a request may ask log probabilities of; -1: any.", group="Model"

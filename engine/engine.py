@@ -172,6 +172,11 @@ class AsyncEngine:
             if left:
                 self.abort(request.id)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests, as far as is known; never waits."""
+        return self._capacity is not None and self._lost is None and not self._closing
+
     def load(self) -> Load:
         """How busy the engine is. Raises EngineLost when it has died."""
         with self._wake:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from .bounds import check, freeze
@@ -122,6 +123,16 @@ class Request:
     epoch: int = 0
     keys: tuple[bytes, ...] = ()
     session: str = ""
+
+
+def fold_seed(seed: int) -> int:
+    """The key of a seed's draws, 64 bits: any integer's, and a key's is itself.
+
+    0 .. 2**64 - 1 are kept as they are; any other is the BLAKE2b hash of its decimal digits.
+    """
+    if 0 <= seed < 1 << 64:
+        return seed
+    return int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "little")
 
 
 def candidates_of(params: SamplingParams) -> SamplingParams:

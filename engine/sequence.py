@@ -96,7 +96,8 @@ class Sequence:
 
     `ends` are the tokens that end it, and whether each is told as its stop token.
     `rank` is its place in the order of the policy; it never changes.
-    `arrived` and `entered` (its first slot) are times of the roster's clock.
+    `arrived` and `entered` (its first slot) are times of the roster's clock, `owed` the tokens that
+    the roster counts for it while it has no slot.
 
     In a `family`, a sequence never runs ahead of its known tokens. `candidates` is what could
     follow it, from when it is known until the family has taken the step.
@@ -110,6 +111,7 @@ class Sequence:
     limit: int
     ends: Mapping[int, bool] = field(default_factory=dict)
     computed: int = 0
+    owed: int = 0
     written: int = 0
     expected: int = 0
     in_flight: int = 0
@@ -136,6 +138,11 @@ class Sequence:
     def behind(self) -> int:
         """How many tokens, known or expected, have no keys and values yet."""
         return len(self.tokens) + self.expected - self.computed
+
+    @property
+    def due(self) -> int:
+        """Those of them that it will compute itself; one that will fork has its leader's."""
+        return self.behind if self.leader is None else 1
 
     def accept(self, tokens: tuple[int, ...]) -> tuple[int, FinishReason | None, int | None]:
         """Append sampled tokens up to the first that ends it.

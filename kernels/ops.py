@@ -6,8 +6,7 @@ end to `reference`, which states what is right.
 
 T tokens, H query heads, G key-value heads (H a multiple of G), D head size, B sequences, N blocks
 of P tokens in a paged cache, M blocks in the longest table. Floating tensors are float32, bfloat16
-or float16, those of one call alike unless said otherwise. Strides are free where a shape is packed
-in its last dimension.
+or float16, those of one call alike unless said otherwise; strides are free but for the last one.
 """
 
 from __future__ import annotations

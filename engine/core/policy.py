@@ -19,7 +19,8 @@ def rank(policy: str, request: Request, arrival: int, sibling: int) -> Rank:
 class Waiting:
     """The sequences that wait for a place, best rank first.
 
-    Adding costs the logarithm of their number, removing nothing.
+    Adding costs the logarithm of their number, removing nothing: a rank that is left behind goes
+    when it comes to the top, or with all others of its kind once they are more than those in use.
     """
 
     def __init__(self) -> None:
@@ -44,3 +45,6 @@ class Waiting:
     def remove(self, seq: Sequence) -> None:
         """Take a sequence out, wherever it stands; one that is not in is ignored."""
         self._members.pop(seq.rank, None)
+        if len(self._heap) > 2 * len(self._members):
+            self._heap = [*self._members]
+            heapq.heapify(self._heap)

@@ -84,6 +84,7 @@ class Roster:
         self._max_len = capacity.max_model_len
         self._eos = capacity.eos_token_ids
         self._blocked = self._arrivals = 0
+        self._owed = 0
 
     @property
     def num_waiting(self) -> int:
@@ -97,11 +98,12 @@ class Roster:
 
     @property
     def num_behind(self) -> int:
-        """Tokens yet to be computed until each sequence has its next one; a sibling that will fork
-        has its leader's. Any thread may ask: an estimate while a step is under way.
+        """Tokens yet to be computed until each sequence has its next one. Any thread may ask: an
+        estimate while a step is under way.
+
+        It costs nothing for those that wait, however many.
         """
-        seqs = [seq for family in [*self.live.values()] for seq in [*family]]
-        return sum(seq.behind if seq.leader is None else 1 for seq in seqs)
+        return self._owed + sum(seq.due for seq in [*self.running.values()])
 
     def add(self, request: Request) -> None:
         """Take on a request: `params.n` sequences, of which all but the first wait for its prompt
@@ -152,11 +154,14 @@ class Roster:
             bond = Family(lockstep=lockstep, members=family, living=family[:1], wanted=wanted)
             for seq in family:
                 seq.family = bond
+        for seq in family:
+            self._owe(seq)
 
     def enter(self, seq: Sequence) -> None:
         """Move a waiting sequence, which has its blocks, to a slot."""
         self.waiting.remove(seq)
         seq.to(State.RUNNING)
+        self._owe(seq)
         seq.slot = self.slots.pop()
         seq.written = seq.computed
         seq.sent = len(seq.tokens)
@@ -201,6 +206,7 @@ class Roster:
         else:
             self.waiting.remove(seq)
         seq.to(State.FINISHED)
+        self._owe(seq)
         family = self.live[seq.request.id]
         family.remove(seq)
         if not family:
@@ -221,6 +227,7 @@ class Roster:
             self._block(seq, "step")
         else:
             self.waiting.push(seq)
+        self._owe(seq)
 
     def rest(self, seq: Sequence) -> None:
         """Let a sequence without a plan under way wait for its family's next step, with nothing."""
@@ -232,6 +239,7 @@ class Roster:
         elif not seq.blockers:
             self.waiting.remove(seq)
         self._block(seq, "step")
+        self._owe(seq)
 
     def take_over(self, seq: Sequence, parent: Sequence, token: int) -> None:
         """Make a sequence go on as `parent` does, with a last token of its own."""
@@ -240,6 +248,7 @@ class Roster:
         seq.tokens = [*parent.tokens, token]
         seq.keys = [*parent.keys]
         self._unblock(seq, "step")
+        self._owe(seq)
 
     def go_on(self, seq: Sequence, token: int) -> None:
         """Give a sequence its next token."""
@@ -247,6 +256,7 @@ class Roster:
         seq.leader = None
         if "step" in seq.blockers:
             self._unblock(seq, "step")
+        self._owe(seq)
 
     def make_room(self) -> bool:
         """Take something from those that cannot use it now; whether there was anything.
@@ -290,6 +300,8 @@ class Roster:
         assert State.FINISHED not in states
         assert states.count(State.RUNNING) == len(self.running)
         assert states.count(State.WAITING) == self.num_waiting
+        due = (seq.due for family in self.live.values() for seq in family)
+        assert self.num_behind == sum(due), "the tokens of those that wait are miscounted"
         if idle:
             assert not self.held and not self.estates
             assert not self.running and not self.num_waiting
@@ -344,6 +356,7 @@ class Roster:
                 other.leader = heirs[0]
             heirs[0].leader = None
             heirs[0].prompt_logprobs = leader.prompt_logprobs
+            self._owe(heirs[0])
             self._unblock(heirs[0], "sibling")
 
     def _followers(self, leader: Sequence) -> Iterator[Sequence]:
@@ -351,6 +364,14 @@ class Roster:
         for seq in list(self.live.get(leader.request.id, ())):
             if seq.leader is leader and "sibling" in seq.blockers:
                 yield seq
+
+    def _owe(self, seq: Sequence) -> None:
+        """Count a sequence's tokens anew: it came or went, or what it has yet to compute changed
+        while it had no slot.
+        """
+        owed = seq.due if seq.state is State.WAITING else 0
+        self._owed += owed - seq.owed
+        seq.owed = owed
 
     def _block(self, seq: Sequence, word: str) -> None:
         """Let a sequence that is not in the queue wait for `word`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..plan import Start
-from ..request import SamplingParams
+from ..request import SamplingParams, fold_seed
 from .device import Device
 from .phrases import Phrases
 
@@ -49,7 +48,7 @@ class Edits:
 class SamplingColumns:
     """One row a slot, on the host; `edits` and `refused` have an entry only where there is one.
 
-    `key` is the folded seed. `refused`: why a slot's parameters cannot be kept.
+    `key` has the 64 bits of the folded seed. `refused`: why a slot's parameters cannot be kept.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class SamplingColumns:
         self.repetition[slot] = params.repetition_penalty
         self.frequency[slot] = params.frequency_penalty
         self.presence[slot] = params.presence_penalty
-        self.key[slot] = fold_seed(params.seed or 0)
+        self.key[slot] = np.uint64(fold_seed(params.seed or 0)).view(np.int64)
         self.sibling[slot] = start.sibling
         self.num_prompt[slot] = start.num_prompt
         self.logprobs[slot] = self._asked(params.logprobs)
@@ -157,14 +156,3 @@ class SamplingColumns:
         ids = np.array(list(bias), dtype=np.int64)
         amounts = np.array(list(bias.values()), dtype=np.float32)
         return Bias(self._device.upload(ids), self._device.upload(amounts))
-
-
-def fold_seed(seed: int) -> int:
-    """64 bits of any integer, as a signed number.
-
-    0 .. 2**64 - 1 are kept as they are; any other is the BLAKE2b hash of its decimal digits.
-    """
-    if not 0 <= seed < 1 << 64:
-        digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
-        seed = int.from_bytes(digest, "little")
-    return seed - (1 << 64) if seed >> 63 else seed

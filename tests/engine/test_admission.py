@@ -159,6 +159,8 @@ def test_seeds() -> None:
     drawn = [first.draw() for _ in range(5)]
     assert drawn == [again.draw() for _ in range(5)] != [other.draw() for _ in range(5)]
     assert len(set(drawn)) == 5
+    of_two = [[Seeds(1, name).draw() for _ in range(5)] for name in ("a", "b")]
+    assert not set(drawn) & {*of_two[0], *of_two[1]} and not set(of_two[0]) & set(of_two[1])
     given = request(seed=0)
     assert first.give(given) is given
     assert first.give(request(seed=None)).params.seed is not None

@@ -75,13 +75,14 @@ class Replica:
             epoch=request.epoch,
         )
 
-    def lose(self, died=True):
+    def lose(self, died=True, stuck=False):
         """Its link ends, and every stream is told once."""
         self.fleet.remove(self)
         streams = {id(on_update): on_update for _, on_update, _ in self.live.values()}
         lost, self.live = self.live, {}
         for on_update in streams.values():
-            on_update(LinkLost(f"replica {self.replica} is lost", died and not self.leaving))
+            told = f"replica {self.replica} is lost"
+            on_update(LinkLost(told, died and not self.leaving, stuck and not self.leaving))
         return lost
 
 

@@ -73,4 +73,22 @@ def test_an_engine_that_stands_still_is_stalled_until_it_gets_on(served, monkeyp
     assert served.complete().choices[0].text
 
 
+def test_a_stalled_engine_takes_nothing_once_its_streams_hear_of_it(served, monkeypatch):
+    (link,) = served.router.engines()
+    told = []
+
+    class Loop:
+        def call_soon_threadsafe(self, *work):
+            told.append(link.alive)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(link, "_loop", Loop())
+        patched.setattr(link._stall, "look", lambda load: "no progress")
+        link.watch()
+        link.watch()
+    assert told == [False]
+    link.watch()
+    assert link.alive
+
+
 BODY = {"model": "m", "prompt": "the quick", "max_tokens": 4}

@@ -1,7 +1,16 @@
 """/v1/completions through the real client."""
 
+from dataclasses import replace
+
 import openai
 import pytest
+from shoal.cluster.census import Census
+from shoal.cluster.pool import Pool
+from shoal.cluster.serving import Serving
+from shoal.cluster.settings import serve_config
+from shoal.engine.admission import Seeds
+
+NAME = "scripted"
 
 
 def complete(door, **fields):
@@ -251,6 +260,26 @@ def test_every_request_has_a_seed(door):
     seeds = [request.params.seed for request in door.link.seen]
     assert None not in seeds
     assert len(set(seeds)) == len(seeds)
+
+
+def test_each_of_several_gateways_draws_seeds_of_its_own(door):
+    def drawn(gateways, name):
+        keys = {"model": door.link.card.model, "served_model_name": NAME, "gateways": gateways}
+        serving = Serving(
+            serve_config(keys, environ={}),
+            door.router,
+            Pool(door.router, name),
+            Census(door.router, name),
+        )
+        try:
+            return [serving.draw_seed(replace(door.link.card, names=(NAME,))) for _ in range(4)]
+        finally:
+            serving.close()
+
+    assert drawn(1, "a") == drawn(1, "b")
+    assert drawn(1, "a")[0] == Seeds(0).draw()
+    assert drawn(2, "a") == drawn(2, "a")
+    assert not set(drawn(2, "a")) & {*drawn(2, "b"), *drawn(1, "a")}
 
 
 @pytest.mark.parametrize(

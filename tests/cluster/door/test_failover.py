@@ -202,7 +202,8 @@ def test_what_a_replica_says_after_a_stream_has_moved_is_not_heard(scene):
     assert not scene(test).errors
 
 
-def test_a_request_that_kills_engines_is_found_out_and_its_company_is_not(scene):
+@pytest.mark.parametrize("how", [{"died": True}, {"died": False, "stuck": True}])
+def test_a_request_that_kills_engines_is_found_out_and_its_company_is_not(scene, how):
     async def test(scene):
         poison = scene.begin("poison", prompt=(666,))
         others = [scene.begin(f"o{i}") for i in range(6)]
@@ -211,7 +212,7 @@ def test_a_request_that_kills_engines_is_found_out_and_its_company_is_not(scene)
             for replica in tuple(scene.fleet.replicas):
                 if any(key[0] == "poison" for key in replica.live):
                     alone.append(len(replica.live) == 1)
-                    replica.lose()
+                    replica.lose(**how)
                     died += 1
                     scene.add()
                 else:
@@ -267,6 +268,20 @@ def test_a_suspect_interrupts_what_runs(scene):
         await scene.finish()
 
     assert not scene(test, num=1).errors
+
+
+def test_a_stream_outlives_so_many_stuck_engines(scene):
+    async def test(scene):
+        scene.begin()
+        for _ in range(3):
+            scene.step()
+            next(r for r in scene.fleet.replicas if r.live).lose(died=False, stuck=True)
+            scene.add()
+            await settled()
+        (error,) = scene.errors
+        assert isinstance(error, EngineLost) and "--max-failovers=2" in str(error)
+
+    scene(test, max_failovers=2)
 
 
 def test_only_deaths_count(scene):

@@ -8,12 +8,19 @@ import socket
 
 import httpx2 as httpx
 import pytest
+from shoal.cluster import wire
 from shoal.cluster.connection import MAX_HEAD_BYTES
 from shoal.cluster.conversation import MAX_MESSAGES
 from shoal.cluster.prompts import MAX_PROMPTS
 from shoal.cluster.settings import serve_config
 from shoal.cluster.web import KEEP_ALIVE_S, web_config
-from shoal.engine.bounds import MAX_BAD_WORDS, MAX_N, MAX_STOPS, MAX_WORD_LENGTH
+from shoal.engine.bounds import (
+    MAX_BAD_WORDS,
+    MAX_N,
+    MAX_PRIORITY,
+    MAX_STOPS,
+    MAX_WORD_LENGTH,
+)
 
 
 def post(door, path="/v1/completions", headers=None, **body):
@@ -51,6 +58,30 @@ def test_a_field_within_its_bound_and_beyond(door, name):
     error = refused.json()["error"]
     assert (refused.status_code, error["param"]) == (400, field)
     assert str(bound) in error["message"]
+
+
+def test_a_priority_within_its_bound_and_beyond(open_door):
+    door = open_door(scheduling_policy="priority")
+    for sign in (1, -1):
+        assert post(door, priority=sign * MAX_PRIORITY).status_code == 200
+        assert wire.frame(wire.submit_of(door.link.seen[-1]))
+        refused = post(door, priority=sign * 1e19)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+        assert str(MAX_PRIORITY) in refused.json()["error"]["message"]
+
+
+def test_a_top_k_above_the_vocabulary_is_all_of_it(door):
+    assert post(door, top_k=1e30).status_code == 200
+    assert door.link.seen[-1].params.top_k == door.link.card.vocab_size
+    assert wire.frame(wire.submit_of(door.link.seen[-1]))
+
+
+def test_a_token_id_of_very_many_digits(door):
+    for key in ("9" * 5000, "0" * 5000 + "5"):
+        refused = post(door, logit_bias={key: 1})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (400, "logit_bias")
+        assert "token ids" in error["message"] and len(error["message"]) < 200
 
 
 def test_messages_and_their_parts(door):

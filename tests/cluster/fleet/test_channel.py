@@ -12,7 +12,14 @@ from shoal.cluster import channel as channel_module
 from shoal.cluster import rank_wire, remote, wire
 from shoal.engine.errors import EngineLost, InvalidRequest, Overloaded
 from shoal.engine.plan import Candidate, Result
-from shoal.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs, Update
+from shoal.engine.request import (
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    Update,
+    fold_seed,
+)
 
 SECRET = b"s" * 32
 
@@ -69,14 +76,17 @@ def test_beams_and_their_candidates_survive_the_wire() -> None:
     assert wire.request_of(wire.from_gateway(wire.frame(wire.submit_of(sent))[4:])) == sent
     scored = TokenLogprobs(-1.0, 1, ((3, -1.0),))
     result = Result(step=1, tokens=((3,),), candidates={2: (Candidate(3, -1.5, scored),)})
-    done = rank_wire.from_rank(wire.frame(rank_wire.Done(result))[4:])
+    unread = rank_wire.frame(rank_wire.Done(result))
+    done = rank_wire.from_rank(rank_wire.take_frame(unread) or b"")
     assert isinstance(done, rank_wire.Done) and done.result == result
 
 
 def test_a_seed_of_any_size_crosses() -> None:
-    sent = Request(id="x", prompt=(1,), params=SamplingParams(seed=-(1 << 80) - 5))
-    got = wire.request_of(wire.from_gateway(wire.frame(wire.submit_of(sent))[4:]))
-    assert got.params.seed == (-(1 << 80) - 5) % (1 << 64)
+    """And draws there what it draws where it does not cross."""
+    for seed in (-1, -(1 << 80) - 5, 1 << 64, 10**40, (1 << 64) - 1, 0):
+        sent = Request(id="x", prompt=(1,), params=SamplingParams(seed=seed))
+        got = wire.request_of(wire.from_gateway(wire.frame(wire.submit_of(sent))[4:]))
+        assert got.params.seed == fold_seed(seed)
 
 
 def test_a_function_cannot_cross() -> None:
@@ -255,7 +265,7 @@ def test_a_silent_gateway_is_dropped(channel, engine, until, monkeypatch) -> Non
         await until(lambda: ("a", None) in engine.aborted and not engine.live)
         await until(lambda: link.lost is not None)
         assert "hung up on the gateway: it fell silent" in link.lost
-        assert not got[-1].died, "the engine lives"
+        assert not got[-1].died and not got[-1].stuck, "the engine lives"
 
     asyncio.run(main())
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shoal.engine.request import FinishReason, Request, SamplingParams, Update
+from shoal.engine.request import FinishReason, Request, SamplingParams, Update, fold_seed
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tp 2": {"tensor_parallel_size": 2},
@@ -124,6 +125,15 @@ def test_one_bad_request_in_sixteen_fails_alone(engine: Any) -> None:
         assert end.finish is FinishReason.ERROR and reason in (end.error or "")
         assert texts(found) == alone
     assert texts(engine.run(good)) == alone  # in blocks that may hold NaN now
+
+
+def test_numbers_of_any_size_cross(engine: Any) -> None:
+    huge: Any = 10**30
+    fields = {"seed": huge, "top_k": huge, "max_tokens": huge, "logprobs": huge}
+    params = SamplingParams(n=2, bad_words_ids=[[POISON]], **fields)
+    request = Request(id="huge", prompt=tuple(range(4, 100)), params=params)
+    folded = replace(params, seed=fold_seed(huge), top_k=131, max_tokens=None, logprobs=131)
+    assert texts(engine.run([request])) == texts(engine.run([replace(request, params=folded)]))
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,9 @@ class World:
                 self.ends[key] = update.finish
         if self.checked:
             self.scheduler.verify()
+            everyone = [s for family in self.scheduler.roster.live.values() for s in family]
+            behind = sum(s.behind if s.leader is None else 1 for s in everyone)
+            assert self.scheduler.num_behind == behind
 
     def finish(self, most: int = 20_000) -> None:
         for _ in range(most):

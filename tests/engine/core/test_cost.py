@@ -80,6 +80,13 @@ def test_waiting_requests_cost_a_step_nothing() -> None:
     assert steps(scheduler(8, 10)) == steps(scheduler(8, 10_000))
 
 
+def test_waiting_requests_cost_a_look_at_the_load_nothing() -> None:
+    few, many = scheduler(8, 10), scheduler(8, 10_000)
+    assert many.num_behind == few.num_behind + 2 * (10_000 - 10)
+    looks = [calls(lambda made=made: made.num_behind and None) for made in (few, many)]
+    assert looks[0] == looks[1]
+
+
 def test_a_step_costs_no_more_than_in_proportion_to_its_rows() -> None:
     few, more, many = (steps(scheduler(rows)) for rows in (16, 64, 256))
     assert many - more <= 1.1 * 4 * (more - few)

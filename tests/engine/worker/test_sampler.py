@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from shoal.engine.plan import Start
-from shoal.engine.request import SamplingParams
+from shoal.engine.request import SamplingParams, fold_seed
 from shoal.engine.worker import sampler as sampler_module
-from shoal.engine.worker.columns import SamplingColumns, fold_seed
+from shoal.engine.worker.columns import SamplingColumns
 from shoal.engine.worker.device import Device, pick
 from shoal.engine.worker.phrases import Phrases
 from shoal.engine.worker.sampler import Sampler
@@ -180,10 +180,18 @@ def test_draws_differ_by_seed_position_and_sibling_only():
 
 
 def test_seeds_of_any_size_and_sign():
-    assert fold_seed(5) == 5 and fold_seed(2**64 - 1) == -1
-    folded = [fold_seed(seed) for seed in (-1, 2**64, -(2**70), 10**40, 0, 2**63)]
-    assert len(set(folded)) == len(folded) and folded[0] != -1
-    assert all(-(2**63) <= seed < 2**63 for seed in folded)
+    assert fold_seed(5) == 5 and fold_seed(2**64 - 1) == 2**64 - 1
+    seeds = (-1, 2**64, -(2**70), 10**40, -(10**40), 0, 2**63, 2**64 - 1)
+    folded = [fold_seed(seed) for seed in seeds]
+    assert len(set(folded)) == len(folded)
+    assert all(0 <= seed < 2**64 for seed in folded)
+    assert [fold_seed(seed) for seed in folded] == folded
+    keys = [
+        int(Bench([start(0, SamplingParams(seed=seed), (1,))], 50).columns.key[0])
+        for seed in (*seeds, *folded)
+    ]
+    assert keys[: len(seeds)] == keys[len(seeds) :] and len(set(keys)) == len(seeds)
+    assert keys[-3:] == [0, -(2**63), -1]
 
 
 def test_emitted_tokens_count_as_emitted_after_resumption():
