@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -122,6 +123,16 @@ class Request:
     epoch: int = 0
     keys: tuple[bytes, ...] = ()
     session: str = ""
+
+
+def with_numbers(params: SamplingParams, **numbers: int | None) -> SamplingParams:
+    """`params` with other numbers, which must be in bounds; its lists are shared, and not walked
+    again.
+    """
+    changed = copy.copy(params)
+    for name, value in numbers.items():
+        object.__setattr__(changed, name, value)
+    return changed
 
 
 def candidates_of(params: SamplingParams) -> SamplingParams:
