@@ -48,7 +48,7 @@ class Serving:
         self.failover = Failover(
             router,
             self.metrics,
-            timeout_s=0 if config.local else config.failover_timeout,
+            timeout_s=config.failover_timeout,
             grace_s=config.drain_grace,
             max_failovers=config.max_failovers,
         )
