@@ -25,6 +25,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from shoal.cluster.direct import direct_opener
+
 ROADS = {"local": ["--local"], "ray": []}
 START_S = 300.0
 ROUNDS_OF = 4
@@ -92,7 +94,7 @@ def measure(chosen: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
         ready_s = time.monotonic() - begin
         body = {"prompt": [20], "max_tokens": 1, "ignore_eos": True}
         request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode())
-        urllib.request.urlopen(request, timeout=60).read()
+        direct_opener().open(request, timeout=60).read()
         first_s = time.monotonic() - begin
         return {"ready_s": ready_s, "first_token_s": first_s, "levels": bench(chosen, url)}
     finally:
@@ -106,7 +108,7 @@ def wait_ready(url: str, server: subprocess.Popen[bytes]) -> None:
         if server.poll() is not None:
             sys.exit(f"shoal serve ended with {server.returncode}")
         try:
-            urllib.request.urlopen(f"{url}/health", timeout=1).read()
+            direct_opener().open(f"{url}/health", timeout=1).read()
             return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.05)

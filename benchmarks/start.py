@@ -23,9 +23,10 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
+
+from shoal.cluster.direct import direct_opener
 
 BARE = """
 import logging, os, ray
@@ -141,7 +142,7 @@ def wait_ready(url: str, server: subprocess.Popen[bytes]) -> None:
         if server.poll() is not None:
             sys.exit(f"shoal serve ended with {server.returncode}")
         try:
-            with urllib.request.urlopen(url, timeout=1) as answer:
+            with direct_opener().open(url, timeout=1) as answer:
                 if json.load(answer)["status"] == "ready":
                     return
         except (urllib.error.URLError, TimeoutError, ConnectionError):

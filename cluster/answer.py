@@ -1,16 +1,19 @@
 """One request's answer, from its generations to the client's socket.
 
 The request's own task only waits for the client to go away. Everything else happens in the
-callbacks that bring updates. Status and headers leave with the first of them, so that a refusal by
-the engine is a status and not an event.
+callbacks that bring updates, but for what takes long to write: a task waits until it is written
+beside the event loop. Status and headers leave with the first bytes, so that a refusal by the
+engine is a status and not an event.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
@@ -18,6 +21,7 @@ from ..engine.errors import EngineLost, ShoalError
 from .errors import Failure, failure
 from .failover import Failover
 from .formats import DONE, Format, merged
+from .off_loop import LONG, off_loop
 from .sender import Send, Sender
 from .state import Choice
 from .stream import Delta, Generation
@@ -32,6 +36,16 @@ _STREAM = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+
+
+class _Piece(NamedTuple):
+    """A part of an answer that is yet to be made: how many tokens it names, and whether it is the
+    last one.
+    """
+
+    size: int
+    last: bool
+    make: Callable[[], bytes]
 
 
 class Answer(Response):
@@ -61,6 +75,8 @@ class Answer(Response):
         self._num_open = 0
         self._failed = False
         self._gone = ""
+        self._pieces: deque[_Piece] = deque()
+        self._writing: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer. Returns when the client has the answer, or is gone."""
@@ -84,14 +100,15 @@ class Answer(Response):
         """Send, or keep, what is new of a choice."""
         if delta.finish is not None:
             self._num_open -= 1
-        if choice not in self._deltas:
+        first = choice not in self._deltas
+        if first:
             self._deltas[choice] = []
             if choice is generation.choices[0]:
                 self._count_begin(generation)
         if generation.ended:
             self._count_end(generation, "error")
         if self._stream:
-            self._send_chunk(generation, choice, delta)
+            self._send_chunk(generation, choice, delta, first)
             return
         self._deltas[choice].append(delta)
         if not self._num_open:
@@ -102,6 +119,7 @@ class Answer(Response):
         if self._failed:
             return
         self._failed = True
+        self._pieces.clear()
         self._abort("error")
         told = failure(error)
         if told.status >= 500:
@@ -121,17 +139,11 @@ class Answer(Response):
             if self._failed:
                 return
 
-    def _send_chunk(self, generation: Generation, choice: Choice, delta: Delta) -> None:
-        data = b""
-        if not self._sender.begun:
-            self._sender.begin(200, _STREAM)
-            data = self._format.opening(self.generations)
-        data += self._format.chunk(generation, choice, delta)
-        if not self._num_open:
-            if self._include_usage:
-                data += self._format.usage(self.generations)
-            data += DONE
-        self._sender.write(data, last=not self._num_open)
+    def _send_chunk(
+        self, generation: Generation, choice: Choice, delta: Delta, first: bool
+    ) -> None:
+        size = _num_named(generation, delta, with_prompt=first)
+        self._put(size, not self._num_open, self._format.chunk, generation, choice, delta)
 
     def _send_whole(self) -> None:
         ends = [
@@ -139,7 +151,44 @@ class Answer(Response):
             for generation in self.generations
             for choice in generation.answers()
         ]
-        self._send_json(Failure(200, self._format.whole(ends), ()))
+        size = sum(_num_named(generation, delta, with_prompt=True) for generation, _, delta in ends)
+        self._put(size, True, self._format.whole, ends)
+
+    def _put(self, size: int, last: bool, make: Callable[..., bytes], *of: Any) -> None:
+        """Send what `make` makes, after what was put before it."""
+        if self._writing is None and size < LONG:
+            self._send(make(*of), last)
+            return
+        self._pieces.append(_Piece(size, last, partial(make, *of)))
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write_pieces())
+
+    def _send(self, data: bytes, last: bool) -> None:
+        if not self._stream:
+            self._send_json(Failure(200, data, ()))
+            return
+        if not self._sender.begun:
+            self._sender.begin(200, _STREAM)
+            data = self._format.opening(self.generations) + data
+        if last:
+            if self._include_usage:
+                data += self._format.usage(self.generations)
+            data += DONE
+        self._sender.write(data, last=last)
+
+    async def _write_pieces(self) -> None:
+        """Make what takes long beside the event loop, and what waits for it behind it."""
+        try:
+            while self._pieces:
+                piece = self._pieces.popleft()
+                data = await off_loop(piece.size, piece.make)
+                if not self._failed:
+                    self._send(data, piece.last)
+        except Exception:
+            log.exception("%s: an answer could not be written", self._format.heading.id)
+            self.on_error(ShoalError("internal error; see the log"))
+        finally:
+            self._writing = None
 
     def _send_json(self, told: Failure) -> None:
         length = (b"content-length", b"%d" % len(told.body))
@@ -176,3 +225,21 @@ class Answer(Response):
     def _close(self) -> None:
         self._abort("abort")
         self._sender.close()
+        if self._writing is not None:
+            self._writing.cancel()
+
+
+def _num_named(generation: Generation, delta: Delta, *, with_prompt: bool) -> int:
+    """About how many tokens are named in what is told of a choice: those with log probabilities,
+    and the alternatives beside them.
+    """
+    params = generation.request.params
+    num = len(delta.tokens) * _names(params.logprobs)
+    if with_prompt:
+        num += len(generation.request.prompt) * _names(params.prompt_logprobs)
+    return num
+
+
+def _names(count: int | None) -> int:
+    """Names at each position where `count` alternatives were asked for; -1 are all there are."""
+    return 0 if count is None else LONG if count < 0 else 1 + count

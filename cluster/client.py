@@ -17,7 +17,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ClientError(ShoalError):
-    """The server could not be reached, refused the request, or broke off its answer."""
+    """The server could not be reached, refused the request, or broke off its answer.
+
+    `status` is HTTP's where it refused, else 0.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message, status)
+        self.status = status
 
 
 class Client:
@@ -69,7 +76,7 @@ class Client:
             return self._opener.open(request, timeout=self._timeout_s)  # type: ignore[no-any-return]
         except HTTPError as error:
             with error:
-                raise ClientError(refusal(error.code, error.read())) from None
+                raise ClientError(refusal(error.code, error.read()), error.code) from None
         except (URLError, OSError, HTTPException) as error:
             raise ClientError(
                 f"no server answers at {self.url} ({_reason(error)}). {_way_out(error)}"

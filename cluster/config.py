@@ -175,7 +175,8 @@ class ServeConfig(BaseModel):
     )
     failover_timeout: float = option(
         60.0,
-        "Seconds that a stream whose replica is lost may wait for another one.",
+        "Seconds that a stream whose replica is lost may wait for another one, or for a stalled "
+        "one to get on.",
         group="Cluster",
         ge=0,
     )

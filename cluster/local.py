@@ -210,6 +210,15 @@ class LocalRouter:
         """The same, as this process has them."""
         return list(self._links)
 
+    def served(self) -> dict[str, str]:
+        """The version of each model that has an engine which lives, or will have."""
+        engines = {model.name: self._engines_of(model) for model in self._models}
+        return {
+            name: ""
+            for name, links in engines.items()
+            if not links or any(link.state != "dead" for link in links)
+        }
+
     def status(self) -> str:
         """See Router."""
         return health.of_all(self.statuses().values())
@@ -224,8 +233,11 @@ class LocalRouter:
         return [link for link in self._links if model in link.card.names]
 
     def _status_of(self, model: ModelConfig) -> str:
-        links = [link for link in self._links if link.card.names[0] == model.name]
+        links = self._engines_of(model)
         return health.of_model(sum(link.alive for link in links), model.replicas, bool(links))
+
+    def _engines_of(self, model: ModelConfig) -> list[MemoryLink]:
+        return [link for link in self._links if link.card.names[0] == model.name]
 
 
 def run_local(config: ServeConfig, progress: Progress | None = None) -> None:
@@ -283,10 +295,17 @@ class _Local:
                 self._loop.call_soon_threadsafe(self._leave)
 
     def _watch(self) -> None:
-        """Runs on a thread of its own."""
+        """Runs on a thread of its own: looks whether engines get on, and tells the streams of those
+        that have died that no other one will come; a stalled one may yet get on.
+        """
+        served = self._router.served()
         while not self._server.should_exit:
             for link in self._router.engines():
                 link.watch()
+            if (left := self._router.served()) != served:
+                served = left
+                with contextlib.suppress(RuntimeError):  # the event loop has ended
+                    self._loop.call_soon_threadsafe(self._gateway.serve_only, served)
             time.sleep(WATCH_S)
 
     def _load_model(self, model: ModelConfig) -> Loaded:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..engine.admission import room_for_output
 from ..engine.errors import InvalidRequest
 from ..engine.text import Tokenizer
 from .conversation import Message, plain_messages
 from .link import ModelCard
+from .off_loop import LONG, off_loop
 from .prefixes import prompt_keys
 from .protocol import ChatTemplateFields, CompletionRequest, Sampling, json_kind
 
 MAX_PROMPTS = 1024
-THREAD_FROM = 4096
-"""So many characters or tokens take a millisecond or more: too long for the event loop."""
 
 _RESERVED = frozenset(
     {"messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"}
 )
-
-T = TypeVar("T")
 
 
 class Prompt(NamedTuple):
@@ -35,21 +32,27 @@ class Prompt(NamedTuple):
 async def completion_prompts(
     request: CompletionRequest, tokenizer: Tokenizer, card: ModelCard
 ) -> list[Prompt]:
-    """The prompts of a completion, in their order. Raises InvalidRequest."""
+    """The prompts of a completion, in their order; those that are long together are read beside the
+    event loop. Raises InvalidRequest.
+    """
+    return await off_loop(_size(request.prompt), lambda: _prompts(request, tokenizer, card))
+
+
+def _prompts(request: CompletionRequest, tokenizer: Tokenizer, card: ModelCard) -> list[Prompt]:
     found = []
     for where, prompt in _split(request.prompt):
         if isinstance(prompt, str):
-            ids = await encode(tokenizer, prompt, request.add_special_tokens)
+            ids = _encoded(tokenizer, prompt, request.add_special_tokens)
             text = prompt
         else:
             check_ids(prompt, card, where)
             ids = tuple(prompt)
-            text = await decode(tokenizer, prompt) if request.echo else ""
+            text = _decoded(tokenizer, prompt) if request.echo else ""
         if not ids:
             raise InvalidRequest(f"{where} must not be empty: it has no tokens", "prompt")
         kept = truncated(ids, request, card)
         if request.echo and len(kept) < len(ids):
-            text = await decode(tokenizer, kept)
+            text = _decoded(tokenizer, kept)
         found.append(Prompt(kept, text))
     return found
 
@@ -80,17 +83,17 @@ async def chat_prompt(
     if request.reasoning_effort is not None:
         extra.setdefault("reasoning_effort", request.reasoning_effort)
 
-    def render() -> tuple[int, ...]:
-        text = tokenizer.render(
+    def render() -> str:
+        return tokenizer.render(
             messages,
             add_generation_prompt=opened,
             continue_final_message=request.continue_final_message,
             **extra,
         )
-        return tuple(tokenizer.encode(text, add_special_tokens=request.add_special_tokens))
 
-    loop = asyncio.get_running_loop()
-    ids = await loop.run_in_executor(tokenizer.executor, render)
+    # One thread renders for all: what can be done elsewhere is not done there.
+    text = await asyncio.get_running_loop().run_in_executor(tokenizer.executor, render)
+    ids = await encode(tokenizer, text, request.add_special_tokens)
     if not ids:
         raise InvalidRequest("messages render to an empty prompt", "messages")
     return messages, ids
@@ -100,19 +103,32 @@ async def encode(
     tokenizer: Tokenizer, text: str, add_special_tokens: bool = True
 ) -> tuple[int, ...]:
     """Token ids of `text`; a long one is tokenized beside the event loop."""
-    return await _off_loop(
-        len(text), lambda: tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    return await off_loop(len(text), lambda: _encoded(tokenizer, text, add_special_tokens))
+
+
+async def keys_of(
+    prompts: Sequence[tuple[int, ...]], card: ModelCard, salt: str
+) -> list[tuple[bytes, ...]]:
+    """The keys of each prompt's full blocks; those of long ones are hashed beside the event
+    loop.
+    """
+    return await off_loop(
+        sum(map(len, prompts)),
+        lambda: [prompt_keys(ids, card.block_size, salt=salt) for ids in prompts],
     )
-
-
-async def keys_of(ids: tuple[int, ...], card: ModelCard, salt: str) -> tuple[bytes, ...]:
-    """The keys of a prompt's full blocks; those of a long one are hashed beside the event loop."""
-    return await _off_loop(len(ids), lambda: prompt_keys(ids, card.block_size, salt=salt))
 
 
 async def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of `ids`, special tokens included; that of many is made beside the event loop."""
-    return await _off_loop(len(ids), lambda: tokenizer.decode(ids, skip_special_tokens=False))
+    return await off_loop(len(ids), lambda: _decoded(tokenizer, ids))
+
+
+def _encoded(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+
+def _decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def check_ids(ids: list[int], card: ModelCard, param: str) -> None:
@@ -155,6 +171,15 @@ def output_room(
     return room if default is None else min(default, room)
 
 
+def _size(prompt: object) -> int:
+    """Characters and token ids, of all prompts together."""
+    if not isinstance(prompt, str | list):
+        return 0
+    if isinstance(prompt, str) or len(prompt) >= LONG:
+        return len(prompt)
+    return sum(len(item) if isinstance(item, str | list) else 1 for item in prompt)
+
+
 def _split(prompt: object) -> list[tuple[str, str | list[int]]]:
     """Each prompt with its name in error messages."""
     if isinstance(prompt, str):
@@ -182,9 +207,3 @@ def _split(prompt: object) -> list[tuple[str, str | list[int]]]:
                 "prompt",
             )
     return [(f"prompt[{index}]", item) for index, item in enumerate(prompt)]
-
-
-async def _off_loop(size: int, work: Callable[[], T]) -> T:
-    if size < THREAD_FROM:
-        return work()
-    return await asyncio.to_thread(work)

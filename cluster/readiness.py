@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +18,7 @@ from . import placement, rollout
 from .banner import Loaded, Progress
 from .config import ServeConfig
 from .deployments import bundles_of, deployment_names, shares_of
+from .direct import direct_opener
 from .facts import Facts, weights_read
 from .link import ModelCard
 from .shares import shared
@@ -79,15 +77,15 @@ def _last_line(message: str) -> str:
 
 def _health(config: ServeConfig) -> str | None:
     """What a gateway, here or elsewhere, says of the cluster; None while none answers."""
-    trusting = ssl._create_unverified_context() if config.ssl_certfile else None
-    ways = {f"{config.url}/health": trusting}
+    ways = [f"{config.url}/health"]
     for fact in Facts(config.name).all("gateway").values():
         if "port" in fact:
             host = f"[{fact['host']}]" if ":" in fact["host"] else fact["host"]
-            ways[f"http://{host}:{fact['port']}/health"] = None
-    for url, context in ways.items():
+            ways.append(f"http://{host}:{fact['port']}/health")
+    opener = direct_opener()
+    for url in ways:
         try:
-            with urllib.request.urlopen(url, timeout=2, context=context) as answer:
+            with opener.open(url, timeout=2) as answer:
                 return str(json.load(answer)["status"])
         except (OSError, ValueError):
             continue

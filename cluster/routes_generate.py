@@ -20,9 +20,10 @@ from .conversation import content_text
 from .formats import ChatFormat, CompletionFormat, Format, Heading
 from .link import ModelCard
 from .logprobs import TokenNames
+from .off_loop import off_loop
 from .prompts import chat_prompt, completion_prompts, keys_of, output_room, truncated
 from .protocol import MAX_SESSION, ChatRequest, CompletionRequest
-from .sampling import num_logprobs, sampling_params
+from .sampling import num_logprobs, params_of
 from .serving import Serving
 from .state import new_state
 from .stream import Generation
@@ -53,17 +54,15 @@ async def create_completion(serving: Serving, http: HTTPRequest) -> Response:
         rooms = [output_room(len(p.ids), None, card, _COMPLETION_TOKENS) for p in prompts]
     heading = _heading(http, request, card, tokenizer, "cmpl")
     echoes = [p.text for p in prompts for _ in range(request.n)] if request.echo else []
+    params = await params_of(request, card, tokenizer, rooms, lambda: serving.draw_seed(card))
+    keys = await keys_of([p.ids for p in prompts], card, request.cache_salt)
     asked = [
-        _Asked(
-            prompt.ids,
-            await keys_of(prompt.ids, card, request.cache_salt),
-            _params(serving, request, card, tokenizer, room),
-        )
-        for prompt, room in zip(prompts, rooms, strict=True)
+        _Asked(prompt.ids, held, how)
+        for prompt, held, how in zip(prompts, keys, params, strict=True)
     ]
     silent = request.max_tokens == 0
     await serving.router.awake(card.names[0])
-    return _answer(
+    return await _answer(
         serving, http, request, card, tokenizer, CompletionFormat(heading, echoes), asked, silent
     )
 
@@ -81,8 +80,8 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
         wanted = request.max_tokens
     default = card.sampling_defaults.get("max_tokens")
     room = output_room(len(ids), wanted, card, None if default is None else int(default))
-    params = _params(serving, request, card, tokenizer, room)
-    keys = await keys_of(ids, card, request.cache_salt)
+    (params,) = await params_of(request, card, tokenizer, [room], lambda: serving.draw_seed(card))
+    (keys,) = await keys_of([ids], card, request.cache_salt)
     heading = _heading(http, request, card, tokenizer, "chatcmpl")
     role = (
         messages[-1]["role"]
@@ -91,7 +90,7 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
     )
     await serving.router.awake(card.names[0])
     echo = content_text(messages[-1]) if request.echo and messages[-1]["role"] == role else ""
-    return _answer(
+    return await _answer(
         serving,
         http,
         request,
@@ -101,17 +100,6 @@ async def create_chat_completion(serving: Serving, http: HTTPRequest) -> Respons
         [_Asked(ids, keys, params)],
         wanted == 0,
     )
-
-
-def _params(
-    serving: Serving,
-    request: CompletionRequest | ChatRequest,
-    card: ModelCard,
-    tokenizer: Tokenizer,
-    max_tokens: int,
-) -> SamplingParams:
-    seed = serving.draw_seed(card)
-    return sampling_params(request, card, tokenizer, max_tokens=max_tokens, seed=seed)
 
 
 def _heading(
@@ -139,7 +127,7 @@ def _heading(
     )
 
 
-def _answer(
+async def _answer(
     serving: Serving,
     http: HTTPRequest,
     request: CompletionRequest | ChatRequest,
@@ -193,13 +181,13 @@ def _answer(
         for i, one in enumerate(asked)
     ]
     if serving.config.log_requests:
-        _log(serving, tokenizer, answer.generations)
+        sent = [generation.request for generation in answer.generations]
+        size = sum(len(request.prompt) for request in sent)
+        await off_loop(size, lambda: _log(sent, tokenizer, serving.config.max_log_len))
     return answer
 
 
-def _log(serving: Serving, tokenizer: Tokenizer, generations: Sequence[Generation]) -> None:
-    for generation in generations:
-        sent = generation.request
+def _log(requests: Sequence[Request], tokenizer: Tokenizer, max_length: int | None) -> None:
+    for sent in requests:
         text = tokenizer.decode(sent.prompt, skip_special_tokens=False)
-        shown = text[: serving.config.max_log_len]
-        log.info("%s asks %r with %s", sent.id, shown, sent.params)
+        log.info("%s asks %r with %s", sent.id, text[:max_length], sent.params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
+from .off_loop import off_loop
 from .prompts import chat_prompt, check_ids, decode, encode
 from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest, parse
 from .serving import Serving, json_response
@@ -24,7 +25,9 @@ async def tokenize(serving: Serving, http: HTTPRequest) -> Response:
         _, ids = await chat_prompt(request, tokenizer)
     else:
         ids = await encode(tokenizer, request.prompt, request.add_special_tokens)
-    texts = [tokenizer.token_text(token) for token in ids] if request.return_token_strs else None
+    texts = None
+    if request.return_token_strs:
+        texts = await off_loop(len(ids), lambda: [tokenizer.token_text(token) for token in ids])
     return json_response(
         {
             "count": len(ids),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 from ..engine.errors import InvalidRequest
-from ..engine.request import SamplingParams, candidates_of
+from ..engine.request import SamplingParams, candidates_of, with_numbers
 from ..engine.text import Tokenizer, with_bad_words
 from .link import ModelCard
+from .off_loop import off_loop
 from .prompts import check_ids
 from .protocol import ChatRequest, CompletionRequest, Sampling
+
+MAX_SENT = 2**23
+"""Ids and characters of lists that the prompts of one request may take to engines."""
 
 _DRAWING = ("temperature", "top_p", "top_k", "min_p")
 _DEFAULTED = (*_DRAWING, "repetition_penalty")
@@ -33,15 +38,14 @@ _PLAIN = (
 )
 
 
-def sampling_params(
+def _params(
     request: CompletionRequest | ChatRequest,
     card: ModelCard,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
-    seed: int,
 ) -> SamplingParams:
-    """How to answer `request`; `seed` serves where the caller gave none.
+    """How to answer `request`, with the seed that the caller gave, if any.
 
     The engine is never asked for no tokens at all: of 0, one is made and dropped by the caller. Of
     `best_of` candidates all are asked for. Beams draw nothing, so that the model's defaults of
@@ -60,13 +64,64 @@ def sampling_params(
             values[name] = min(int(value), card.vocab_size) if name == "top_k" else value
     params = SamplingParams(
         **values,
-        seed=seed if request.seed is None else request.seed,
+        seed=request.seed,
         max_tokens=max_tokens or 1,
         logprobs=num_logprobs(request),
         prompt_logprobs=num_prompt_logprobs(request),
         logit_bias=_logit_bias(request, card),
     )
     return with_bad_words(tokenizer, candidates_of(params))
+
+
+async def params_of(
+    request: CompletionRequest | ChatRequest,
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    rooms: Sequence[int],
+    draw_seed: Callable[[], int],
+) -> list[SamplingParams]:
+    """How to answer each prompt, of which the answers have `rooms`: alike but for room and seed,
+    with lists that are made once, beside the event loop where they are long.
+
+    Raises InvalidRequest.
+    """
+
+    def made() -> SamplingParams:
+        params = _params(request, card, tokenizer, max_tokens=min(rooms))
+        _check_sent(params, len(rooms))
+        return params
+
+    params = await off_loop(_size(request), made)
+    return [
+        with_numbers(
+            params,
+            max_tokens=room or 1,
+            seed=draw_seed() if request.seed is None else request.seed,
+        )
+        for room in rooms
+    ]
+
+
+def _size(request: Sampling) -> int:
+    """Entries, and characters to be tokenized, of its lists."""
+    lists: list[Sized] = [request.stop_token_ids, *request.bad_words]
+    lists += [request.allowed_token_ids or (), request.logit_bias or ()]
+    return sum(map(len, lists))
+
+
+def _check_sent(params: SamplingParams, num_prompts: int) -> None:
+    """Each prompt goes to an engine with all lists."""
+    lists: list[Sized] = [params.allowed_token_ids or (), params.logit_bias or ()]
+    lists += [params.stop_token_ids or (), *params.stops]
+    lists += [*(params.bad_words or ()), *params.bad_words_ids]
+    size = num_prompts * sum(map(len, lists))
+    if num_prompts > 1 and size > MAX_SENT:
+        raise InvalidRequest(
+            f"allowed_token_ids, bad_words, logit_bias, stop and stop_token_ids go to an engine "
+            f"with each of {num_prompts} prompts: {size} ids and characters in all, and at most "
+            f"{MAX_SENT} are sent for one request; send fewer prompts in one",
+            "prompt",
+        )
 
 
 def num_logprobs(request: CompletionRequest | ChatRequest) -> int | None:

@@ -55,8 +55,9 @@ def _strings(value: Any, name: str) -> tuple[str, ...]:
 
 
 def _token_ids(value: Any, name: str) -> tuple[int, ...]:
+    """Each id once: what a list of ids means does not hang on how often it names one."""
     try:
-        return tuple(map(index, () if value is None else value))
+        return tuple(dict.fromkeys(map(index, () if value is None else value)))
     except TypeError:
         raise InvalidRequest(f"{name} must be a list of token ids, got {value!r}", name) from None
 

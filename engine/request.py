@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -133,6 +134,16 @@ def fold_seed(seed: int) -> int:
     if 0 <= seed < 1 << 64:
         return seed
     return int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "little")
+
+
+def with_numbers(params: SamplingParams, **numbers: int | None) -> SamplingParams:
+    """`params` with other numbers, which must be in bounds; its lists are shared, and not walked
+    again.
+    """
+    changed = copy.copy(params)
+    for name, value in numbers.items():
+        object.__setattr__(changed, name, value)
+    return changed
 
 
 def candidates_of(params: SamplingParams) -> SamplingParams:

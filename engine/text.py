@@ -92,8 +92,12 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`, with the special tokens that the model expects around it."""
+        # Only for a batch, be it of one, does the library let other threads run meanwhile.
         try:
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            (found,) = self._backend.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+            return list(found.ids)
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest(
                 f"a prompt must be Unicode text; this one cannot be encoded: {error}", "prompt"

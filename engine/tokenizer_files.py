@@ -47,8 +47,10 @@ class Encoded(Protocol):
 class Backend(Protocol):
     """The part of `tokenizers.Tokenizer` that is used, which slow tokenizers are made to share."""
 
-    def encode(self, sequence: Any, *, add_special_tokens: bool = True) -> Encoded:
-        """Text to ids."""
+    def encode_batch_fast(
+        self, input: list[Any], *, add_special_tokens: bool = True
+    ) -> Sequence[Encoded]:
+        """Texts to ids."""
         ...
 
     def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
@@ -256,8 +258,9 @@ class _SlowBackend:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> _Ids:
-        return _Ids(self._tokenizer.encode(sequence, add_special_tokens=add_special_tokens))
+    def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool = True) -> list[_Ids]:
+        encode = self._tokenizer.encode
+        return [_Ids(encode(text, add_special_tokens=add_special_tokens)) for text in input]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(

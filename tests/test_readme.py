@@ -8,7 +8,16 @@ import re
 from pathlib import Path
 
 from pydantic import BaseModel
-from shoal.cluster import connection, conversation, open_files, prompts, sender, turnstile, web
+from shoal.cluster import (
+    connection,
+    conversation,
+    open_files,
+    prompts,
+    sampling,
+    sender,
+    turnstile,
+    web,
+)
 from shoal.cluster.config import Autoscaling, Key, keys, model_keys
 from shoal.cluster.protocol import ChatRequest, CompletionRequest
 from shoal.cluster.resolve import resolve
@@ -116,6 +125,7 @@ def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
         "a request's body": settings["max_body_bytes"].default,
         "its line and headers": connection.MAX_HEAD_BYTES,
         "prompts in a request": prompts.MAX_PROMPTS,
+        "ids and characters of": sampling.MAX_SENT,
         "messages of": conversation.MAX_MESSAGES,
         "`n`, `best_of`": bounds.MAX_N,
         "`logprobs`": settings["max_logprobs"].default,

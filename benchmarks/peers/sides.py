@@ -11,7 +11,6 @@ import signal
 import subprocess
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -19,6 +18,7 @@ from typing import IO, Any, Protocol
 from contract import HTTP, Launch, Peer, Refused, environ
 from shoal.cluster.bench.talks import once
 from shoal.cluster.bench.traffic import Level, drive
+from shoal.cluster.direct import direct_opener
 
 START_S = 900.0
 ANSWER_S = 900.0
@@ -100,12 +100,12 @@ class Server:
             if process.poll() is not None or time.monotonic() > until:
                 raise Refused(f"{self.name} did not start:\n{_end_of(log)}")
             time.sleep(POLL_S)
-        with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
+        with direct_opener().open(f"{url}/v1/models", timeout=30) as answer:
             self.model = json.load(answer)["data"][0]["id"]
 
     def _ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+            with direct_opener().open(f"{self.url}/health", timeout=5):
                 return True
         except (urllib.error.URLError, OSError):
             return False

@@ -30,6 +30,7 @@ from .vocabulary import FEW_TOKENS, counter, text_of, vocabulary_size
 MOST_WARM_UPS = 8
 MOST_ROUNDS_OF = 64
 POLL_S = 0.5
+NO_ROUTE = (404, 405)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +90,17 @@ def run(client: Client, plan: Plan) -> bool:
 
 
 def _card(client: Client, plan: Plan) -> dict[str, Any]:
-    """The card of the model, once the server tells it."""
+    """The card of the model, once the server tells it; no more than the name that was given where
+    the server has no such route.
+    """
     until = time.monotonic() + plan.ready_timeout_s
     while True:
         try:
             cards = client.models()
             break
-        except ClientError:
+        except ClientError as error:
+            if plan.model is not None and error.status in NO_ROUTE:
+                return {"id": plan.model}
             if time.monotonic() >= until:
                 raise
             time.sleep(POLL_S)

@@ -14,6 +14,7 @@ import aiohttp
 OUTPUT = ("content", "text", "reasoning", "reasoning_content", "tool_calls", "refusal")
 """What of a chunk is made of tokens."""
 
+DONE = b"[DONE]"
 ENDING_S = 0.2
 """How long the end of HTTP's message is waited for, once the answer has ended."""
 
@@ -54,22 +55,28 @@ async def read(response: aiohttp.ClientResponse, record: Record) -> None:
 
     HTTP's own end is read too: without it the connection could not serve the next request.
     """
-    rest = b""
+    rest, now = b"", time.perf_counter()
     async for data in response.content.iter_any():
         now = time.perf_counter()
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
-            event = line[5:].strip() if line.startswith(b"data:") else b""
-            if event == b"[DONE]":
-                record.end = now
-                _complete(record)
+            event = _event(line)
+            if event == DONE:
+                _complete(record, now)
                 with suppress(aiohttp.ClientError, OSError, TimeoutError):
                     async with asyncio.timeout(ENDING_S):
                         await response.read()
                 return
             if event:
                 _note(event, now, record)
-    record.error = record.error or "the stream ended without [DONE]"
+    if _event(rest) == DONE:  # as a last line without an end
+        _complete(record, now)
+    else:
+        record.error = record.error or "the stream ended without [DONE]"
+
+
+def _event(line: bytes) -> bytes:
+    return line[5:].strip() if line.startswith(b"data:") else b""
 
 
 def _note(event: bytes, now: float, record: Record) -> None:
@@ -93,8 +100,9 @@ def _note(event: bytes, now: float, record: Record) -> None:
         record.num_cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
 
 
-def _complete(record: Record) -> None:
+def _complete(record: Record, now: float) -> None:
     """Enter what only the whole stream tells."""
+    record.end = now
     if record.ended and record.num_output > len(record.arrivals):
         # The last token had no text, as an end of sequence has none, and came with the end.
         record.arrivals.append(record.ended)

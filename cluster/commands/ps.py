@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -14,6 +12,7 @@ from urllib.error import HTTPError
 import typer
 
 from ..columns import print_table
+from ..direct import direct_opener
 from ..running import Running, running
 
 PATIENCE_S = 2.0
@@ -64,12 +63,8 @@ def state(entry: Running) -> str:
 
 def _health(url: str) -> str | None:
     """None where nobody answers."""
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}),
-        urllib.request.HTTPSHandler(context=ssl._create_unverified_context()),
-    )
     try:
-        with opener.open(f"{url}/health", timeout=PATIENCE_S) as answer:
+        with direct_opener().open(f"{url}/health", timeout=PATIENCE_S) as answer:
             return str(json.load(answer)["status"])
     except HTTPError as error:
         with error:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from shoal.cluster import prompts
+from shoal.cluster import off_loop, prompts
 from shoal.engine.keys import chained_keys, root_key
 
 
@@ -25,19 +25,19 @@ class Elsewhere:
         return self.answer(*args, **keys)
 
 
-SHORT, LONG = range(16), range(prompts.THREAD_FROM)
+SHORT, LONG = range(16), range(off_loop.LONG)
 
 
-def test_the_keys_of_a_long_prompt_are_hashed_beside_the_event_loop(
+def test_the_keys_of_prompts_that_are_long_together_are_hashed_beside_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hashing = Elsewhere(prompts.prompt_keys)
     monkeypatch.setattr(prompts, "prompt_keys", hashing)
     card: Any = SimpleNamespace(block_size=16)
-    for ids in (SHORT, LONG):
-        found = asyncio.run(prompts.keys_of(tuple(ids), card, "salt"))
-        assert found == tuple(chained_keys(root_key(None, "salt"), ids, 16))
-    assert hashing.beside == [False, True]
+    for asked in ([SHORT], [LONG], [SHORT] * (len(LONG) // len(SHORT))):
+        found = asyncio.run(prompts.keys_of([tuple(ids) for ids in asked], card, "salt"))
+        assert found == [tuple(chained_keys(root_key(None, "salt"), ids, 16)) for ids in asked]
+    assert hashing.beside == [False, *[True] * (1 + len(LONG) // len(SHORT))]
 
 
 def test_long_texts_are_tokenized_and_made_beside_the_event_loop() -> None:

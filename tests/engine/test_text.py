@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,33 @@ def test_bad_words_with_and_without_a_space(name: str, loaded: dict[str, Text]) 
 def test_a_lone_surrogate_is_refused(loaded: dict[str, Text]) -> None:
     with pytest.raises(InvalidRequest, match="Unicode"):
         loaded["bytes"].encode("half \ud83d")
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized(loaded: dict[str, Text]) -> None:
+    text, tokenizing, seen = "The quick brown fox. " * 10_000, False, threading.Event()
+
+    def look() -> None:
+        while not seen.is_set():
+            if tokenizing:
+                seen.set()
+            time.sleep(0)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # no thread gets its turn but by another one's leave
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(100):
+            tokenizing = True
+            loaded["bytes"].encode(text)
+            tokenizing = False
+            if seen.is_set():
+                break
+        assert seen.is_set()
+    finally:
+        seen.set()
+        sys.setswitchinterval(before)
+        looking.join()
 
 
 def test_special_tokens_named_only_beside_the_tokenizer(

@@ -17,7 +17,8 @@ class Server:
 
     `paths` are of all that it was asked. Every `fail_every`-th request is refused, every
     `break_every`-th one broken off. `scripts`, where there are any, are the events of the answers
-    in turn. Where `lingers`, the end of HTTP's message comes after the answer, or not at all.
+    in turn, and `tail` what follows the last of them. Where `lingers`, the end of HTTP's message
+    comes after the answer, or not at all.
     `peers` are the connections that requests came on.
     """
 
@@ -28,10 +29,12 @@ class Server:
         self.routes = {"/v1/completions", "/v1/chat/completions"}
         self.at_once = self.most_at_once = 0
         self.fail_every = self.break_every = 0
+        self.models_status = 200
         self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
         self.gauges = ""
         self.tells_usage = True
         self.scripts: list[list[bytes]] = []
+        self.tail = b"\n\n"
         self.lingers: Literal["", "a while", "for ever"] = ""
         self.peers: set[Any] = set()
         self.loop = asyncio.new_event_loop()
@@ -52,7 +55,7 @@ class Server:
         self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
 
     async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"data": [self.card]})
+        return web.json_response({"data": [self.card]}, status=self.models_status)
 
     async def detokenize(self, request: web.Request) -> web.Response:
         self.paths.append(request.path)
@@ -102,8 +105,10 @@ class Server:
             await response.write(b"data: %s\n\n" % json.dumps(chunk).encode())
 
         if self.scripts:
-            for event in self.scripts[(number - 1) % len(self.scripts)]:
+            *events, last = self.scripts[(number - 1) % len(self.scripts)]
+            for event in events:
                 await response.write(b"data: %b\n\n" % event)
+            await response.write(b"data: %b%b" % (last, self.tail))
             await self.linger(request)
             return response
 

@@ -63,6 +63,22 @@ def test_failures_are_counted_and_named(server: Server, tmp_path: Path) -> None:
     assert "the stream ended without [DONE]" in done.stderr
 
 
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_server_that_lists_no_models_is_asked_for_the_one_that_is_named(
+    server: Server, tmp_path: Path, status: int
+) -> None:
+    server.models_status = status
+    file = tmp_path / "figures.json"
+    sizes = ["--num-prompts", "2", "--num-warmups", "0", "--output-len", "2"]
+    unnamed = bench(server, *sizes)
+    assert unnamed.returncode != 0
+    assert f"answered {status}" in unnamed.stderr
+    done = bench(server, *sizes, "--model", "theirs", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(file.read_text())["model"] == "theirs"
+    assert {body["model"] for body in server.bodies} == {"theirs"}
+
+
 def test_chat_prompts_are_the_text_of_the_ids(server: Server) -> None:
     sizes = ["--num-warmups", "0", "--num-prompts", "2", "--input-len", "3", "--output-len", "2"]
     done = bench(server, "--endpoint", "chat", *sizes)

@@ -74,6 +74,14 @@ def test_an_answer_is_whole_without_the_end_of_its_message(
     assert all(record.end - record.arrivals[-1] >= 0 for record in records)
 
 
+def test_the_last_line_may_lack_its_end(server: Any) -> None:
+    server.tail = b""
+    whole, cut = asked(server, [text("a"), text("b"), DONE], [text("a"), text("b")[:9]])
+    assert (whole.error, whole.num_output) == (None, 2)
+    assert whole.end >= whole.arrivals[-1]
+    assert cut.error == "the stream ended without [DONE]"
+
+
 def delta(said: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"choices": [{"delta": said, **more}]}).encode()
 

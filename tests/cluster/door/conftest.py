@@ -376,6 +376,7 @@ def serve_model(serve_app):
     def serving(**settings):
         config = serve_config(
             {
+                "local": True,
                 "served_model_name": ("m",),
                 "max_num_seqs": 48,
                 "dtype": "float32",

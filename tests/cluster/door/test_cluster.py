@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -31,8 +33,9 @@ def test_there_is_no_node_to_drain(served):
     assert "without Ray" in answer.json()["error"]["message"]
 
 
-def test_an_engine_that_stands_still_is_stalled_until_it_gets_on(served, monkeypatch):
-    """The rank's thread hangs in a step; a look at the engine says so, and /health too."""
+@contextlib.contextmanager
+def stuck(served, monkeypatch):
+    """A request whose step hangs, once its engine is found to be stalled; afterwards it gets on."""
     (link,) = served.router.engines()
     monkeypatch.setattr(link._stall, "_timeout_s", 0.2)
     rank = served.engine.executor._rank
@@ -58,16 +61,24 @@ def test_an_engine_that_stands_still_is_stalled_until_it_gets_on(served, monkeyp
             link.watch()
             time.sleep(0.02)
         assert "no progress for" in link.stalled
+        yield asked, answers
+    finally:
+        gate.set()
+        while link.stalled:
+            link.watch()
+            time.sleep(0.02)
+        asked.join(60)
+
+
+def test_an_engine_that_stands_still_is_stalled_until_it_gets_on(served, monkeypatch):
+    """The rank's thread hangs in a step; a look at the engine says so, and /health too."""
+    with stuck(served, monkeypatch) as (_, answers):
         health = httpx.get(f"{served.url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "down")
         (row,) = httpx.get(f"{served.url}/cluster").json()["replicas"]
         assert row["state"] == "stalled"
-    finally:
-        gate.set()
-    while link.stalled:
-        link.watch()
-        time.sleep(0.02)
-    asked.join(60)
+        refused = httpx.post(f"{served.url}/v1/completions", json=BODY)
+        assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
     assert answers[0].status_code == 200  # it went on where it was
     assert httpx.get(f"{served.url}/health").json()["status"] == "ready"
     assert served.complete().choices[0].text
@@ -89,6 +100,39 @@ def test_a_stalled_engine_takes_nothing_once_its_streams_hear_of_it(served, monk
     assert told == [False]
     link.watch()
     assert link.alive
+
+
+class Eager:
+    """An event loop that does at once what other threads ask of it."""
+
+    def __init__(self, loop):
+        self._loop = loop
+
+    def __getattr__(self, name):
+        return getattr(self._loop, name)
+
+    def call_soon_threadsafe(self, call, *args):
+        async def done():
+            call(*args)
+            for _ in range(8):
+                await asyncio.sleep(0)
+
+        asyncio.run_coroutine_threadsafe(done(), self._loop).result(60)
+
+
+def test_who_waits_for_an_engine_that_stays_stuck_is_told(model_folder, serve_model, monkeypatch):
+    with (
+        serve_model(model=model_folder, failover_timeout=0.3) as served,
+        monkeypatch.context() as patched,
+    ):
+        (link,) = served.router.engines()
+        patched.setattr(link, "_loop", Eager(link._loop))
+        with stuck(served, patched) as (asked, answers):
+            asked.join(60)
+        (answer,) = answers
+        assert answer.status_code == 503
+        message = answer.json()["error"]["message"]
+        assert "the engine is stuck" in message and "took it over within" in message
 
 
 BODY = {"model": "m", "prompt": "the quick", "max_tokens": 4}

@@ -1,5 +1,6 @@
 """`run_local` as a process: loading, serving, signals, a port that is taken."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,7 +12,10 @@ import time
 
 import httpx2 as httpx
 import pytest
+from shoal.cluster import local
+from shoal.cluster.banner import Progress
 from shoal.cluster.ports import free_port
+from shoal.cluster.settings import serve_config
 
 PROGRAM = """
 import sys
@@ -28,7 +32,7 @@ class Process:
     def __init__(self, folder, logs, **settings):
         self.port = settings.setdefault("port", free_port())
         self.url = f"http://127.0.0.1:{self.port}"
-        settings = {"model": folder, **settings}
+        settings = {"model": folder, "local": True, **settings}
         settings |= {"log_dir": str(logs), "served_model_name": ["m"]}
         settings |= {"threads": 1, "num_gpu_blocks_override": 256}
         self.process = subprocess.Popen(
@@ -116,6 +120,38 @@ def test_it_loads_serves_and_lets_streams_end(start, tmp_path):
     logged = "".join(file.read_text() for file in tmp_path.glob("*.log*"))
     assert "known-by-this" in logged
     assert "secret words" not in logged + said
+
+
+def test_who_waits_for_an_engine_that_has_died_is_told_at_once(model_folder, tmp_path):
+    """No other one comes for it, however long a stream may wait for one."""
+    settings = {"model": model_folder, "log_dir": str(tmp_path), "port": free_port(), "threads": 1}
+    settings |= {"num_gpu_blocks_override": 256, "failover_timeout": 3600}
+    config = serve_config(settings | {"local": True}, environ={})
+    server = local._Local(config, Progress())
+    answers = []
+
+    def die(plan):
+        raise RuntimeError("out of order")
+
+    def ask():
+        until = time.monotonic() + 60
+        while server._router.status() != "ready" and time.monotonic() < until:
+            time.sleep(0.02)
+        for link in server._router.engines():
+            link._engine.executor._rank.run = die
+        for _ in range(2):
+            body = {"prompt": "a", "max_tokens": 4}
+            answers.append(httpx.post(f"{config.url}/v1/completions", json=body, timeout=60))
+        server._loop.call_soon_threadsafe(server._leave)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asyncio.run(server.serve())
+    asking.join(60)
+    waited, refused = (answer.json()["error"]["message"] for answer in answers)
+    assert "out of order" in waited and "served no more" in waited
+    assert "is alive" in refused
+    assert [answer.status_code for answer in answers] == [503, 503]
 
 
 def test_a_stream_that_outlasts_the_shutdown_is_told(start):

@@ -1,0 +1,19 @@
+"""Work that would hold up the event loop, and every stream on it, done on a thread beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+LONG = 4096
+"""So many characters, tokens or names take a millisecond or more: too long for the event loop."""
+
+T = TypeVar("T")
+
+
+async def off_loop(size: int, work: Callable[[], T], long: int = LONG) -> T:
+    """What `work` gives; done at once, without a suspension, where `size` is below `long`."""
+    if size < long:
+        return work()
+    return await asyncio.to_thread(work)

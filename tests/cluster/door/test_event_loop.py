@@ -1,0 +1,179 @@
+"""What takes long is done beside the gateway's event loop, and once a request."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+
+import httpx2 as httpx
+import pytest
+from shoal.cluster import serving
+from shoal.cluster.formats import CompletionFormat
+from shoal.cluster.logprobs import TokenNames
+from shoal.cluster.off_loop import LONG
+from shoal.cluster.sampling import MAX_SENT
+from shoal.cluster.state import new_state
+from shoal.engine.request import Request, SamplingParams
+from shoal.engine.text import Tokenizer
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """Has a function note whether it was called on the event loop of a door, call by call."""
+
+    def note(door, of, name):
+        loop, plain, calls = door.call(threading.get_ident), getattr(of, name), []
+
+        def noting(*args, **keys):
+            calls.append(threading.get_ident() == loop)
+            return plain(*args, **keys)
+
+        monkeypatch.setattr(of, name, noting)
+        return calls
+
+    return note
+
+
+@pytest.fixture
+def door(door):
+    """A door whose engine tokenizes nothing."""
+    door.link.reply = lambda request, sibling: (5,)
+    return door
+
+
+@pytest.fixture
+def roomy(door):
+    """A door to a model of long contexts."""
+    door.link.card = dataclasses.replace(door.link.card, max_model_len=1 << 20)
+    return door
+
+
+def post(door, path="/v1/completions", **body):
+    return httpx.post(door.url + path, json={"max_tokens": 2, **body}, timeout=60)
+
+
+def test_prompts_that_are_long_together_are_tokenized_beside_it(roomy, noted):
+    calls = noted(roomy, Tokenizer, "encode")
+    assert post(roomy, prompt="short").status_code == 200
+    assert post(roomy, prompt=["a" * (LONG // 2)] * 2).status_code == 200
+    assert calls == [True, False, False]
+
+
+def test_a_long_conversation_is_not_tokenized_where_all_are_rendered(roomy, monkeypatch):
+    threads, plain = [], Tokenizer.encode
+
+    def encode(self, *args, **keys):
+        threads.append(threading.current_thread().name)
+        return plain(self, *args, **keys)
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    messages = [{"role": "user", "content": "a" * LONG}]
+    assert post(roomy, "/v1/chat/completions", messages=messages).status_code == 200
+    assert threads and not any(name.startswith("shoal-template") for name in threads)
+
+
+def test_bad_words_are_tokenized_once_a_request(door, noted):
+    calls = noted(door, Tokenizer, "encode")
+    words = [f"{i:01000d}" for i in range(8)]
+    assert post(door, prompt=[[5], [6], [7]], bad_words=words).status_code == 200
+    assert calls == [False] * 2 * len(words)
+
+
+def test_prompts_share_their_lists_and_have_seeds_of_their_own(door):
+    allowed = [9, 5, 9, 5, 7] * 50
+    answer = post(door, prompt=[[5], [6], [7]], allowed_token_ids=allowed, stop_token_ids=[3, 3])
+    assert answer.status_code == 200
+    first, *others = [request.params for request in door.link.seen]
+    assert first.allowed_token_ids == (9, 5, 7) and first.stop_token_ids == (3,)
+    assert all(other.allowed_token_ids is first.allowed_token_ids for other in others)
+    assert len({params.seed for params in (first, *others)}) == 3
+
+
+def test_seed_and_room_are_those_of_each_prompt(door):
+    long = [5] * (door.link.card.max_model_len - 4)
+    body = {"prompt": [[5], long], "seed": 7}
+    assert httpx.post(f"{door.url}/v1/completions", json=body, timeout=60).status_code == 200
+    assert [(r.params.seed, r.params.max_tokens) for r in door.link.seen] == [(7, 16), (7, 4)]
+    refused = httpx.post(f"{door.url}/v1/completions", json=body | {"min_tokens": 5}, timeout=60)
+    assert refused.json()["error"]["param"] == "min_tokens"
+
+
+def test_what_goes_on_elsewhere_shares_its_lists(card):
+    params = SamplingParams(n=2, seed=1, allowed_token_ids=range(100), prompt_logprobs=1)
+    state = new_state(Request(id="r", prompt=(5,), params=params), card.names[0])
+    told = [state.remainder(choice).params for choice in state.choices]
+    assert [(each.n, each.prompt_logprobs) for each in told] == [(1, 1), (1, None)]
+    assert all(each.allowed_token_ids is params.allowed_token_ids for each in told)
+    assert (params.n, params.prompt_logprobs) == (2, 1)
+
+
+def test_lists_that_are_long_times_the_prompts_are_refused(door):
+    words = [f"{i:040d}" for i in range(1024)]
+    assert post(door, prompt=[[5]] * 4, bad_words=words).status_code == 200
+    refused = post(door, prompt=[[5]] * 1024, bad_words=words)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "prompt")
+    assert str(MAX_SENT) in error["message"]
+
+
+def test_a_long_body_is_read_beside_it(door, noted):
+    calls = noted(door, serving, "parse")
+    assert post(door, prompt="a", user="").status_code == 200
+    assert post(door, prompt="a", user="a" * 2**20).status_code == 200
+    assert calls == [True, False]
+
+
+def test_token_strings_of_a_long_text_are_made_beside_it(door, noted):
+    calls = noted(door, Tokenizer, "token_text")
+    for size in (1, LONG):
+        body = {"prompt": "~" * size, "return_token_strs": True}
+        told = httpx.post(f"{door.url}/tokenize", json=body, timeout=60).json()
+        assert "".join(told["token_strs"]) == "~" * size
+    assert calls[0] is True and len(calls) > LONG and not any(calls[1:])
+
+
+def test_requests_that_are_long_together_are_logged_beside_it(open_door, noted, card):
+    door = open_door(log_requests=True)
+    decodes = noted(door, Tokenizer, "decode")
+    assert post(door, prompt=[[5]]).status_code == 200
+    assert post(door, prompt=[[5] * 128] * (LONG // 128)).status_code == 200
+    assert decodes == [True] + [False] * (LONG // 128)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_of_a_long_prompt_are_named_beside_it(roomy, noted, stream):
+    roomy.link.reply = lambda request, sibling: "and so on"
+    calls = noted(roomy, TokenNames, "legacy")
+    prompt = "the quick brown fox " * 400
+    body = {"prompt": prompt, "echo": True, "logprobs": 5, "max_tokens": 100, "stream": stream}
+    answer = post(roomy, **body)
+    assert answer.status_code == 200, answer.text
+    chunks = [answer.text]
+    if stream:
+        *chunks, done = answer.text.strip().split("\n\n")
+        assert done == "data: [DONE]"
+    choices = [json.loads(chunk.removeprefix("data: "))["choices"][0] for chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == f"{prompt}and so on"
+    assert choices[-1]["finish_reason"] == "stop"
+    assert len(choices[0]["logprobs"]["tokens"]) > 1000
+    assert not any(calls[: len(choices[0]["logprobs"]["tokens"])])
+
+
+def test_prompt_logprobs_of_prompts_that_are_long_together_are_named_beside_it(door, noted):
+    calls = noted(door, TokenNames, "chat")
+    assert post(door, prompt=[[5] * 100], prompt_logprobs=1).status_code == 200
+    assert all(calls)
+    calls.clear()
+    assert post(door, prompt=[[5] * 200] * 12, prompt_logprobs=1).status_code == 200
+    assert calls and not any(calls)
+
+
+def test_what_cannot_be_written_is_an_error_and_no_silence(door, monkeypatch):
+    def broken(self, ends):
+        raise RuntimeError("no words for it")
+
+    monkeypatch.setattr(CompletionFormat, "whole", broken)
+    answer = post(door, prompt=[[5] * 200] * 12, prompt_logprobs=1)
+    assert answer.status_code == 500
+    assert "no words" not in answer.text
