@@ -329,33 +329,6 @@ def test_a_prompt_starves_nobody() -> None:
     world.check()
 
 
-def test_prompts_have_a_part_of_a_step_and_running_sequences_all_of_it() -> None:
-    """Two prompts of 10 tokens, 4 of which a step computes, beside eight that are running."""
-    world = World(EngineConfig(max_num_seqs=12), capacity(num_blocks=100, prompt_tokens=4))
-    params = SamplingParams(max_tokens=20, ignore_eos=True, seed=0)
-    for number in range(8):
-        world.add(Request(id=f"r{number}", prompt=(number + 1,), params=params))
-    while world.scheduler.num_running < 8:
-        world.step()
-    for name, first in (("a", 20), ("b", 30)):
-        prompt = tuple(range(first, first + 10))
-        world.add(Request(id=name, prompt=prompt, params=params))
-    for parts in ([4], [4], [2, 2], [4], [4]):
-        plan = world.scheduler.schedule()
-        assert plan is not None
-        assert [row.num_tokens for row in plan.rows if row.num_tokens > 1] == parts
-        assert sum(row.num_tokens == 1 for row in plan.rows) >= 8
-        world.executor.submit(plan)
-        world.scheduler.commit(world.executor.collect())
-
-
-def test_the_part_that_prompts_have_is_the_devices_where_nobody_asked_for_a_budget() -> None:
-    assert EngineConfig().prompt_tokens(256) == 256
-    assert EngineConfig().prompt_tokens(None) is None
-    assert EngineConfig(max_num_batched_tokens=512).prompt_tokens(256) is None
-    assert EngineConfig(enable_chunked_prefill=False).prompt_tokens(256) is None
-
-
 def test_priority_goes_first() -> None:
     world = World(
         EngineConfig(max_num_seqs=1, scheduling_policy="priority"), capacity(num_blocks=40)
