@@ -29,7 +29,7 @@ from unittest import mock
 
 import torch
 import triton
-from shoal.kernels.gpu import attention, cut, draw, elementwise, linear, norm, penalties
+from shoal.kernels.gpu import attention, cut, draw, elementwise, linear, mask, norm, penalties
 from shoal.kernels.gpu import family as families
 from shoal.kernels.gpu import heads as turned
 from torch import Tensor
@@ -44,7 +44,7 @@ SHARED_KB |= {"gfx90a": 64, "gfx942": 64}
 """Shared memory that one block may use (CUDA C++ Programming Guide; CDNA 2 and 3 ISA)."""
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-NAMES |= {torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64"}
+NAMES |= {torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64", torch.bool: "i1"}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
@@ -181,6 +181,8 @@ def sampling(dtype: torch.dtype) -> None:
     draw.draw_any(x, u)
     cut.draw_cut(x, u, rows, 50, one, one)
     ids = torch.zeros(8, 2048, dtype=torch.int32)
+    masks = torch.zeros(8, 128256 // 32, dtype=torch.int32)
+    mask.mask(x, rows, masks, rows, torch.zeros(9, dtype=torch.int64), ids[:, 0].contiguous(), one)
     penalties.penalize(x, rows, ids, rows, rows, one, one, one)
 
 

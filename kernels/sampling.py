@@ -64,6 +64,33 @@ def log_softmax(x: Tensor) -> Tensor:
     return torch.log_softmax(x, -1)
 
 
+def mask(
+    logits: Tensor,
+    rows: Tensor,
+    allowed: Tensor,
+    which: Tensor,
+    starts: Tensor,
+    ids: Tensor,
+    amounts: Tensor,
+) -> Tensor:
+    """Allowed ids, then bias and bans, for some rows, in place; whether each had a NaN: [R] bool.
+
+    The contract is in `ops`.
+    """
+    value = logits.index_select(0, rows)
+    broken = value.isnan().any(-1)
+    if len(allowed):
+        bit = torch.arange(32, dtype=torch.int32, device=logits.device)
+        words = allowed.index_select(0, which.clamp_min(0))
+        kept = ((words[:, :, None] >> bit) & 1).bool().flatten(1)[:, : value.shape[1]]
+        value.masked_fill_(~kept & (which >= 0)[:, None], -torch.inf)
+    row = torch.arange(len(rows), device=ids.device)
+    row = row.repeat_interleave(starts.diff(), output_size=len(ids))
+    edited = torch.where(amounts == -torch.inf, amounts, value[row, ids] + amounts)
+    logits[rows] = value.index_put_((row, ids), edited)
+    return broken
+
+
 def penalize(
     logits: Tensor,
     rows: Tensor,

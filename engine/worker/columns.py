@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..plan import Start
 from ..request import SamplingParams, fold_seed
 from .device import Device
-from .phrases import Phrases
+from .edits import Edits, edits
 
 _LEAST_TOP_P = float(np.finfo(np.float32).tiny)
 """What is smaller would become 0 in float32, and leave not even the first token."""
 
 NONE = -2
 """Stands in an integer column for a count that was not asked for."""
-
-
-class Bias(NamedTuple):
-    """`amounts` [n] float32 to be added to the logits of `ids` [n] int64, on the device."""
-
-    ids: Tensor
-    amounts: Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edits:
-    """What one row wants done to its logits beside penalties; ids are on the device, [n] int64.
-
-    `banned` are bad words of one token, `phrases` the longer ones. `stops` may not be sampled
-    before `min_tokens` are out.
-    """
-
-    allowed: Tensor | None
-    bias: Bias | None
-    banned: Tensor | None
-    phrases: Phrases | None
-    stops: Tensor | None
-    min_tokens: int
-    processors: tuple[Callable[[list[int], Any], Any], ...]
 
 
 class SamplingColumns:
@@ -93,8 +67,8 @@ class SamplingColumns:
         self.candidates[slot] = min(start.candidates, self._vocab_size)
         if reason := self._refuse(params):
             self.refused[slot] = reason
-        elif edits := self._edits(params):
-            self.edits[slot] = edits
+        elif found := edits(params, self._vocab_size, self._eos, self._device):
+            self.edits[slot] = found
             self.edited[slot] = True
 
     def drop(self, slot: int) -> None:
@@ -129,30 +103,3 @@ class SamplingColumns:
                         f"{self._vocab_size - 1}"
                     )
         return None
-
-    def _edits(self, params: SamplingParams) -> Edits | None:
-        stops = self._eos | set(params.stop_token_ids or ()) if params.min_tokens else set()
-        stops = {token for token in stops if 0 <= token < self._vocab_size}
-        words = params.bad_words_ids
-        bias, allowed = params.logit_bias, params.allowed_token_ids
-        if not (stops or words or bias or allowed or params.logits_processors):
-            return None
-        phrases = [word for word in words if len(word) > 1]
-        return Edits(
-            allowed=self._ids(allowed),
-            bias=self._bias(bias) if bias else None,
-            banned=self._ids([word[0] for word in words if len(word) == 1]),
-            phrases=Phrases(phrases) if phrases else None,
-            stops=self._ids(sorted(stops)),
-            min_tokens=params.min_tokens,
-            processors=tuple(params.logits_processors or ()),
-        )
-
-    def _ids(self, ids: Sequence[int] | None) -> Tensor | None:
-        """Token ids on the device; None where there are none."""
-        return self._device.upload(np.array(ids, dtype=np.int64)) if ids else None
-
-    def _bias(self, bias: Mapping[int, float]) -> Bias:
-        ids = np.array(list(bias), dtype=np.int64)
-        amounts = np.array(list(bias.values()), dtype=np.float32)
-        return Bias(self._device.upload(ids), self._device.upload(amounts))

@@ -38,6 +38,7 @@ PAGED = ("store_kv", "plan_attention", "paged_attention")
 SAMPLING = {
     "greatest": torch.float32,
     "log_softmax": torch.float32,
+    "mask": torch.float32,
     "penalize": torch.float32,
     "temper": torch.float32,
     "keyed_uniform": torch.int64,
@@ -260,7 +261,7 @@ def _whose(model: ModelConfig, config: EngineConfig) -> str:
 
 def _sampling(ground: _Ground) -> list[Part]:
     found = [(op, *ground.computed(op, dtype)) for op, dtype in SAMPLING.items()]
-    indexing = ("copies and masks of rows", "torch", "plain indexing, for rows that ask")
+    indexing = ("copies of rows", "torch", "plain indexing, for rows that ask")
     return [
         Part(part="sampling", op=op, runs=runs, why=why) for op, runs, why in (*found, indexing)
     ]

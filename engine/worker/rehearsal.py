@@ -13,7 +13,14 @@ NOWHERE = 0
 """The block that nobody is given: its content means nothing."""
 
 PARAMS = (
-    SamplingParams(temperature=1.0, top_k=2, repetition_penalty=1.5, seed=0),
+    SamplingParams(
+        temperature=1.0,
+        top_k=2,
+        repetition_penalty=1.5,
+        logit_bias={0: 1.0},
+        allowed_token_ids=[0, 1],
+        seed=0,
+    ),
     SamplingParams(temperature=1.0, seed=0),
 )
 """What takes every way through sampling that has kernels of its own."""

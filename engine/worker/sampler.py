@@ -7,7 +7,7 @@ sampled is reported and leaves the others as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ from torch import Tensor
 from ...kernels import ops
 from ..plan import Candidate
 from ..request import TokenLogprobs
-from .columns import NONE, Bias, Edits, SamplingColumns
+from .columns import NONE, SamplingColumns
 from .device import Device, Download
+from .edits import Amounts, Edits
 from .slots import Slots
 
 Array = np.ndarray[Any, Any]
@@ -173,46 +174,36 @@ class Sampler:
         """Allowed ids, bias, bad words and least length of these rows, in place; whether each had
         a NaN.
         """
-        top, _ = ops.greatest(_rows(logits, self._index(rows)))  # a NaN is greater than any number
-        broken = _Broken(rows.tolist(), self._device.download(top.isnan()))
-        biased: list[tuple[int, Bias]] = []
-        banned: list[tuple[int, Tensor]] = []
-        for row in rows.tolist():
+        upload = self._device.upload
+        masks: list[Tensor] = []
+        which = np.full(len(rows), -1)
+        found: list[Amounts] = []
+        for i, row in enumerate(rows.tolist()):
             at, place = int(slot[row]), int(position[row])
             edits = self._columns.edits[at]
             if edits.allowed is not None:
-                kept = logits[row, edits.allowed]
-                logits[row].fill_(-torch.inf)
-                logits[row, edits.allowed] = kept
-            if edits.bias is not None:
-                biased.append((row, edits.bias))
-            banned += [(row, ids) for ids in self._banned(edits, at, place)]
-        if biased:
-            index = self._places([(row, bias.ids) for row, bias in biased])
-            logits[index] += torch.cat([bias.amounts for _, bias in biased])
-        if banned:
-            logits[self._places(banned)] = -torch.inf
-        return broken
+                which[i] = len(masks)
+                masks.append(edits.allowed)
+            completing = self._completing(edits, at, place)
+            found.append(edits.amounts(self._num_emitted(at, place), completing, self._device))
+        starts = np.cumsum([0, *(len(each.ids) for each in found)])
+        broken = ops.mask(
+            logits,
+            self._index(rows),
+            torch.stack(masks) if masks else logits.new_empty(0, 1, dtype=torch.int32),
+            upload(which),
+            upload(starts),
+            torch.cat([each.ids for each in found]),
+            torch.cat([each.amounts for each in found]),
+        )
+        return _Broken(rows.tolist(), self._device.download(broken))
 
-    def _places(self, pieces: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-        """An index of all tokens of these rows."""
-        rows, tokens = zip(*pieces, strict=True)
-        counts = [len(ids) for ids in tokens]
-        row, count = self._device.upload_all(np.array(rows), np.array(counts))
-        return row.repeat_interleave(count, output_size=sum(counts)), torch.cat(tokens)
-
-    def _banned(self, edits: Edits, slot: int, position: int) -> Iterator[Tensor]:
-        """Tokens that a row may not sample now: bad words, and its ends while it is too short."""
-        num_emitted = self._num_emitted(slot, position)
-        if edits.banned is not None:
-            yield edits.banned
-        if edits.phrases is not None:
-            reach = min(edits.phrases.reach, num_emitted)
-            emitted = self._slots.emitted(slot, position - reach, position)
-            if completing := edits.phrases.completing(emitted):
-                yield self._device.upload(np.array(completing))
-        if edits.stops is not None and num_emitted < edits.min_tokens:
-            yield edits.stops
+    def _completing(self, edits: Edits, slot: int, position: int) -> list[int]:
+        """The tokens that would complete a bad word of several of a row."""
+        if edits.phrases is None:
+            return []
+        reach = min(edits.phrases.reach, self._num_emitted(slot, position))
+        return edits.phrases.completing(self._slots.emitted(slot, position - reach, position))
 
     def _num_emitted(self, slot: int, position: int) -> int:
         return position - int(self._columns.num_prompt[slot])

@@ -275,10 +275,26 @@ struct Penalize {
     int64_t ids_stride, columns;
 };
 
+// Of row rows[r] of the logits, all different: what is not allowed becomes -inf, then amounts are
+// added to the logits of ids, edits starts[r] to starts[r + 1]. Bit i of word w of `allowed`
+// [masks, words] is of token 32 w + i; which[r] is a row's mask, -1 for none. broken[r]: a NaN was
+// there.
+struct Masking {
+    Matrix logits;
+    const int64_t* rows;
+    const uint32_t* allowed;
+    const int64_t* which;
+    const int64_t* starts;
+    const int32_t* ids;
+    const float* amounts;
+    bool* broken;
+    int64_t words, columns;
+};
+
 enum Kind : int32_t {
     EMBED, LINEAR, NORM, ADD_ROWS, ANGLES, ROPE, STORE_KV, ATTEND, ACTIVATE, GATHER, ARGMAX, REDUCE,
     ROPE_STORE,
-    KEYED_UNIFORM, TEMPER, DRAW, TOP_TOKENS, LOG_SOFTMAX, PENALIZE, COUNT_ABOVE,
+    KEYED_UNIFORM, TEMPER, DRAW, TOP_TOKENS, LOG_SOFTMAX, PENALIZE, COUNT_ABOVE, MASK,
     NUM_KINDS,
 };
 

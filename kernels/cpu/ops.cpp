@@ -83,6 +83,7 @@ extern "C" const Instructions* GETTER(INSTRUCTIONS)() {
         made.ops[LOG_SOFTMAX] = log_softmax;
         made.ops[PENALIZE] = penalize;
         made.ops[COUNT_ABOVE] = count_above;
+        made.ops[MASK] = mask;
         made.pack = pack;
 #ifdef HAS_TILES
         made.begin = tiles_begin;

@@ -68,6 +68,26 @@ def log_softmax(x: Tensor) -> Tensor:
     return out
 
 
+def mask(
+    logits: Tensor,
+    rows: Tensor,
+    allowed: Tensor,
+    which: Tensor,
+    starts: Tensor,
+    ids: Tensor,
+    amounts: Tensor,
+) -> Tensor:
+    if not _takes(logits):
+        return sampling.mask(logits, rows, allowed, which, starts, ids, amounts)
+    broken = torch.empty(len(rows), dtype=torch.bool)
+    tables = (rows, allowed, which, starts, ids, amounts)
+    names = ("rows", "allowed", "which", "starts", "ids", "amounts")
+    fields = {name: x.contiguous() for name, x in zip(names, tables, strict=True)}
+    sizes = {"words": allowed.shape[1], "columns": logits.shape[1]}
+    _run(Kind.MASK, len(rows), logits=logits, broken=broken, **fields, **sizes)
+    return broken
+
+
 def penalize(
     logits: Tensor,
     rows: Tensor,

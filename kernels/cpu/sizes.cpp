@@ -29,6 +29,7 @@ SHOAL_API int64_t shoal_size_of(int32_t kind) {
         case LOG_SOFTMAX: return sizeof(LogSoftmax);
         case PENALIZE: return sizeof(Penalize);
         case COUNT_ABOVE: return sizeof(CountAbove);
+        case MASK: return sizeof(Masking);
         default: return 0;
     }
 }

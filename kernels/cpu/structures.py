@@ -58,6 +58,7 @@ class Kind(IntEnum):
     LOG_SOFTMAX = 17
     PENALIZE = 18
     COUNT_ABOVE = 19
+    MASK = 20
 
 
 class Sizes(ctypes.Structure):
@@ -299,6 +300,21 @@ class Penalize(ctypes.Structure):
     )
 
 
+class Masking(ctypes.Structure):
+    _fields_ = (
+        ("logits", Matrix),
+        ("rows", c_void_p),
+        ("allowed", c_void_p),
+        ("which", c_void_p),
+        ("starts", c_void_p),
+        ("ids", c_void_p),
+        ("amounts", c_void_p),
+        ("broken", c_void_p),
+        ("words", c_int64),
+        ("columns", c_int64),
+    )
+
+
 class Part(ctypes.Structure):
     _fields_ = (("data", c_void_p), ("bytes", c_int64))
 
@@ -328,6 +344,7 @@ ARGS: dict[Kind, type[ctypes.Structure]] = {
     Kind.LOG_SOFTMAX: LogSoftmax,
     Kind.PENALIZE: Penalize,
     Kind.COUNT_ABOVE: CountAbove,
+    Kind.MASK: Masking,
 }
 
 

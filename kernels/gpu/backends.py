@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     exact: bool = False
 
 
-SMALL_OPS = ("norm", "elementwise", "heads", "draw", "cut", "penalties", "top")
+SMALL_OPS = ("norm", "elementwise", "heads", "draw", "cut", "mask", "penalties", "top")
 
 ATTENTION = {
     "triton": ("attention",),

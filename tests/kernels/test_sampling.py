@@ -102,6 +102,35 @@ def test_counts_of_what_is_greater():
     assert ops.count_above(values, bounds).tolist() == [[0, 2, 4], [0, 2, 1]]
 
 
+def test_masks_by_hand():
+    before = torch.randn(4, 70, generator=torch.Generator().manual_seed(0))
+    before[3, 9] = math.nan
+    logits = before.clone()
+    allowed = torch.zeros(2, 3, dtype=torch.int32)
+    allowed[1] = torch.tensor([1 << 5 | 1 << 9, -(1 << 31), 1 << 1])  # 5, 9, 63, 65
+    broken = ops.mask(
+        logits,
+        torch.tensor([3, 0, 2]),
+        allowed,
+        torch.tensor([1, -1, 1]),
+        torch.tensor([0, 2, 5, 5]),
+        torch.tensor([5, 9, 0, 5, 69], dtype=torch.int32),
+        torch.tensor([2.5, -math.inf, -math.inf, 1.0, -2.0]),
+    )
+    assert broken.tolist() == [True, False, False]
+    for row, kept, edits in (
+        (3, {5, 9, 63, 65}, {5: 2.5, 9: -math.inf}),
+        (0, {*range(70)}, {0: -math.inf, 5: 1.0, 69: -2.0}),
+        (1, {*range(70)}, {}),
+        (2, {5, 9, 63, 65}, {}),
+    ):
+        for token in range(70):
+            right = before[row, token] + edits.get(token, 0.0)
+            if token not in kept or edits.get(token) == -math.inf:
+                right = torch.tensor(-math.inf)
+            assert logits[row, token] == right, (row, token)
+
+
 def test_penalties_by_hand():
     random.seed(0)
     vocab, rows = 50, 6

@@ -21,7 +21,7 @@ from transformers import FalconConfig, GPT2Config, Qwen3Config
 PAGED = {"store_kv", "plan_attention", "paged_attention"}
 INDEXING = (
     "sampling",
-    "copies and masks of rows",
+    "copies of rows",
     "torch",
     "plain indexing, for rows that ask",
 )

@@ -256,7 +256,7 @@ def test_what_a_row_asks_for_goes_to_the_device_when_it_enters(monkeypatch):
     monkeypatch.setattr(Device, "upload", lambda d, a: sizes.append(a.size) or upload(d, a))
     logits = some_logits(3, 4) / 100
     assert bench.sample(logits).ids == [38] * 3
-    assert max(sizes) <= 12  # rows of two lists each, and how long these are
+    assert max(sizes) <= 4  # rows, and where the edits of each begin
 
 
 def test_ignoring_the_end_leaves_it_to_be_sampled():

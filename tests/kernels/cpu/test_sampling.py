@@ -11,6 +11,7 @@ from shoal.kernels.cpu.bindings import Pool
 from shoal.kernels.cpu.threads import current_pool, pool_for, using
 from torch import Tensor
 
+from ..masks import masked
 from .steps import draw
 
 torch.set_num_threads(1)
@@ -141,6 +142,17 @@ def test_temper_greatest_and_log_softmax(vocabulary: int) -> None:
     torch.testing.assert_close(
         native.log_softmax(logits), sampling.log_softmax(logits), equal_nan=True
     )
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("num_masks", [0, 2])
+def test_masks(vocabulary: int, num_masks: int) -> None:
+    logits, *edits = masked(vocabulary, num_masks)
+    right = logits.clone()
+    broken = native.mask(logits, *edits)
+    assert torch.equal(broken, sampling.mask(right, *edits))
+    assert broken.sum() == 1
+    assert torch.equal(logits.nan_to_num(9e9), right.nan_to_num(9e9))
 
 
 def test_penalties() -> None:

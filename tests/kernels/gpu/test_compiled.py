@@ -32,6 +32,7 @@ def test_every_kernel_compiles(target: str) -> None:
         "turn",
         "draw_any",
         "choose",
+        "mask",
         "linear",
     ):
         assert f"{kernel}_kernel" in done.stdout

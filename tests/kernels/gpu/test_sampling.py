@@ -7,6 +7,8 @@ import torch
 from shoal.kernels import sampling
 from torch import Tensor
 
+from ..masks import masked
+
 ROWS = 8
 
 
@@ -113,6 +115,19 @@ def test_tops_are_ordered_by_value_and_then_by_id(device: torch.device) -> None:
     right_ids, right = sampling.top_tokens(values, 7)
     assert torch.equal(ids, right_ids) and torch.equal(found, right)
     assert top_tokens(values, 900)[0].shape == (ROWS, 90)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 40, 2100])
+@pytest.mark.parametrize("num_masks", [0, 2])
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter adds to what is banned too
+def test_masks(vocab_size: int, num_masks: int, device: torch.device) -> None:
+    from shoal.kernels.gpu.mask import mask
+
+    logits, *edits = (each.to(device) for each in masked(vocab_size, num_masks))
+    right = logits.clone()
+    broken = mask(logits, *edits)
+    assert torch.equal(broken, sampling.mask(right, *edits))
+    torch.testing.assert_close(logits, right, rtol=0, atol=0, equal_nan=True)
 
 
 def test_penalties(device: torch.device) -> None:
