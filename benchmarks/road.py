@@ -1,12 +1,12 @@
 """The road round the engine: start-up, throughput and latency, with Ray and without, side by side,
 and how much of the throughput of the engine alone is left.
 
-    python benchmarks/road.py [MODEL] [--streams 1,8,32] [--rounds 2] [--json FILE] [-- serve flags]
+    python benchmarks/road.py [MODEL] [--streams 1,8,32] [--rounds 2] [--json FILE] [-- FLAG ..]
 
 Each round runs the engine alone (`shoal bench throughput`, as many sequences at once as there are
 streams), then serves the model once with `--local` and once through Ray, on a port of its own, asks
-for one token, and runs `shoal bench serve`, with as many requests. Medians over the rounds are
-printed, and what Ray adds.
+for one token, and runs `shoal bench serve`, with as many requests and warm-ups. Every second round
+runs backwards. Flags are the engine's. Medians over the rounds are printed, and what Ray adds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from shoal.cluster.direct import direct_opener
 
 ROADS = {"local": ["--local"], "ray": []}
 START_S = 300.0
-ROUNDS_OF = 4
-"""Requests a stream."""
+ROUNDS_OF, MOST_STREAMS, MOST_WARMUPS = 4, 64, 8
+"""Requests a stream, of how many streams, and how many before them that do not count: those of
+`shoal bench serve`, which the engine alone is to have, too."""
 
 
 def main() -> None:
@@ -38,12 +39,12 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {road: [] for road in ROADS}
     alone: dict[int, list[float]] = {streams: [] for streams in chosen.streams}
     for number in range(chosen.rounds):
-        for streams, taken in alone.items():
-            print(f"round {number + 1}, the engine alone, {streams}", file=sys.stderr)
-            taken.append(offline(chosen, streams))
-        for road, flags in ROADS.items():
-            print(f"round {number + 1}, {road}", file=sys.stderr)
-            found[road].append(measure(chosen, flags))
+        for turn in [*alone, *ROADS][:: 1 if number % 2 == 0 else -1]:
+            print(f"round {number + 1}, {turn}", file=sys.stderr)
+            if isinstance(turn, int):
+                alone[turn].append(offline(chosen, turn))
+            else:
+                found[turn].append(measure(chosen, ROADS[turn]))
     medians = {road: median(runs) for road, runs in found.items()}
     engine = {streams: statistics.median(taken) for streams, taken in alone.items()}
     if chosen.json is not None:
@@ -72,12 +73,15 @@ def numbers(text: str) -> list[int]:
 def offline(chosen: argparse.Namespace, streams: int) -> float:
     """Output tokens a second of the engine without a server, prefill counted."""
     command = [sys.executable, "-m", "shoal", "bench", "throughput", chosen.model, *chosen.serve]
-    command += ["--max-num-seqs", str(streams), "--num-prompts", str(max(ROUNDS_OF * streams, 8))]
+    num_prompts = ROUNDS_OF * min(max(streams, 2), MOST_STREAMS)
+    command += ["--max-num-seqs", str(streams), "--num-prompts", str(num_prompts)]
+    command += ["--num-warmups", str(min(streams, MOST_WARMUPS))]
     command += ["--input-len", chosen.input_len, "--output-len", chosen.output_len]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         command += ["--temperature", "0", "--disable-tqdm", "--output-json", str(file)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(code)
         return float(json.loads(file.read_text())["output_tokens_per_second"])
 
 

@@ -134,6 +134,7 @@ class Comparison:
             prefix_caching=any(cell.shared for cell in cells) or not peer.by_prefix,
         )
         ours_launch = replace(theirs_launch, model=self.model, port=PORTS[1])
+        shoal = commit()
         logs = asked.cache / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         say(f"{peer.name}: start")
@@ -141,11 +142,12 @@ class Comparison:
             started(peer, theirs_launch, logs / f"{peer.name}.log") as (theirs, theirs_s),
             started(SIDES[peer.over], ours_launch, logs / "shoal.log") as (ours, ours_s),
         ):
-            entry["start_s"] = {"peer": round(theirs_s, 1), "shoal": round(ours_s, 1)}
+            starts = entry.setdefault("starts_s", [])
+            starts.append({"peer": round(theirs_s, 1), "shoal": round(ours_s, 1)})
             say(f"{peer.name}: ready after {theirs_s:.1f} s, shoal after {ours_s:.1f} s")
             for cell in cells:
                 taken = self.pair({"shoal": ours, "peer": theirs}, cell, peer.spins)
-                entry["cells"].append(self.with_roof(cell, taken))
+                entry["cells"].append(self.with_roof(cell, taken) | {"commit": shoal})
                 self.keep()
                 mine, other = (taken[s]["output_tokens_per_s"] for s in ("shoal", "peer"))
                 said = f"shoal {mine:.1f}, {peer.name} {other:.1f} tokens/s, {mine / other:.2f}"
@@ -190,7 +192,6 @@ class Comparison:
         return {
             "cell": described(cell),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
             "roof": self.found["roof"],
             "roof_s": least.seconds,
             "prefill_share_of_roof": least.prefill_s / least.seconds,
@@ -232,10 +233,14 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Which shoal it was; empty outside of a checkout."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip()
+    """Which shoal will be started, "dirty" where it was changed; empty outside of a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(HERE.parent.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "cluster", "engine", "kernels", "configs")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def idle_share(seconds: float) -> float:

@@ -107,8 +107,8 @@ class Peer:
 
     `over`: whether it is asked over HTTP, at `Launch.port`, or in its own process by a driver
     (`driving.py`). `install` and `convert` may be called again and then do nothing. `convert`
-    returns the checkpoint as the peer reads it. `by_prefix`: it is started anew where prefix
-    caching is to be on, because caching costs it something on prompts that share nothing.
+    returns the checkpoint as the peer reads it. `by_prefix`: it is started anew where prefixes are
+    shared, because what keeps them costs it something on prompts that share nothing.
     `spins`: it keeps cores busy while it has nothing to do, and is stopped while shoal is asked.
     """
 

@@ -8,7 +8,8 @@ import shutil
 from contract import GPU_SHARE, HTTP, Environment, Launch, Peer, packages
 
 BLOCK_SIZE = 32
-"""On CPUs, as shoal's: of its own choice, 128, it would keep nothing of a prompt of 128 tokens."""
+"""On CPUs where a prefix is shared, as shoal's: of its own choice, 128, it would keep nothing of a
+prompt of 128 tokens."""
 
 
 def _install(environment: Environment, device: str) -> None:
@@ -39,7 +40,7 @@ def _command(launch: Launch) -> list[str]:
     command += ["--max-num-seqs", str(launch.max_streams), "--port", str(launch.port)]
     if launch.device == "cuda":
         command += ["--gpu-memory-utilization", str(GPU_SHARE)]
-    else:
+    elif launch.prefix_caching:
         command += ["--block-size", str(BLOCK_SIZE)]
     return [*command, "--host", "127.0.0.1"]
 
@@ -65,5 +66,6 @@ PEER = Peer(
     install=_install,
     command=_command,
     variables=_variables,
+    by_prefix=True,
     spins=True,
 )

@@ -38,7 +38,7 @@ def report(found: dict[str, Any]) -> None:
         print(f"### {name} {entry.get('version', '')}, {entry['over']}")
         if entry.get("error"):
             print(f"not measured: {entry['error'].splitlines()[0]}")
-        if start := entry.get("start_s"):
+        for start in entry.get("starts_s", ()):
             print(f"ready after {start['peer']:g} s, shoal after {start['shoal']:g} s")
         print()
         if entry["cells"]:

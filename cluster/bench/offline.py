@@ -121,8 +121,8 @@ def throughput(keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     from ...engine.request import SamplingParams
 
     dataset = dataset_of(given)
-    for name in ("num_prompts", "n"):
-        _at_least(name, given[name], 1)
+    for name, least in (("num_prompts", 1), ("n", 1), ("num_warmups", 0)):
+        _at_least(name, given[name], least)
     if dataset.name == "multi_turn":
         raise ConfigError(
             "a chat's next turn waits for an answer: `shoal bench serve` measures multi_turn",
@@ -131,22 +131,29 @@ def throughput(keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     file = writable(given["output_json"], "--output-json")
     with LLM(**keys) as llm:
         count = counter(str(keys["tokenizer"] or keys["model"])) if dataset.path else None
-        made = dataset.conversations(
-            given["num_prompts"], llm.capacity.vocab_size, "throughput", count
-        )
-        turns = [conversation.turns[0] for conversation in made]
-        params = [
-            SamplingParams(
-                n=given["n"],
-                temperature=given["temperature"],
-                ignore_eos=True,
-                max_tokens=turn.output_len,
-                detokenize=not given["disable_detokenize"],
-            )
-            for turn in turns
-        ]
+        size = llm.capacity.vocab_size
+
+        def asked(num: int, stream: str, taken: int = 0) -> tuple[list[Any], list[SamplingParams]]:
+            made = dataset.conversations(num, size, stream, count, taken=taken)
+            turns = [conversation.turns[0] for conversation in made]
+            params = [
+                SamplingParams(
+                    n=given["n"],
+                    temperature=given["temperature"],
+                    ignore_eos=True,
+                    max_tokens=turn.output_len,
+                    detokenize=not given["disable_detokenize"],
+                )
+                for turn in turns
+            ]
+            return _prompts(turns), params
+
+        num, warmups = given["num_prompts"], given["num_warmups"]
+        if warmups:
+            llm.generate(*asked(warmups, "warm-up", taken=num), use_tqdm=False)
+        prompts, params = asked(num, "throughput")
         begin = time.perf_counter()
-        answers = llm.generate(_prompts(turns), params, use_tqdm=not given["disable_tqdm"])
+        answers = llm.generate(prompts, params, use_tqdm=not given["disable_tqdm"])
         elapsed = time.perf_counter() - begin
     prompt = sum(len(answer.prompt_token_ids) for answer in answers)
     output = sum(len(one.token_ids) for answer in answers for one in answer.outputs)

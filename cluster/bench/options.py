@@ -146,6 +146,7 @@ LATENCY = (
 THROUGHPUT = (
     *(option for option in DATA if option.name not in ("num_turns", "think_time")),
     Option("num_prompts", int, 1000, "Prompts.", LOAD),
+    Option("num_warmups", int, 0, "Prompts before them that do not count.", LOAD),
     Option("n", int, 1, "Answers a prompt.", PROMPTS),
     Option("temperature", float, 1.0, "0 always takes the likeliest.", PROMPTS),
     Option("disable_detokenize", bool, False, "Make no text.", OUTPUT),

@@ -97,7 +97,7 @@ def test_latency_of_a_batch(tmp_path: Path) -> None:
 
 def test_throughput_of_chats(tmp_path: Path) -> None:
     file = tmp_path / "throughput.json"
-    shape = ["--num-prompts", "5", "--input-len", "12", "--output-len", "4"]
+    shape = ["--num-prompts", "5", "--num-warmups", "2", "--input-len", "12", "--output-len", "4"]
     done = bench("throughput", *shape, "--random-prefix-len", "4", "--json", str(file), *SMALL)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
@@ -113,6 +113,7 @@ def test_throughput_of_chats(tmp_path: Path) -> None:
         (("latency", "--batch-size", "0"), "--batch-size must be at least 1"),
         (("throughput", "--dataset-name", "multi_turn"), "`shoal bench serve` measures multi_turn"),
         (("latency", "--output-json", "/nowhere/x.json"), "no folder /nowhere to write it in"),
+        (("throughput", "--num-warmups", "-1"), "--num-warmups must be at least 0"),
         (("throughput", "--async-engine"), "`shoal bench serve` measures a server"),
     ],
 )
