@@ -102,14 +102,19 @@ class Gateway:
 
 
 def build_gateway(
-    config: ServeConfig, router: Router, pool: Pool | None = None, census: Census | None = None
+    config: ServeConfig,
+    router: Router,
+    pool: Pool | None = None,
+    census: Census | None = None,
+    rank: int = 0,
 ) -> Gateway:
     """The door of a server: routes, keys, CORS and figures over the replicas that `router` knows.
 
     May be built before any model is loaded; it answers 503 till then. Without a `pool` it speaks
-    for no other gateway's figures, without a `census` it knows of no other.
+    for no other gateway's figures, without a `census` it knows of no other; `rank` is its number
+    among them.
     """
-    serving = Serving(config, router, pool or Pool(router), census or Census(router))
+    serving = Serving(config, router, pool or Pool(router), census or Census(router), rank)
     shown = not config.disable_fastapi_docs
     app = FastAPI(
         title="shoal",
