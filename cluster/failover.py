@@ -184,7 +184,8 @@ class Failover:
 
     def _count_loss(self, life: Life, error: LinkLost) -> str:
         """Count a lost replica once, for all its streams; why they move."""
-        cause = "died" if error.died else "left" if life.link.leaving else "silent"
+        lives = "left" if life.link.leaving else "silent"
+        cause = "died" if error.died else "stuck" if error.stuck else lives
         if life.link is not self._last_lost:
             self._last_lost = life.link
             self._metrics.lost(life.generation.state.model, cause)
