@@ -108,9 +108,9 @@ class Failover:
         self._stopping = True
         self._wake()
 
-    def serve_only(self, versions: Mapping[str, str]) -> None:
-        """From now on these models alone are served, by replicas of these versions: streams of
-        others, or of weights that those do not have, end with the replicas that there are.
+    def serve_only(self, versions: Mapping[str, str | None]) -> None:
+        """See `Served.only`: streams of models that get no more replicas, or of weights that those
+        to come do not have, end with the replicas that there are.
         """
         self._served.only(versions)
         self._wake()

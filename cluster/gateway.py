@@ -92,7 +92,7 @@ class Gateway:
         """Begin nothing on other replicas any more: the server ends with what runs."""
         self._serving.failover.stop()
 
-    def serve_only(self, versions: Mapping[str, str]) -> None:
+    def serve_only(self, versions: Mapping[str, str | None]) -> None:
         """A configuration serves these, by all their names: see `Failover`."""
         self._serving.failover.serve_only(versions)
 
