@@ -1,8 +1,8 @@
 """Compiles the CPU ops into one shared object; `python build.py FOLDER` puts it there.
 
 One object file an instruction set, each with its own flags; which one runs is chosen when the
-library is loaded. Needs a C++17 compiler (CXX, else c++, g++ or clang++) for x86-64 Linux; what an
-old one cannot compile beyond AVX2 is left out.
+library is loaded. Needs a C++17 compiler (CXX, else c++, g++ or clang++) for x86-64 Linux; what
+one cannot compile beyond AVX2 is left out, and the library tells whom that slows down.
 """
 
 from __future__ import annotations

@@ -57,6 +57,13 @@ def test_sets_that_a_compiler_refuses_are_left_out(
         before = whole.shoal_instructions()
         assert made.shoal_choose(name) == (whole.shoal_choose(name) and not left_out)
         whole.shoal_choose(before)
+    best = whole.shoal_instructions().decode()
+    told = bindings.left_out()
+    monkeypatch.setattr(bindings, "loaded", lambda: made)
+    if best in ("avx512bf16", "amx"):
+        told = f"{best} was left out when they were built: "
+    assert (bindings.left_out() or "").startswith(told or "")
+    assert bool(bindings.left_out()) == bool(told)
 
 
 def test_another_compiler_takes_over_from_one_that_cannot(
