@@ -131,7 +131,7 @@ FAMILIES = (
     *(LOST, MOVED, SCALING, HTTP, HTTP_SECONDS),
 )
 
-CAUSES = ("died", "silent", "left")
+CAUSES = ("died", "stuck", "silent", "left")
 DIRECTIONS = ("up", "down", "stay")
 REASONS = ("stop", "length", "abort", "error")
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")

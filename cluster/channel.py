@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..engine.bounds import MAX_N
-from ..engine.errors import EngineLost, ShoalError, WorkerStalled
+from ..engine.errors import EngineLost, ShoalError, WorkerSilent, WorkerStalled
 from ..engine.holdings import Holdings
 from ..engine.request import FinishReason, Request, SamplingParams, Update
 from . import wire
@@ -120,7 +120,7 @@ class Channel:
     def give_up(self, reason: str) -> None:
         """Tell everybody that the engine stands still: what they wait for will not come."""
         self.leaving = True
-        self._tell(wire.Lost(reason, stalled=True))
+        self._tell(wire.Lost(reason, stalled=True, stuck=True))
 
     def close(self) -> None:
         """Hang up on everybody; harmless when repeated."""
@@ -164,7 +164,7 @@ class Channel:
                 why = str(error) or type(error).__name__
                 log.warning("hung up on %s:%s: %s", *address[:2], why)
                 if peer is not None:  # else it would take the engine for dead
-                    lost = wire.Lost(f"it hung up on the gateway: {why}", True, apart=True)
+                    lost = wire.Lost(f"it hung up on the gateway: {why}", stalled=True)
                     peer.send(wire.frame(lost))
         finally:
             if peer is not None:
@@ -302,7 +302,8 @@ class Peer:
         ends = [update for update in updates if update.finish is not None]
         if any(u.finish is FinishReason.ERROR for u in ends) and (lost := self._engine_lost()):
             stalled = isinstance(lost, WorkerStalled)
-            self.send(wire.frame(wire.Lost(lost.message, stalled)))
+            stuck = stalled and not isinstance(lost, WorkerSilent)
+            self.send(wire.frame(wire.Lost(lost.message, stalled, stuck)))
             return
         for update in ends:
             self.live.pop((update.id, update.sibling), None)

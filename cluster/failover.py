@@ -108,9 +108,9 @@ class Failover:
         self._stopping = True
         self._wake()
 
-    def serve_only(self, versions: Mapping[str, str]) -> None:
-        """From now on these models alone are served, by replicas of these versions: streams of
-        others, or of weights that those do not have, end with the replicas that there are.
+    def serve_only(self, versions: Mapping[str, str | None]) -> None:
+        """See `Served.only`: streams of models that get no more replicas, or of weights that those
+        to come do not have, end with the replicas that there are.
         """
         self._served.only(versions)
         self._wake()
@@ -184,7 +184,8 @@ class Failover:
 
     def _count_loss(self, life: Life, error: LinkLost) -> str:
         """Count a lost replica once, for all its streams; why they move."""
-        cause = "died" if error.died else "left" if life.link.leaving else "silent"
+        lives = "left" if life.link.leaving else "silent"
+        cause = "died" if error.died else "stuck" if error.stuck else lives
         if life.link is not self._last_lost:
             self._last_lost = life.link
             self._metrics.lost(life.generation.state.model, cause)

@@ -92,7 +92,7 @@ class Gateway:
         """Begin nothing on other replicas any more: the server ends with what runs."""
         self._serving.failover.stop()
 
-    def serve_only(self, versions: Mapping[str, str]) -> None:
+    def serve_only(self, versions: Mapping[str, str | None]) -> None:
         """A configuration serves these, by all their names: see `Failover`."""
         self._serving.failover.serve_only(versions)
 
@@ -102,14 +102,19 @@ class Gateway:
 
 
 def build_gateway(
-    config: ServeConfig, router: Router, pool: Pool | None = None, census: Census | None = None
+    config: ServeConfig,
+    router: Router,
+    pool: Pool | None = None,
+    census: Census | None = None,
+    rank: int = 0,
 ) -> Gateway:
     """The door of a server: routes, keys, CORS and figures over the replicas that `router` knows.
 
     May be built before any model is loaded; it answers 503 till then. Without a `pool` it speaks
-    for no other gateway's figures, without a `census` it knows of no other.
+    for no other gateway's figures, without a `census` it knows of no other; `rank` is its number
+    among them.
     """
-    serving = Serving(config, router, pool or Pool(router), census or Census(router))
+    serving = Serving(config, router, pool or Pool(router), census or Census(router), rank)
     shown = not config.disable_fastapi_docs
     app = FastAPI(
         title="shoal",

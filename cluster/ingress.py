@@ -61,7 +61,8 @@ class Ingress:
         self._id = context.replica_id.unique_id
         self._host = node_address()
         self._facts = Facts(self._config.name)
-        logs.start(self._config, f"gateway-{context.rank.rank}")
+        self._rank: int = context.rank.rank
+        logs.start(self._config, f"gateway-{self._rank}")
         if line := lift_limit():
             log.warning(line)
         forget_the_dead(self._facts, self._host)
@@ -93,7 +94,7 @@ class Ingress:
         """The ASGI application behind the door."""
         from .gateway import build_gateway
 
-        return build_gateway(self._config, router, pool, census)
+        return build_gateway(self._config, router, pool, census, self._rank)
 
     def check_health(self) -> None:
         """Called by Serve every second, which replaces what says no. Raises EngineLost."""

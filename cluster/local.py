@@ -210,13 +210,12 @@ class LocalRouter:
         """The same, as this process has them."""
         return list(self._links)
 
-    def served(self) -> dict[str, str]:
-        """The version of each model that has an engine which lives, or will have."""
+    def served(self) -> dict[str, str | None]:
+        """The version of each model, None where all of its engines have died; see `Served`."""
         engines = {model.name: self._engines_of(model) for model in self._models}
         return {
-            name: ""
+            name: None if links and all(link.state == "dead" for link in links) else ""
             for name, links in engines.items()
-            if not links or any(link.state != "dead" for link in links)
         }
 
     def status(self) -> str:

@@ -50,7 +50,7 @@ class Metrics:
         return self._meters[key]
 
     def lost(self, model: str, cause: str) -> None:
-        """Count a replica that was lost (`died`, `silent`, `left`) while it had streams."""
+        """Count a replica that was lost, for one of `catalog.CAUSES`, while it had streams."""
         cell(self.figures, catalog.LOST, model, cause)[0] += 1
 
     def moved(self, model: str, cause: str, num: int) -> None:

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-LONG = 4096
+from ..engine import text
+
+LONG = text.LONG
 """So many characters, tokens or names take a millisecond or more: too long for the event loop."""
 
 T = TypeVar("T")

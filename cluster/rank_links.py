@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from ..engine import errors
-from ..engine.errors import ConfigError, LoadError, WorkerLost, WorkerStalled
+from ..engine.errors import ConfigError, LoadError, WorkerLost, WorkerSilent, WorkerStalled
 from ..engine.request import RankState
 from . import rank_wire, wire
 from .workers import Place
@@ -167,6 +167,9 @@ def _troubled(rank: RankLink, now: float, stall_s: float) -> bool:
     return bool(rank.ended or rank.failed or rank.stuck or silent)
 
 
+_KINDS = {"is silent": WorkerSilent, "is stuck": WorkerStalled}
+
+
 def blame(ranks: Sequence[RankLink]) -> Exception:
     """The error to raise: which rank went first, where, and at what."""
     for rank in ranks:
@@ -185,8 +188,8 @@ def blame(ranks: Sequence[RankLink]) -> Exception:
         if found:
             first, others = found[0], [r for r in ranks if r is not found[0]]
             told = "; ".join(f"rank {other.rank} {other.state(now)}" for other in others)
-            kind = WorkerStalled if what in ("is silent", "is stuck") else WorkerLost
-            return kind(f"{first.words} {what}: {first.state(now)} [{told}]")
+            words = f"{first.words} {what}: {first.state(now)} [{told}]"
+            return _KINDS.get(what, WorkerLost)(words)
     raise AssertionError("there is a rank")
 
 

@@ -26,7 +26,7 @@ from ..engine import plan as plans
 from ..engine.config import EngineConfig
 from ..engine.executor import Capacity
 from ..engine.plan import Plan, Result
-from ..engine.request import SamplingParams, fold_seed
+from ..engine.request import SamplingParams, fold_seed, with_values
 from ..engine.seat import Seat
 from . import greeting
 from .greeting import Roles
@@ -186,7 +186,7 @@ def _for_ranks(params: SamplingParams) -> SamplingParams:
     def fitting(count: int | None) -> int | None:
         return None if count is None else min(count, _GREATEST)
 
-    return dataclasses.replace(
+    return with_values(
         params,
         stop=(),
         bad_words=(),

@@ -197,8 +197,7 @@ class RemoteLink:
             self.leaving = True
         elif isinstance(message, wire.Lost):
             self.stalled = message.stalled
-            stuck = message.stalled and not message.apart
-            self.close(message.reason, died=not message.stalled, stuck=stuck)
+            self.close(message.reason, died=not message.stalled, stuck=message.stuck)
         else:
             raise wire.BadFrame(f"a {type(message).__name__} on an open link")
 

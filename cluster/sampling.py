@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 from ..engine.errors import InvalidRequest
-from ..engine.request import SamplingParams, candidates_of, with_numbers
+from ..engine.request import SamplingParams, candidates_of, with_values
 from ..engine.text import Tokenizer, with_bad_words
 from .link import ModelCard
 from .off_loop import off_loop
@@ -93,7 +93,7 @@ async def params_of(
 
     params = await off_loop(_size(request), made)
     return [
-        with_numbers(
+        with_values(
             params,
             max_tokens=room or 1,
             seed=draw_seed() if request.seed is None else request.seed,

@@ -37,9 +37,11 @@ LEFT = 499
 
 
 class Serving:
-    """The state of one gateway."""
+    """The state of one gateway, the one of this `rank` among those of its server."""
 
-    def __init__(self, config: ServeConfig, router: Router, pool: Pool, census: Census) -> None:
+    def __init__(
+        self, config: ServeConfig, router: Router, pool: Pool, census: Census, rank: int = 0
+    ) -> None:
         self.config = config
         self.router = router
         self.census = census
@@ -57,7 +59,7 @@ class Serving:
         for model in config.models:
             self._load(model, *model.engine.tokenizer_place)  # while the engine loads
         # Gateways that all drew the same would answer a request k times with fewer texts than k.
-        source = pool.name if config.gateways > 1 else ""
+        source = str(rank) if config.gateways > 1 else ""
         self._seeds = {model.name: Seeds(model.engine.seed, source) for model in config.models}
 
     def card(self, name: str | None) -> ModelCard:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from ..engine.request import FinishReason, Request, TokenLogprobs, with_numbers
+from ..engine.request import FinishReason, Request, TokenLogprobs, with_values
 from .link import ModelCard
 
 
@@ -83,9 +83,9 @@ class StreamState:
         """
         if self.request.params.use_beam_search:
             return replace(self.request, epoch=choice.epoch)
-        params = with_numbers(self.request.params, n=1)
+        params = with_values(self.request.params, n=1)
         if choice.sibling != self.request.sibling or self.prompt_logprobs is not None:
-            params = with_numbers(params, prompt_logprobs=None)
+            params = with_values(params, prompt_logprobs=None)
         return replace(
             self.request,
             params=params,

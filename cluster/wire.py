@@ -166,13 +166,13 @@ class Leaving(msgspec.Struct, tag="leaving", frozen=True, array_like=True):
 
 
 class Lost(msgspec.Struct, tag="lost", frozen=True, array_like=True):
-    """The engine died, or stands still (`stalled`), and every request with it; or only this
-    gateway's requests, where the replica parts with it (`apart`).
+    """The engine died, and every request with it; or it lives (`stalled`), but stands still or
+    parts with this gateway. `stuck`: it stands still over its work, perhaps because of that.
     """
 
     reason: str
     stalled: bool = False
-    apart: bool = False
+    stuck: bool = False
 
 
 ToReplica = Hello | Proof | Submit | Abort | Beat

@@ -138,7 +138,8 @@ class EngineConfig:
     )
     max_num_batched_tokens: int | None = setting(
         None,
-        "Most tokens a step computes (default: 2,048 on CUDA; on CPUs 512, of which prompts 256).",
+        "Most tokens a step computes; where it is given, prompts may have all of them (default: "
+        "2,048 on CUDA; on CPUs 512, of which prompts 256).",
         group="Scheduling",
         first=True,
     )

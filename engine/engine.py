@@ -298,7 +298,7 @@ class AsyncEngine:
                 self._scheduler.verify()
             self._end(EngineLost("the engine is closed"))
         except BaseException as error:
-            kind = WorkerStalled if isinstance(error, WorkerStalled) else EngineLost
+            kind = type(error) if isinstance(error, WorkerStalled) else EngineLost
             lost = kind(f"the engine died: {error or type(error).__name__}")
             lost.__cause__ = error
             # Of a rank that is lost the words say all; where it was missed explains nothing.

@@ -8,7 +8,8 @@
     ├── Overloaded            come again later
     ├── EngineLost            an engine died under its requests
     │   └── WorkerLost        one of its ranks did
-    │       └── WorkerStalled it was alive, and stuck or silent
+    │       └── WorkerStalled it was alive, and came no further
+    │           └── WorkerSilent  it was heard no more: stopped, or cut off
     ├── FatalRequest          a request that kills the engines which compute it
     ├── ConfigError           flags, YAML or machine do not allow what was asked
     └── LoadError             a checkpoint cannot be had or read
@@ -69,7 +70,11 @@ class WorkerLost(EngineLost):
 
 
 class WorkerStalled(WorkerLost):
-    """A rank was alive and came no further, or fell silent; its requests are not to blame."""
+    """A rank was alive and came no further; perhaps because of what it computed."""
+
+
+class WorkerSilent(WorkerStalled):
+    """A rank was not heard of any more, stopped or cut off; its requests are not to blame."""
 
 
 class FatalRequest(ShoalError):

@@ -136,12 +136,12 @@ def fold_seed(seed: int) -> int:
     return int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "little")
 
 
-def with_numbers(params: SamplingParams, **numbers: int | None) -> SamplingParams:
-    """`params` with other numbers, which must be in bounds; its lists are shared, and not walked
-    again.
+def with_values(params: SamplingParams, **values: int | tuple[str, ...] | None) -> SamplingParams:
+    """`params` with other values, which must be in bounds and frozen; its lists are shared, and not
+    walked again.
     """
     changed = copy.copy(params)
-    for name, value in numbers.items():
+    for name, value in values.items():
         object.__setattr__(changed, name, value)
     return changed
 

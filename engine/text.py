@@ -19,6 +19,9 @@ from .errors import InvalidRequest
 from .request import FinishReason, SamplingParams, Update
 from .template import ChatTemplate
 
+LONG = 4096
+"""A text of so many characters takes a millisecond or more: other threads run meanwhile."""
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -92,11 +95,13 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`, with the special tokens that the model expects around it."""
-        # Only for a batch, be it of one, does the library let other threads run meanwhile.
+        backend = self._backend
         try:
-            (found,) = self._backend.encode_batch_fast(
-                [text], add_special_tokens=add_special_tokens
-            )
+            if len(text) < LONG:
+                found = backend.encode(text, add_special_tokens=add_special_tokens)
+            else:
+                # Only for a batch, be it of one, does the library give up the interpreter's lock.
+                (found,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             return list(found.ids)
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,14 @@ class Encoded(Protocol):
 class Backend(Protocol):
     """The part of `tokenizers.Tokenizer` that is used, which slow tokenizers are made to share."""
 
+    def encode(self, sequence: Any, *, add_special_tokens: bool = True) -> Encoded:
+        """A text to ids."""
+        ...
+
     def encode_batch_fast(
         self, input: list[Any], *, add_special_tokens: bool = True
     ) -> Sequence[Encoded]:
-        """Texts to ids."""
+        """Texts to ids; other threads run meanwhile."""
         ...
 
     def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
@@ -91,6 +96,8 @@ def read(
     `chat_template`, a file or a template's own text, replaces the model's. Raises LoadError, and
     ConfigError for the template.
     """
+    # Else the library starts a thread for each CPU, at its first batch, and warns whoever forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     folder = find_model(path, revision=revision, download_dir=download_dir, weights=False)
     config = _json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
@@ -258,9 +265,11 @@ class _SlowBackend:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
+    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> _Ids:
+        return _Ids(self._tokenizer.encode(sequence, add_special_tokens=add_special_tokens))
+
     def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool = True) -> list[_Ids]:
-        encode = self._tokenizer.encode
-        return [_Ids(encode(text, add_special_tokens=add_special_tokens)) for text in input]
+        return [self.encode(text, add_special_tokens=add_special_tokens) for text in input]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(

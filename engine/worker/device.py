@@ -16,7 +16,7 @@ from torch import Tensor
 from ...kernels import ops
 from ...kernels.cpu import memory
 from ...kernels.cpu.backend import gap
-from ...kernels.cpu.bindings import Pool, absence
+from ...kernels.cpu.bindings import Pool, absence, left_out
 from ...kernels.gpu.choice import Model, choose_attention, gpu
 from ..errors import ConfigError
 from ..sizing import Memory
@@ -228,6 +228,8 @@ class Device:
         if reason := absence():
             log.warning("torch's ops compute, slower than shoal's own on CPUs: %s", reason)
             return None
+        if reason := left_out():
+            log.warning("shoal's own ops compute, slower than they could on this CPU: %s", reason)
         return Pool(threads)
 
     def memory(self) -> Memory:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ...kernels import ops
-from ...kernels.cpu import backend
+from ...kernels.cpu import backend, bindings
 from ...kernels.cpu.passes import simplify
 from ...kernels.cpu.ranks import Ranks
 from ...kernels.cpu.recorder import Line, NotRecordable
@@ -57,7 +57,7 @@ _META = Device(torch.device("meta"))
 class Part:
     """An op of the modules called `part`, which `layers` layers have; 0 for what is in none.
 
-    `runs`: whose code computes it. `why`: why not the device's own.
+    `runs`: whose code computes it. `why`: why not the device's own, or not at its best.
     """
 
     part: str
@@ -85,7 +85,7 @@ class _Ground(NamedTuple):
     recorded: bool
 
     def computed(self, op: str, dtype: torch.dtype | None = None) -> tuple[str, str]:
-        """Whose code computes an op, and why not the device's own."""
+        """Whose code computes an op, and why not the device's own, or not at its best."""
         dtype = dtype or self.dtype
         runs = ops.computed_by(op, self.device.place, dtype, self.device.choice)
         if not self.device.packs_weights:
@@ -94,7 +94,9 @@ class _Ground(NamedTuple):
         gap = backend.gap(self.dtype) if runs == "torch" else None
         if op in PAGED:
             gap = gap or backend.pages_gap(self.head_size, self.block_size)
-        return ("torch", gap) if gap else (runs, "")
+        if gap or runs == "torch":
+            return "torch", gap or ""
+        return runs, bindings.left_out() or ""
 
 
 def explain(config: EngineConfig) -> Explanation:

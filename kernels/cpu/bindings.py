@@ -47,6 +47,17 @@ def instructions() -> str | None:
     return None if native is None else native.shoal_instructions().decode()
 
 
+def left_out() -> str | None:
+    """Why the native ops run on less than this processor has, in half a sentence; None where they
+    run on the best there is, or not at all.
+    """
+    native = loaded()
+    if native is None or (best := native.shoal_left_out()) is None:
+        return None
+    command = f"python {PATH.parent}/build.py"
+    return f"{best.decode()} was left out when they were built: {command} adds it, or says why not"
+
+
 def opened(path: Path) -> ctypes.CDLL | None:
     """The library in this file; None where this processor runs none of it. Raises OSError."""
     found = ctypes.CDLL(str(path))
@@ -60,6 +71,7 @@ def opened(path: Path) -> ctypes.CDLL | None:
         ("shoal_pack", c_int32, (c_void_p, matrix, panels)),
         ("shoal_packed_bytes", c_int64, (panels,)),
         ("shoal_instructions", c_char_p, ()),
+        ("shoal_left_out", c_char_p, ()),
         ("shoal_choose", c_int32, (c_char_p,)),
         ("shoal_has", c_int32, (c_int32,)),
         ("shoal_size_of", c_int64, (c_int32,)),

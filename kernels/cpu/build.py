@@ -1,8 +1,8 @@
 """Compiles the CPU ops into one shared object; `python build.py FOLDER` puts it there.
 
 One object file an instruction set, each with its own flags; which one runs is chosen when the
-library is loaded. Needs a C++17 compiler (CXX, else c++, g++ or clang++) for x86-64 Linux; what an
-old one cannot compile beyond AVX2 is left out.
+library is loaded. Needs a C++17 compiler (CXX, else c++, g++ or clang++) for x86-64 Linux; what
+one cannot compile beyond AVX2 is left out, and the library tells whom that slows down.
 """
 
 from __future__ import annotations
@@ -57,11 +57,26 @@ def digest() -> str:
 
 def compilers() -> list[list[str]]:
     """Commands of the C++ compilers there are, CXX first, at least one. Raises BuildError."""
-    commands = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]]
-    found = [command for command in commands if command and shutil.which(command[0])]
+    given = os.environ.get("CXX", "")
+    try:
+        commands = [shlex.split(given), ["c++"], ["g++"], ["clang++"]]
+    except ValueError as error:
+        raise BuildError(f"CXX is no command of a shell ({error}): {given}") from error
+    found: dict[tuple[str, ...], list[str]] = {}
+    for command in commands:
+        if command and (path := shutil.which(command[0])):
+            found.setdefault((_file(path), *command[1:]), command)
     if not found:
         raise BuildError("no C++ compiler was found: set CXX, or install g++")
-    return found
+    return [*found.values()]
+
+
+def _file(path: str) -> str:
+    """The compiler itself: c++ and g++ are mostly one. What stands before several, as ccache does,
+    is a compiler for each name that it is called by.
+    """
+    real = os.path.realpath(path)
+    return real if "++" in os.path.basename(real) else path
 
 
 def build(folder: Path, *, emulate_tiles: bool = False) -> Path:
@@ -139,7 +154,10 @@ def _compile(command: list[str], source: Path, out: Path, flags: tuple[str, ...]
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{shlex.join(command)}\n{error}") from error
     if done.returncode:
         raise BuildError(f"{shlex.join(command)}\n{done.stderr}")
 

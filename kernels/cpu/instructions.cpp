@@ -86,6 +86,15 @@ SHOAL_API const char* shoal_instructions(void) {
     return found ? found->name : nullptr;
 }
 
+// The best set here where it is not in the library, else null.
+SHOAL_API const char* shoal_left_out(void) {
+    __builtin_cpu_init();
+    for (const auto& set : SETS) {
+        if (set.worth_it() && set.runs_here()) return set.get ? nullptr : set.name;
+    }
+    return nullptr;
+}
+
 SHOAL_API int32_t shoal_choose(const char* name) {
     const Instructions* found = find(name);
     if (found) chosen = found;

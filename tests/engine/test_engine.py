@@ -12,7 +12,7 @@ import pytest
 from shoal.engine import engine as engine_module
 from shoal.engine.config import EngineConfig
 from shoal.engine.engine import AsyncEngine
-from shoal.engine.errors import ContextTooLong, EngineLost, InvalidRequest, WorkerLost
+from shoal.engine.errors import ContextTooLong, EngineLost, InvalidRequest, WorkerLost, WorkerSilent
 from shoal.engine.executor import Capacity
 from shoal.engine.plan import Result
 from shoal.engine.request import FinishReason, Request, Update
@@ -255,6 +255,17 @@ def test_a_dying_worker_ends_every_request(caplog: pytest.LogCaptureFixture) -> 
             with pytest.raises(EngineLost, match="rank 0 is gone"):
                 engine.load()
     assert executor.closed == 1
+
+
+def test_whether_a_rank_was_stuck_or_silent_is_told() -> None:
+    executor = Executor()
+    executor.broken = WorkerSilent("rank 0 is silent")
+    with running(executor, max_num_seqs=2) as engine:
+        caller = Caller()
+        engine.submit(request("a"), caller.sink)
+        caller.wait(1)
+        with pytest.raises(WorkerSilent, match="rank 0 is silent"):
+            engine.load()
 
 
 def test_closing_ends_what_runs() -> None:

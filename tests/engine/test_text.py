@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ TEXTS = [
     "x<|im_end|>\n",
     "🦀",
 ]
+PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,6 +169,25 @@ def test_other_threads_run_while_a_long_text_is_tokenized(loaded: dict[str, Text
         seen.set()
         sys.setswitchinterval(before)
         looking.join()
+
+
+@pytest.mark.parametrize(("asked", "started"), [({}, "0 0"), ({PARALLEL: "true"}, "0 2")])
+def test_no_threads_are_started_but_for_who_asks(
+    folders: dict[str, Path], asked: dict[str, str], started: str
+) -> None:
+    script = (
+        "import os\n"
+        "from shoal.engine.text import LONG, Tokenizer\n"
+        f"tokenizer, found = Tokenizer.load({str(folders['bytes'])!r}), []\n"
+        "for times in (0, 1, LONG):\n"
+        "    tokenizer.encode('word ' * times)\n"
+        "    found.append(len(os.listdir('/proc/self/task')))\n"
+        "print(found[1] - found[0], found[2] - found[0])\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != PARALLEL}
+    env |= {"RAYON_NUM_THREADS": "2", **asked}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert ran.stdout.strip() == started, ran.stderr
 
 
 def test_special_tokens_named_only_beside_the_tokenizer(

@@ -154,8 +154,12 @@ class Scene:
             for generation in self.generations
         ], [usage([g]) for g in self.generations]
 
-    def value(self, family):
-        return sum(c[0] for (name, _), c in self.metrics.figures.items() if name == family.name)
+    def value(self, family, cause=None):
+        return sum(
+            cell[0]
+            for (name, labels), cell in self.metrics.figures.items()
+            if name == family.name and cause in (None, labels[-1])
+        )
 
 
 async def settled():

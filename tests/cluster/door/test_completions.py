@@ -263,23 +263,24 @@ def test_every_request_has_a_seed(door):
 
 
 def test_each_of_several_gateways_draws_seeds_of_its_own(door):
-    def drawn(gateways, name):
+    def drawn(gateways, rank, start):
         keys = {"model": door.link.card.model, "served_model_name": NAME, "gateways": gateways}
         serving = Serving(
             serve_config(keys, environ={}),
             door.router,
-            Pool(door.router, name),
-            Census(door.router, name),
+            Pool(door.router, start),
+            Census(door.router, start),
+            rank,
         )
         try:
             return [serving.draw_seed(replace(door.link.card, names=(NAME,))) for _ in range(4)]
         finally:
             serving.close()
 
-    assert drawn(1, "a") == drawn(1, "b")
-    assert drawn(1, "a")[0] == Seeds(0).draw()
-    assert drawn(2, "a") == drawn(2, "a")
-    assert not set(drawn(2, "a")) & {*drawn(2, "b"), *drawn(1, "a")}
+    assert drawn(1, 0, "a") == drawn(1, 0, "b")
+    assert drawn(1, 0, "a")[0] == Seeds(0).draw()
+    assert drawn(2, 0, "a") == drawn(2, 0, "b"), "and the same ones after another start"
+    assert not {*drawn(2, 0, "a")} & {*drawn(2, 1, "a"), *drawn(1, 0, "a")}
 
 
 @pytest.mark.parametrize(

@@ -95,18 +95,19 @@ def test_the_wait_has_an_end(scene):
     assert isinstance(error, EngineLost)
 
 
-def test_a_model_that_is_served_no_more_is_not_waited_for(scene):
+@pytest.mark.parametrize(("told", "why"), [({}, "is served no more"), ({MODEL: None}, "is left")])
+def test_a_model_that_gets_no_more_replicas_is_not_waited_for(scene, told, why):
     async def test(scene):
         scene.begin("kept", max_tokens=3)
         scene.begin("cut")
         scene.fleet.replicas[0].leaving = True
-        scene.failover.serve_only({"another": "1"})
+        scene.failover.serve_only({"another": "1", **told})
         await asyncio.sleep(0.03)
         scene.step(3)
         assert not scene.errors and len(scene.fleet.replicas[0].live) == 1
         scene.fleet.replicas[0].lose()
         await settled()
-        assert "`scripted` is served no more" in str(scene.errors[0])
+        assert f"the model `scripted` {why}" in str(scene.errors[0])
         with pytest.raises(EngineLost):
             scene.begin("late")
 
@@ -227,7 +228,7 @@ def test_a_request_that_kills_engines_is_found_out_and_its_company_is_not(scene,
         assert not scene.failover._lives._apart
 
     done = scene(test)
-    assert done.value(catalog.LOST) == 3
+    assert done.value(catalog.LOST, "stuck" if how.get("stuck") else "died") == 3
 
 
 def test_an_only_replica_is_cleared_for_a_suspect_and_filled_again(scene):

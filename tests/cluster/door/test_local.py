@@ -149,7 +149,7 @@ def test_who_waits_for_an_engine_that_has_died_is_told_at_once(model_folder, tmp
     asyncio.run(server.serve())
     asking.join(60)
     waited, refused = (answer.json()["error"]["message"] for answer in answers)
-    assert "out of order" in waited and "served no more" in waited
+    assert "out of order" in waited and "is left, and none is started again" in waited
     assert "is alive" in refused
     assert [answer.status_code for answer in answers] == [503, 503]
 

@@ -50,6 +50,7 @@ class ScriptedEngine:
         self.aborted: list[tuple[str, int | None]] = []
         self.lock = threading.Lock()
         self.full = self.dead = False
+        self.loss: type[EngineLost] = EngineLost
         self.holdings = Holdings(8)
         self.told: dict[str, Any] = {}
         self.num_steps = 0
@@ -95,7 +96,7 @@ class ScriptedEngine:
 
     def load(self) -> Load:
         if self.dead:
-            raise EngineLost("the script said so")
+            raise self.loss("the script said so")
         counters = {"aborted": float(len(self.aborted))}
         load = Load(
             running=len(self.live),

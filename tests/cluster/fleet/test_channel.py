@@ -10,7 +10,7 @@ import struct
 import pytest
 from shoal.cluster import channel as channel_module
 from shoal.cluster import rank_wire, remote, wire
-from shoal.engine.errors import EngineLost, InvalidRequest, Overloaded
+from shoal.engine.errors import EngineLost, InvalidRequest, Overloaded, WorkerSilent, WorkerStalled
 from shoal.engine.plan import Candidate, Result
 from shoal.engine.request import (
     FinishReason,
@@ -220,7 +220,16 @@ def test_a_dead_replica_ends_every_request_once(channel, engine, until) -> None:
     asyncio.run(main())
 
 
-def test_an_engine_that_dies_is_lost_with_its_reason(channel, engine, until) -> None:
+@pytest.mark.parametrize(
+    ("how", "died", "stuck"),
+    [(EngineLost, True, False), (WorkerStalled, False, True), (WorkerSilent, False, False)],
+)
+def test_an_engine_that_dies_is_lost_with_its_reason(
+    channel, engine, until, how, died, stuck
+) -> None:
+    """Of a rank that was stopped or cut off no request is to blame."""
+    engine.loss = how
+
     async def main() -> None:
         lost: list = []
         link = await connect(channel, lost=lost)
@@ -231,6 +240,21 @@ def test_an_engine_that_dies_is_lost_with_its_reason(channel, engine, until) -> 
         await until(lambda: lost)
         assert len(got) == 1 and isinstance(got[0], EngineLost)
         assert "the script said so" in got[0].message
+        assert (got[0].died, got[0].stuck) == (died, stuck)
+        assert link.state == ("dead" if died else "stalled")
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_gives_up_was_stuck_over_its_work(channel, engine, until) -> None:
+    async def main() -> None:
+        link = await connect(channel)
+        got: list = []
+        link.submit(request("a"), got.append)
+        await until(lambda: engine.live)
+        channel.give_up("no progress")
+        await until(lambda: got)
+        assert (got[0].died, got[0].stuck, link.state) == (False, True, "stalled")
 
     asyncio.run(main())
 

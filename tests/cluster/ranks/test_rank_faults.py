@@ -18,7 +18,7 @@ from shoal.cluster import placement
 from shoal.cluster.ray_executor import RayExecutor
 from shoal.engine.config import EngineConfig
 from shoal.engine.engine import AsyncEngine
-from shoal.engine.errors import ConfigError, EngineLost, LoadError, WorkerLost
+from shoal.engine.errors import ConfigError, EngineLost, LoadError, WorkerLost, WorkerSilent
 from shoal.engine.request import Request, SamplingParams
 
 LONG = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
@@ -118,7 +118,7 @@ def test_a_stopped_rank_is_found_by_its_silence(engine: Any, until: Callable[...
     engine.loop.step()
     os.kill(pids[0], signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(WorkerLost, match=rf"rank 0 .*pid {pids[0]}\) is silent: at step"):
+    with pytest.raises(WorkerSilent, match=rf"rank 0 .*pid {pids[0]}\) is silent: at step"):
         while True:
             engine.loop.step()
     assert time.monotonic() - began >= 5.0  # not before its time

@@ -10,7 +10,7 @@ import pytest
 from shoal.cluster import rank_wire, wire
 from shoal.cluster.rank_links import RankLink, messages
 from shoal.cluster.workers import Place
-from shoal.engine.errors import ConfigError, WorkerLost
+from shoal.engine.errors import ConfigError, WorkerLost, WorkerSilent, WorkerStalled
 
 ALIVE = rank_wire.Alive(7, "layer 3", 6)
 
@@ -95,8 +95,22 @@ def test_of_two_that_are_stuck_the_one_that_does_not_wait_is_to_blame(
 ) -> None:
     pair.say(0, rank_wire.Stuck(7, waiting, 2.0, "stacks"))
     pair.say(1, rank_wire.Stuck(7, "layer 3", 2.0, "stacks"))
-    with pytest.raises(WorkerLost, match=r"rank 1 .* is stuck: .*without progress for 2.0 s"):
+    words = r"rank 1 .* is stuck: .*without progress for 2.0 s"
+    with pytest.raises(WorkerStalled, match=words) as told:
         pair.hear()
+    assert not isinstance(told.value, WorkerSilent)
+
+
+def test_one_that_is_heard_no_more_is_to_blame_and_not_the_one_that_adds_up_with_it(
+    pair: Pair,
+) -> None:
+    found = messages(pair.ranks, 0.0, lambda: False)
+    pair.say(1, ALIVE)
+    assert next(found) == (pair.ranks[1], ALIVE)
+    pair.ranks[1].heard -= 60.0
+    pair.say(0, rank_wire.Stuck(7, "layer 3, reduce", 2.0, "stacks"))
+    with pytest.raises(WorkerSilent, match=r"rank 1 .* is silent"):
+        list(found)
 
 
 def test_a_sum_that_all_are_stuck_in_is_told_as_it_is(pair: Pair) -> None:

@@ -67,6 +67,16 @@ def test_siblings_bring_their_parameters_once_and_without_their_texts() -> None:
     assert eight_texted == eight
 
 
+def test_lists_are_not_walked_again_for_ranks() -> None:
+    """A hundred thousand ids take the engine's thread 10 ms, and every stream waits for it."""
+    lists = {"stop_token_ids": [4], "allowed_token_ids": range(9), "bad_words_ids": [[1, 2]]}
+    params = SamplingParams(seed=-1, logit_bias={5: 1.0}, **lists)
+    (sent,) = rank_wire.run_of(Plan(step=1, started=(start(0, params),))).params
+    assert sent.seed == fold_seed(-1)
+    for name in (*lists, "logit_bias"):
+        assert getattr(sent, name) is getattr(params, name), name
+
+
 def test_what_ranks_are_told_and_tell_has_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_FRAME", 2000)
     tokens = tuple(range(3000))

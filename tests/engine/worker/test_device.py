@@ -39,6 +39,14 @@ def test_a_cpu_without_native_ops_says_why(monkeypatch, caplog):
     assert CUDA.pool(1) is None and not caplog.text
 
 
+def test_a_cpu_whose_best_instructions_were_left_out_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(device_module, "left_out", lambda: "amx was left out")
+    pool = CPU.pool(1)
+    assert pool is not None and "slower than they could" in caplog.text
+    assert "amx was left out" in caplog.text
+    pool.close()
+
+
 def test_a_gpu_computes_by_the_table(h200):
     chosen, why = CUDA.choosing("TRITON_ATTN", False, torch.bfloat16, (128,), 16)
     assert chosen.choice == ops.Choice("triton", False) and why == "asked for"

@@ -60,7 +60,7 @@ def forward(config: EngineConfig) -> Any:
 def test_the_bundled_model_is_native_in_every_op(tiny_model: Path) -> None:
     found = explain(config(tiny_model))
     *parts, indexing = found.parts
-    assert {p.why for p in parts} == {""}
+    assert {p.why for p in parts} == {bindings.left_out() or ""}
     assert all(p.runs.startswith("native ") for p in parts)
     assert (indexing.part, indexing.op, indexing.runs, indexing.why) == INDEXING
     assert found.facts["steps"].startswith("recorded once")
@@ -124,6 +124,16 @@ def test_without_the_library_it_says_why(tmp_path: Path, monkeypatch: pytest.Mon
     why = "there are no native ops: they were not built: make them"
     assert found.facts["steps"] == f"op by op: {why}"
     assert {(p.runs, p.why) for p in found.parts[:-1]} == {("torch", why)}
+
+
+def test_with_less_than_the_best_instructions_it_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bindings, "left_out", lambda: "amx was left out")
+    found = explain(config(saved(tmp_path)))
+    assert {p.why for p in found.parts if p.op in native(found)} == {"amx was left out"}
+    assert found.facts["attention"].endswith("(amx was left out)")
+    assert "amx was left out" not in {p.why for p in found.parts if p.runs == "torch"}
 
 
 def test_a_model_in_transformers_code_has_native_attention(tmp_path: Path) -> None:

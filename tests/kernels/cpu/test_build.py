@@ -57,6 +57,13 @@ def test_sets_that_a_compiler_refuses_are_left_out(
         before = whole.shoal_instructions()
         assert made.shoal_choose(name) == (whole.shoal_choose(name) and not left_out)
         whole.shoal_choose(before)
+    best = whole.shoal_instructions().decode()
+    told = bindings.left_out()
+    monkeypatch.setattr(bindings, "loaded", lambda: made)
+    if best in ("avx512bf16", "amx"):
+        told = f"{best} was left out when they were built: "
+    assert (bindings.left_out() or "").startswith(told or "")
+    assert bool(bindings.left_out()) == bool(told)
 
 
 def test_another_compiler_takes_over_from_one_that_cannot(
@@ -104,14 +111,44 @@ def test_sets_rise() -> None:
         assert set(lower) < set(higher)
 
 
+def test_a_command_that_no_shell_takes_is_refused_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "c++ -DNAME='")
+    with pytest.raises(build.BuildError, match=r"CXX .*No closing quotation.*: c\+\+ -DNAME='"):
+        build.compilers()
+
+
+def test_a_compiler_of_several_names_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiler(tmp_path / "g++-12", "-nothing")
+    for name in ("c++", "g++"):
+        (tmp_path / name).symlink_to("g++-12")
+    monkeypatch.delenv("CXX", raising=False)
+    assert build.compilers() == [["c++"]]
+    monkeypatch.setenv("CXX", "g++ -m64")
+    assert build.compilers() == [["g++", "-m64"], ["c++"]]
+    compiler(tmp_path / "ccache", "-nothing")
+    for name in ("c++", "g++", "clang++"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to("ccache")
+    monkeypatch.delenv("CXX")
+    assert build.compilers() == [["c++"], ["g++"], ["clang++"]]
+
+
 def test_of_no_compiler_that_can_each_reason_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("c++", "g++", "clang++"):
         compiler(tmp_path / "bin" / name, "-mavx2")
-    monkeypatch.delenv("CXX", raising=False)
+    wrapper = compiler(tmp_path / "wrapper", "-nothing")
+    wrapper.write_text("c++ $*\n")  # without #! only a shell runs it
+    monkeypatch.setenv("CXX", str(wrapper))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     with pytest.raises(build.BuildError) as failure:
         build.build(tmp_path)
     assert str(failure.value).count("unrecognized option -mavx2") == 3
+    assert "Exec format error" in str(failure.value)
     assert not (tmp_path / build.NAME).exists()
