@@ -333,10 +333,14 @@ def test_what_start_finds_out(folder, engine):
         run.executor.call("dance")
 
 
-def test_blocks_and_steps_of_cpus_where_nobody_asked_for_others(folder):
+@pytest.mark.parametrize(("instructions", "prompts"), [(None, 128), ("avx2", 128), ("amx", 256)])
+def test_blocks_and_steps_of_cpus_where_nobody_asked_for_others(
+    folder, monkeypatch, instructions, prompts
+):
+    monkeypatch.setattr("shoal.engine.worker.device.instructions", lambda: instructions)
     found = forecast(EngineConfig(model=str(folder), device="cpu"))
     assert (found.sizing.block_size, found.sizing.step_tokens) == (32, 512)
-    assert found.device.prompt_tokens == 256
+    assert found.device.prompt_tokens == prompts
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
