@@ -245,9 +245,17 @@ class Answer(Response):
         await asyncio.sleep(0)
 
     def _close(self) -> None:
+        """Part from all that knows this answer: in a cycle with it prompt and text would stay in
+        memory until Python looks through everything for garbage.
+        """
         self._abort("abort")
         self._sender.close()
         self._stop_writing()
+        self.generations = ()
+        self._deltas.clear()
+        self._begun.clear()
+        self._counted.clear()
+        self._task = None
 
     def _stop_writing(self) -> None:
         self._pieces.clear()
