@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import threading
@@ -214,6 +215,22 @@ def test_a_long_body_is_read_beside_it(door, noted):
     assert post(door, prompt="a", user="").status_code == 200
     assert post(door, prompt="a", user="a" * 2**20).status_code == 200
     assert calls == [True, False]
+
+
+def test_long_bodies_are_read_one_at_a_time(door, monkeypatch):
+    both, met, plain = threading.Barrier(2), [], serving.parse
+
+    def parse(*of):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.append(both.wait(0.5))
+        return plain(*of)
+
+    monkeypatch.setattr(serving, "parse", parse)
+    body = {"prompt": "a", "user": "a" * 2**20}
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(post, door, **body) for _ in range(2)]
+    assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert not met
 
 
 def test_token_strings_of_a_long_text_are_made_beside_it(door, noted):
