@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
-from ..engine.errors import EngineLost, ShoalError
+from ..engine.errors import EngineLost, Overloaded, ShoalError
 from .errors import Failure, failure
 from .failover import Failover
 from .formats import DONE, Format, merged
@@ -27,6 +27,9 @@ from .state import Choice
 from .stream import Delta, Generation
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+MAX_WAITING_NAMES = 1 << 22
+"""How many log probabilities, 120 bytes each, may wait to be written; with more a stream fails."""
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +42,12 @@ _STREAM = (
 
 
 class _Piece(NamedTuple):
-    """A part of an answer that is yet to be made: how many tokens it names, and whether it is the
-    last one.
+    """A part of an answer that is yet to be made: how many tokens it names, how many of them it has
+    to itself, and whether it is the last one.
     """
 
     size: int
+    held: int
     last: bool
     make: Callable[[], bytes]
 
@@ -52,7 +56,7 @@ class Answer(Response):
     """An ASGI answer that begins its `generations` when it is called and ends with them.
 
     A client that goes away, or leaves too much unread, has its generations aborted. A stream that
-    fails says so in an `error` event, and `[DONE]` follows it.
+    fails says so in an `error` event behind what came before, and `[DONE]` follows it.
     """
 
     def __init__(
@@ -73,9 +77,10 @@ class Answer(Response):
         self._begun: set[Generation] = set()
         self._counted: set[Generation] = set()
         self._num_open = 0
-        self._failed = False
+        self._error: Failure | None = None
         self._gone = ""
         self._pieces: deque[_Piece] = deque()
+        self._num_held = 0
         self._writing: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -115,19 +120,16 @@ class Answer(Response):
             self._send_whole()
 
     def on_error(self, error: ShoalError) -> None:
-        """Tell the client that there is no (more) answer, and give up what is left of it."""
-        if self._failed:
-            return
-        self._failed = True
-        self._pieces.clear()
-        self._abort("error")
-        told = failure(error)
-        if told.status >= 500:
-            log.warning("%s failed: %s", self._format.heading.id, error)
-        if self._sender.begun:
-            self._sender.write(b"data: %b\n\n%b" % (told.body, DONE), last=True)
-        else:
-            self._send_json(told)
+        """Tell the client, behind what waits to be written, that there is no (more) answer, and
+        give up what is left of it.
+        """
+        if self._error is None:
+            self._error = failure(error)
+            self._abort("error")
+            if self._error.status >= 500:
+                log.warning("%s failed: %s", self._format.heading.id, error)
+        if self._writing is None:
+            self._send_error(self._error)
 
     def _begin(self) -> None:
         for generation in self.generations:
@@ -136,14 +138,15 @@ class Answer(Response):
                 self._begun.add(generation)
             except ShoalError as error:
                 self.on_error(error)
-            if self._failed:
+            if self._error is not None:
                 return
 
     def _send_chunk(
         self, generation: Generation, choice: Choice, delta: Delta, first: bool
     ) -> None:
         size = _num_named(generation, delta, with_prompt=first)
-        self._put(size, not self._num_open, self._format.chunk, generation, choice, delta)
+        make = partial(self._format.chunk, generation, choice, delta, choice.num_tokens)
+        self._put(_Piece(size, _num_held(delta), not self._num_open, make))
 
     def _send_whole(self) -> None:
         ends = [
@@ -152,16 +155,24 @@ class Answer(Response):
             for choice in generation.answers()
         ]
         size = sum(_num_named(generation, delta, with_prompt=True) for generation, _, delta in ends)
-        self._put(size, True, self._format.whole, ends)
+        self._put(_Piece(size, 0, True, partial(self._format.whole, ends)))
 
-    def _put(self, size: int, last: bool, make: Callable[..., bytes], *of: Any) -> None:
-        """Send what `make` makes, after what was put before it."""
-        if self._writing is None and size < LONG:
-            self._send(make(*of), last)
+    def _put(self, piece: _Piece) -> None:
+        """Send a piece, after what was put before it."""
+        if self._writing is None and piece.size < LONG:
+            self._send(piece.make(), piece.last)
             return
-        self._pieces.append(_Piece(size, last, partial(make, *of)))
+        self._pieces.append(piece)
+        self._num_held += piece.held
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write_pieces())
+        elif self._num_held > MAX_WAITING_NAMES and not piece.last:
+            self.on_error(
+                Overloaded(
+                    f"{self._num_held} log probabilities wait to be written, and at most "
+                    f"{MAX_WAITING_NAMES} may; ask for fewer of each token, or do not stream"
+                )
+            )
 
     def _send(self, data: bytes, last: bool) -> None:
         if not self._stream:
@@ -181,14 +192,22 @@ class Answer(Response):
         try:
             while self._pieces:
                 piece = self._pieces.popleft()
-                data = await off_loop(piece.size, piece.make)
-                if not self._failed:
-                    self._send(data, piece.last)
+                self._num_held -= piece.held
+                self._send(await off_loop(piece.size, piece.make), piece.last)
         except Exception:
             log.exception("%s: an answer could not be written", self._format.heading.id)
+            self._pieces.clear()
             self.on_error(ShoalError("internal error; see the log"))
         finally:
             self._writing = None
+        if self._error is not None:
+            self._send_error(self._error)
+
+    def _send_error(self, told: Failure) -> None:
+        if self._sender.begun:
+            self._sender.write(b"data: %b\n\n%b" % (told.body, DONE), last=True)
+        else:
+            self._send_json(told)
 
     def _send_json(self, told: Failure) -> None:
         length = (b"content-length", b"%d" % len(told.body))
@@ -218,15 +237,31 @@ class Answer(Response):
             self._task.cancel()
 
     async def _break_off(self) -> None:
-        """The server ends before the answer does: say so, as far as one turn of the loop allows."""
+        """The server ends before the answer does: say so, as far as one turn of the loop allows,
+        which is too short for what waits to be written.
+        """
+        self._stop_writing()
         self.on_error(EngineLost("the server is shutting down"))
         await asyncio.sleep(0)
 
     def _close(self) -> None:
+        """Part from all that knows this answer: in a cycle with it prompt and text would stay in
+        memory until Python looks through everything for garbage.
+        """
         self._abort("abort")
         self._sender.close()
+        self._stop_writing()
+        self.generations = ()
+        self._deltas.clear()
+        self._begun.clear()
+        self._counted.clear()
+        self._task = None
+
+    def _stop_writing(self) -> None:
+        self._pieces.clear()
         if self._writing is not None:
             self._writing.cancel()
+            self._writing = None
 
 
 def _num_named(generation: Generation, delta: Delta, *, with_prompt: bool) -> int:
@@ -238,6 +273,11 @@ def _num_named(generation: Generation, delta: Delta, *, with_prompt: bool) -> in
     if with_prompt:
         num += len(generation.request.prompt) * _names(params.prompt_logprobs)
     return num
+
+
+def _num_held(delta: Delta) -> int:
+    """How many log probabilities wait in memory while a delta does."""
+    return sum(1 + len(entry.top) for entry in delta.logprobs or ())
 
 
 def _names(count: int | None) -> int:

@@ -45,8 +45,8 @@ class Format(Protocol):
         """The chunks before any token."""
         ...
 
-    def chunk(self, generation: Generation, choice: Choice, delta: Delta) -> bytes:
-        """One choice's next piece."""
+    def chunk(self, generation: Generation, choice: Choice, delta: Delta, num_tokens: int) -> bytes:
+        """One choice's next piece, with which it has `num_tokens`; it may have more by now."""
         ...
 
     def usage(self, generations: Sequence[Generation]) -> bytes:
@@ -108,12 +108,12 @@ class _Pieces:
         """A chunk of one choice; `middle` its fields, `after` those behind the choices."""
         return b'%b,"choices":[{"index":%d,%b}]%b}\n\n' % (self._head, index, middle, after)
 
-    def usage_so_far(self, generation: Generation, choice: Choice) -> bytes:
+    def usage_so_far(self, generation: Generation, num_tokens: int) -> bytes:
         """The usage of one choice, where every chunk has to hold it."""
         if not self.heading.continuous_usage:
             return b""
         prompt = len(generation.request.prompt)
-        counts = (prompt, choice.num_tokens, prompt + choice.num_tokens)
+        counts = (prompt, num_tokens, prompt + num_tokens)
         return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % counts
 
     def whole(self, choices: list[dict[str, Any]], generations: Sequence[Generation]) -> bytes:
@@ -144,7 +144,7 @@ class CompletionFormat:
         """Nothing: the first chunk is text."""
         return b""
 
-    def chunk(self, generation: Generation, choice: Choice, delta: Delta) -> bytes:
+    def chunk(self, generation: Generation, choice: Choice, delta: Delta, num_tokens: int) -> bytes:
         """One choice's next piece."""
         middle = b'"text":%b,"logprobs":%b,%b' % (
             _json(self._text(choice, delta)),
@@ -156,7 +156,7 @@ class CompletionFormat:
                 middle += b',"prompt_token_ids":%b' % _json(generation.request.prompt)
             middle += b',"token_ids":%b' % _json(delta.tokens)
         self._told.add(choice.index)
-        after = self._pieces.usage_so_far(generation, choice)
+        after = self._pieces.usage_so_far(generation, num_tokens)
         return self._pieces.chunk(choice.index, middle, after)
 
     def whole(self, ends: Sequence[tuple[Generation, Choice, Delta]]) -> bytes:
@@ -225,17 +225,17 @@ class ChatFormat:
             if self.heading.with_token_ids:
                 middle += b',"prompt_token_ids":%b' % _json(generation.request.prompt)
             for choice in generation.choices:
-                after = self._pieces.usage_so_far(generation, choice)
+                after = self._pieces.usage_so_far(generation, 0)
                 chunks.append(self._pieces.chunk(choice.index, middle, after))
         return b"".join(chunks)
 
-    def chunk(self, generation: Generation, choice: Choice, delta: Delta) -> bytes:
+    def chunk(self, generation: Generation, choice: Choice, delta: Delta, num_tokens: int) -> bytes:
         """One choice's next piece."""
         says = b'{"content":%b}' % _json(delta.text) if delta.text else b"{}"
         middle = b'"delta":%b,"logprobs":%b,%b' % (says, _json(self._logprobs(delta)), _end(delta))
         if self.heading.with_token_ids:
             middle += b',"token_ids":%b' % _json(delta.tokens)
-        after = self._pieces.usage_so_far(generation, choice)
+        after = self._pieces.usage_so_far(generation, num_tokens)
         return self._pieces.chunk(choice.index, middle, after)
 
     def whole(self, ends: Sequence[tuple[Generation, Choice, Delta]]) -> bytes:

@@ -14,8 +14,8 @@ LONG = text.LONG
 T = TypeVar("T")
 
 
-async def off_loop(size: int, work: Callable[[], T], long: int = LONG) -> T:
-    """What `work` gives; done at once, without a suspension, where `size` is below `long`."""
-    if size < long:
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """What `work` gives; done at once, without a suspension, where `size` is below LONG."""
+    if size < LONG:
         return work()
     return await asyncio.to_thread(work)

@@ -25,7 +25,7 @@ class Sender:
 
     `begin` once, then `write`, the last one with `last`. Nothing is sent before control returns to
     the event loop. `give_up` is called once, when more than `limit` bytes wait for the client or
-    when it cannot be written to any more; later writes are dropped.
+    when it cannot be written to any more, but not once it is closed; later writes are dropped.
     """
 
     __slots__ = (
@@ -47,7 +47,7 @@ class Sender:
         self, send: Send, give_up: Callable[[str], None], limit: int = MAX_WAITING_BYTES
     ) -> None:
         self._send = send
-        self._give_up = give_up
+        self._give_up: Callable[[str], None] | None = give_up
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._head: MutableMapping[str, Any] | None = None
@@ -78,8 +78,9 @@ class Sender:
             self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Send nothing more, and forget whom to tell."""
         self.given_up = True
+        self._give_up = None
         self._pieces.clear()
         if self._writer is not None:
             self._writer.cancel()
@@ -110,7 +111,8 @@ class Sender:
     def _stop(self, reason: str) -> None:
         self.given_up = True
         self._pieces.clear()
-        self._give_up(reason)
+        if self._give_up is not None:
+            self._give_up(reason)
 
 
 def run_eagerly(work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
@@ -140,3 +142,5 @@ def _rest(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, 
             awaited = resume()
         except StopIteration:
             return
+        finally:
+            del resume  # an error in it knows this frame, and the body that was being sent

@@ -164,6 +164,7 @@ class Generation:
             self._take(choice, update)
         except Exception:
             log.exception("%s: an update could not be answered", self.request.id)
+            self.ended = False  # where it was to be the last one, nobody has been told
             self.fail(ShoalError("internal error; see the log"))
 
     def fail(self, error: ShoalError) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 from shoal.cluster import (
+    answer,
     connection,
     conversation,
     open_files,
@@ -134,6 +135,7 @@ def test_the_table_of_bounds_has_the_numbers_of_the_code() -> None:
         "`bad_words`": bounds.MAX_BAD_WORDS,
         "rendering": confined.CPU_S,
         "what waits": sender.MAX_WAITING_BYTES,
+        "log probabilities that wait": answer.MAX_WAITING_NAMES,
         "an idle": web.KEEP_ALIVE_S,
         "the end": int(str(settings["shutdown_timeout"].default).removesuffix(".0")),
         "connections": open_files.FEW,

@@ -53,6 +53,8 @@ def end(roster: Roster, family: Family) -> None:
     """Give back all that a family holds."""
     for member in family.members:
         roster.dismiss(member)
+    family.members.clear()  # they know their family: a cycle would keep their tokens in memory
+    family.living.clear()
 
 
 def _step(roster: Roster, family: Family, heirs: Mapping[int, Heir]) -> None:

@@ -1,4 +1,4 @@
-"""How often everything is looked through for garbage while a server computes: by counting."""
+"""How often everything is looked through for garbage in a server: by counting."""
 
 from __future__ import annotations
 
@@ -53,16 +53,51 @@ print(full)
 """
 
 
-def num_full(how: str) -> int:
-    """Full collections in 200 steps of 1,024 rows, while 1,000 requests wait."""
+def told(*program: str) -> int:
+    """The number that a program prints."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=False
+        [sys.executable, "-c", *program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
+
+
+def num_full(how: str) -> int:
+    """Full collections in 200 steps of 1,024 rows, while 1,000 requests wait."""
+    return told(PROGRAM, how)
+
+
+GARBAGE = """
+from collections import deque
+from shoal.cluster import garbage
+
+
+class Cycle:
+    __slots__ = ("itself",)
+    num = most = 0
+
+    def __init__(self):
+        self.itself = self
+        Cycle.num += 1
+        Cycle.most = max(Cycle.most, Cycle.num)
+
+    def __del__(self):
+        Cycle.num -= 1
+
+
+garbage.settle()
+used = deque(maxlen=200_000)  # long enough to be looked at and spared while they are young
+for _ in range(3_000_000):
+    used.append(Cycle())
+print(Cycle.most)
+"""
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="collects in small increments anyway")
 def test_steps_of_a_server_do_not_look_through_all_that_waits() -> None:
     assert num_full("as Python does") > 0
     assert num_full("settled") == 0
+
+
+def test_what_nobody_breaks_up_does_not_add_up() -> None:
+    assert told(GARBAGE) < 2_000_000

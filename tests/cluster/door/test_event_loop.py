@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
 import pytest
+from shoal.cluster import answer as answers
 from shoal.cluster import serving
 from shoal.cluster.formats import CompletionFormat
 from shoal.cluster.logprobs import TokenNames
@@ -53,11 +57,100 @@ def post(door, path="/v1/completions", **body):
     return httpx.post(door.url + path, json={"max_tokens": 2, **body}, timeout=60)
 
 
+def until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def late(roomy, monkeypatch):
+    """Asks for a stream whose first chunk takes until the engine has said all; the events."""
+    begun, go = threading.Event(), threading.Event()
+    plain = CompletionFormat.chunk
+
+    def chunk(self, *of):
+        if not begun.is_set():
+            begun.set()
+            assert go.wait(60)
+        return plain(self, *of)
+
+    monkeypatch.setattr(CompletionFormat, "chunk", chunk)
+    body = {"prompt": "the quick brown fox " * 400, "echo": True, "logprobs": 4, "stream": True}
+
+    def ask(**more):
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                answer = pool.submit(post, roomy, **{"max_tokens": 100, **body, **more})
+                until(lambda: answer.done() or (begun.is_set() and not roomy.link.live))
+            finally:
+                go.set()
+        assert answer.result().status_code == 200, answer.result().text
+        *events, done = answer.result().text.strip().split("\n\n")
+        assert done == "data: [DONE]"
+        return [json.loads(event.removeprefix("data: ")) for event in events]
+
+    return ask
+
+
+def test_chunks_that_are_written_late_tell_the_usage_of_their_time(roomy, late):
+    roomy.link.reply = lambda request, sibling: "and so on"
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = late(stream_options=options)
+    so_far = -last["usage"]["prompt_tokens"]
+    assert len(chunks) > 2
+    for chunk in chunks:
+        so_far += len(chunk["choices"][0]["logprobs"]["tokens"])
+        assert chunk["usage"]["completion_tokens"] == so_far
+    assert last["usage"]["completion_tokens"] == so_far
+
+
+def test_what_came_before_an_error_is_told_before_it(roomy, late, tokenizer):
+    roomy.link.reply = lambda request, sibling: "and so on"
+    roomy.link.fail_after = 3
+    *chunks, error = late(prompt="the fox " * 800)
+    assert "row went bad" in error["error"]["message"]
+    said = "".join(chunk["choices"][0]["text"] for chunk in chunks).removeprefix("the fox " * 800)
+    assert said == tokenizer.decode(tokenizer.encode("and so on", False)[:3])
+
+
+def test_a_stream_of_more_log_probabilities_than_can_be_written_fails(roomy, late, monkeypatch):
+    monkeypatch.setattr(answers, "MAX_WAITING_NAMES", 12)
+    roomy.link.reply = lambda request, sibling: (5,) * 99
+    *chunks, error = late()
+    assert error["error"]["code"] == "rate_limit_exceeded"
+    assert "15 log probabilities" in error["error"]["message"]
+    assert [len(chunk["choices"][0]["logprobs"]["tokens"]) for chunk in chunks[1:]] == [1, 1, 1]
+    assert [sibling for _, sibling in roomy.link.aborted] == [None]
+
+
 def test_prompts_that_are_long_together_are_tokenized_beside_it(roomy, noted):
     calls = noted(roomy, Tokenizer, "encode")
     assert post(roomy, prompt="short").status_code == 200
     assert post(roomy, prompt=["a" * (LONG // 2)] * 2).status_code == 200
     assert calls == [True, False, False]
+
+
+def test_the_loop_goes_on_while_a_long_prompt_is_tokenized(roomy, monkeypatch):
+    """Thousands of turns; what held the interpreter until it is done would leave it one or two."""
+    turns, meanwhile, plain = [0], [], Tokenizer.encode
+
+    def turn():
+        turns[0] += 1
+        if not meanwhile:
+            roomy.loop.call_soon(turn)
+
+    def encode(self, *args, **keys):
+        roomy.loop.call_soon_threadsafe(turn)
+        before = turns[0]
+        ids = plain(self, *args, **keys)
+        meanwhile.append(turns[0] - before)
+        return ids
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    assert post(roomy, prompt="the quick brown fox " * 50_000).status_code == 200
+    assert meanwhile[0] > 10
 
 
 def test_a_long_conversation_is_not_tokenized_where_all_are_rendered(roomy, monkeypatch):
@@ -122,6 +215,22 @@ def test_a_long_body_is_read_beside_it(door, noted):
     assert post(door, prompt="a", user="").status_code == 200
     assert post(door, prompt="a", user="a" * 2**20).status_code == 200
     assert calls == [True, False]
+
+
+def test_long_bodies_are_read_one_at_a_time(door, monkeypatch):
+    both, met, plain = threading.Barrier(2), [], serving.parse
+
+    def parse(*of):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.append(both.wait(0.5))
+        return plain(*of)
+
+    monkeypatch.setattr(serving, "parse", parse)
+    body = {"prompt": "a", "user": "a" * 2**20}
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(post, door, **body) for _ in range(2)]
+    assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert not met
 
 
 def test_token_strings_of_a_long_text_are_made_beside_it(door, noted):

@@ -100,13 +100,15 @@ def test_several_tokens_in_one_update(begun, tokenizer):
     assert generation.ended
 
 
-def test_an_update_that_cannot_be_answered_ends_this_request_alone(begun, tokenizer):
+@pytest.mark.parametrize("finish", [None, FinishReason.LENGTH])
+def test_an_update_that_cannot_be_answered_ends_this_request_alone(begun, tokenizer, finish):
     generation, _, errors = begun()
 
     def fail(*_):
         raise RuntimeError("a bug")
 
     generation._on_delta = fail
-    generation.take(generation.choices[0], Update("r", 0, tuple(tokenizer.encode("a"))))
+    update = Update("r", 0, tuple(tokenizer.encode("a")), finish=finish)
+    generation.take(generation.choices[0], update)
     assert "internal error" in str(errors[0])
     assert generation.ended
