@@ -4,10 +4,11 @@
 
 Each round times, one after the other, from the start of a process: `shoal --help` to its end;
 `shoal serve MODEL --local` and `shoal serve MODEL` to the first answer of `/health` that says
-ready; and the same Ray and Serve, without a dashboard or a proxy, to the first answer of a
-deployment of three lines. `shoal adds` is the difference of the last two within a round. The
-least and the median of the rounds are printed, with the CPU of all its processes, which a busy
-machine changes less than the wait, and the CPU that they take in `--idle` seconds afterwards.
+ready; and Ray and Serve, without a dashboard or a proxy, to the first answer of a deployment of
+three lines: as they come, and as `shoal serve` starts them, without the servers that only a
+dashboard and an autoscaler want. `shoal adds` is the difference within a round. The least and the
+median of the rounds are printed, with the CPU of all its processes, which a busy machine changes
+less than the wait, and the CPU that they take in `--idle` seconds afterwards.
 """
 
 from __future__ import annotations
@@ -48,14 +49,25 @@ assert handle.remote().result() == 42
 print("ready", flush=True)
 input()
 """
+STRIPPED = """
+from ray._private.node import Node
+
+for part in ("start_monitor", "start_api_server", "start_log_monitor"):
+    setattr(Node, part, lambda node, **options: None)
+"""
+PROGRAMS = {"bare": BARE, "stripped": STRIPPED + BARE}
 START_S = 300.0
 SETTLE_S = 5.0
 NAMES = {
     "help": "shoal --help",
     "local": "shoal serve --local, ready",
     "bare": "Ray, Serve and a deployment of three lines",
+    "stripped": "the same as shoal starts them",
     "ray": "shoal serve, ready",
-    "adds": "shoal adds to Ray and Serve",
+}
+ADDS = {
+    "adds": ("bare", "shoal adds to Ray and Serve"),
+    "adds_stripped": ("stripped", "shoal adds to them as it starts them"),
 }
 
 
@@ -65,11 +77,13 @@ def main() -> None:
     found: dict[str, list[Spent]] = {name: [] for name in NAMES}
     for number in range(chosen.rounds):
         print(f"round {number + 1}", file=sys.stderr)
-        for name in ("help", "local", "bare", "ray"):
+        for name in NAMES:
             found[name].append(measure(name, chosen))
-        bare, ray = found["bare"][-1], found["ray"][-1]
-        found["adds"].append(Spent(*(a - b for a, b in zip(ray, bare, strict=True))))
-    for name, words in NAMES.items():
+    for name, (base, _) in ADDS.items():
+        pairs = zip(found["ray"], found[base], strict=True)
+        found[name] = [Spent(*(a - b for a, b in zip(*pair, strict=True))) for pair in pairs]
+    words_of = NAMES | {name: words for name, (_, words) in ADDS.items()}
+    for name, words in words_of.items():
         waits, cpu, idle = zip(*found[name], strict=True)
         median = statistics.median
         print(
@@ -78,7 +92,7 @@ def main() -> None:
             f"idle {min(idle):6.2%} of a core least {median(idle):6.2%} median"
         )
     if chosen.json is not None:
-        told = {name: [spent._asdict() for spent in found[name]] for name in NAMES}
+        told = {name: [spent._asdict() for spent in spents] for name, spents in found.items()}
         chosen.json.write_text(json.dumps({"command": sys.argv, **told}, indent=1) + "\n")
 
 
@@ -111,9 +125,9 @@ def measure(name: str, chosen: argparse.Namespace) -> Spent:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return Spent(time.monotonic() - begin, cpu_s, 0.0)
-    if name == "bare":
+    if name in PROGRAMS:
         with subprocess.Popen(
-            [sys.executable, "-c", BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", PROGRAMS[name]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
             assert process.stdout is not None
             line = process.stdout.readline()

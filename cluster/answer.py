@@ -144,9 +144,12 @@ class Answer(Response):
     def _send_chunk(
         self, generation: Generation, choice: Choice, delta: Delta, first: bool
     ) -> None:
-        size = _num_named(generation, delta, with_prompt=first)
+        size, last = _num_named(generation, delta, with_prompt=first), not self._num_open
+        if self._at_once(size):
+            self._send(self._format.chunk(generation, choice, delta, choice.num_tokens), last)
+            return
         make = partial(self._format.chunk, generation, choice, delta, choice.num_tokens)
-        self._put(_Piece(size, _num_held(delta), not self._num_open, make))
+        self._put(_Piece(size, _num_held(delta), last, make))
 
     def _send_whole(self) -> None:
         ends = [
@@ -157,9 +160,13 @@ class Answer(Response):
         size = sum(_num_named(generation, delta, with_prompt=True) for generation, _, delta in ends)
         self._put(_Piece(size, 0, True, partial(self._format.whole, ends)))
 
+    def _at_once(self, size: int) -> bool:
+        """Whether what names `size` tokens is short, and nothing waits to be written before it."""
+        return self._writing is None and size < LONG
+
     def _put(self, piece: _Piece) -> None:
         """Send a piece, after what was put before it."""
-        if self._writing is None and piece.size < LONG:
+        if self._at_once(piece.size):
             self._send(piece.make(), piece.last)
             return
         self._pieces.append(piece)

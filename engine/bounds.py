@@ -81,7 +81,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "top_k": (0, math.inf),
     "min_p": (0.0, 1.0),
     "min_tokens": (0, math.inf),
-    "length_penalty": (-50.0, 50.0),
+    "length_penalty": (-40.0, 40.0),  # of more, a long answer's length ** penalty leaves a float
 }
 
 

@@ -34,12 +34,14 @@ Sink = Callable[[list[Update]], None]
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One live sequence. `begun` once the scheduler knows it: what comes earlier under its name
-    was meant for one that was aborted.
+    """One live sequence, or one answer of a beam `search`, which shares its name with no other.
+    `begun` once the scheduler knows it: what comes earlier under its name was meant for one that
+    was aborted.
     """
 
     sink: Sink
     epoch: int
+    search: bool
     begun: bool = False
 
 
@@ -114,7 +116,9 @@ class AsyncEngine:
             self._check_alive()
             family = self._live.get(request.id, {})
             siblings = range(request.sibling, request.sibling + request.params.n)
-            if not family.keys().isdisjoint(siblings):
+            search = request.params.use_beam_search
+            together = family and (search or any(stream.search for stream in family.values()))
+            if together or not family.keys().isdisjoint(siblings):
                 raise InvalidRequest(f"a request {request.id!r} is running already", "request_id")
             if (waiting := self._num_waiting()) >= self.config.max_waiting:
                 raise Overloaded(
@@ -122,7 +126,7 @@ class AsyncEngine:
                     f"come again later"
                 )
             self._live[request.id] = family | {
-                sibling: _Stream(sink, request.epoch) for sibling in siblings
+                sibling: _Stream(sink, request.epoch, search) for sibling in siblings
             }
             self._inbox.append(request if end is None else end)
             self._coming += request.params.n
@@ -263,6 +267,7 @@ class AsyncEngine:
 
     def _load(self, executor: Executor) -> None:
         capacity = executor.start(self.config)
+        executor.watch(self._lose_rank)
         self._scheduler = Scheduler(
             self.config,
             capacity,
@@ -274,7 +279,6 @@ class AsyncEngine:
         if self._rehearses:
             self._loop.rehearse()
         self._capacity = capacity
-        executor.watch(self._lose_rank)
 
     def _lose_rank(self, lost: WorkerLost) -> None:
         with self._wake:

@@ -91,8 +91,9 @@ class Sequence:
 
     `blocks[g]` lists the blocks of cache group g by position; a block that left its window is 0.
     `keys` are the prefix-cache keys of the full blocks so far. `blockers` names what a waiting
-    sequence waits for: who puts a word in takes it out. When it gets a place, it takes over the
-    first `shared` tokens' keys and values from its `leader`, as far as that one has them.
+    sequence waits for: who puts a word in takes it out. When it first gets a place, it takes over
+    the first `shared` tokens' keys and values from its `leader`, as far as that one has them; later
+    it has its own in the prefix cache, and no leader.
 
     `ends` are the tokens that end it, and whether each is told as its stop token.
     `rank` is its place in the order of the policy; it never changes.

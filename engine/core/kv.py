@@ -73,11 +73,12 @@ class KVManager:
         """Take hold of the longest cached beginning of a sequence that has no blocks; the number of
         tokens in it.
 
-        At least one token is left to compute: its logits are needed.
+        At least one token is left to compute: its logits are needed. So are those of a prompt whose
+        log probabilities are not all known yet.
         """
         assert not seq.blocks
         seq.blocks = [[] for _ in self.groups]
-        if not self.caching or seq.request.params.prompt_logprobs is not None:
+        if not self.caching or None in (seq.prompt_logprobs or ())[1:]:
             return 0
         keys = self._keys(seq, (len(seq.tokens) - 1) // self.block_size)
         hits = self._longest(keys)

@@ -164,14 +164,17 @@ class Roster:
         self._owe(seq)
         seq.slot = self.slots.pop()
         seq.written = seq.computed
+        if seq.written >= seq.num_prompt:
+            self.prompt_done(seq)
         seq.sent = len(seq.tokens)
         self.running[seq.slot] = seq
         if seq.entered is None:
             seq.entered = self.now
         if seq.num_cached is None:
             self._count_cached(seq)
-        if seq.leader in self.estates:
-            self._settle(seq.leader)
+        leader, seq.leader = seq.leader, None
+        if leader in self.estates:
+            self._settle(leader)
 
     def prompt_done(self, leader: Sequence) -> None:
         """A prompt is in the cache: its siblings may begin."""

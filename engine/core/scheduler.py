@@ -231,9 +231,24 @@ class Scheduler:
         return (reached if self._resident else max(known, seq.computed)) - seq.computed
 
     def _continue(self, draft: _Draft) -> None:
-        """Rows for the running sequences.
+        """Rows for the running sequences, best rank first: what a row takes blocks from ranks
+        behind it.
+        """
+        for seq, num, of_prompts in self._dealt(draft):
+            if seq.slot < 0:
+                continue
+            grown: Grown | None = ()
+            if seq.computed + num > len(seq.blocks[0]) * self.kv.block_size:
+                grown = self._reserve(seq, seq.computed + num, draft)
+            if grown is not None:
+                draft.places -= 1
+                draft.prompts -= num if of_prompts else 0
+                self._row(draft, seq, num, grown)
 
-        Those one token behind first, so that no prompt can starve them.
+    def _dealt(self, draft: _Draft) -> list[tuple[Sequence, int, bool]]:
+        """What each running sequence has of a step, by rank, and whether it is of prompts' share.
+
+        Those one token behind are dealt theirs first, so that no prompt can starve them.
         """
         ones, more = [], []
         for seq in sorted(self.roster.running.values(), key=BY_RANK):
@@ -242,19 +257,17 @@ class Scheduler:
                 ones.append((seq, 1))
             elif num:
                 more.append((seq, num))
-        for seq, wanted in ones + more:
-            num = min(wanted, draft.budget if wanted == 1 else draft.room)
-            if not num or not draft.places:
-                return
-            if seq.slot < 0:
-                continue
-            grown: Grown | None = ()
-            if seq.computed + num > len(seq.blocks[0]) * self.kv.block_size:
-                grown = self._reserve(seq, seq.computed + num, draft)
-            if grown is not None:
-                draft.places -= 1
-                draft.prompts -= num if wanted > 1 else 0
-                self._row(draft, seq, num, grown)
+        budget, prompts = draft.budget, draft.prompts
+        dealt = []
+        for seq, wanted in (ones + more)[: draft.places]:
+            of_prompts = wanted > 1
+            num = min(wanted, budget, prompts) if of_prompts else min(1, budget)
+            if not num:
+                break
+            budget -= num
+            prompts -= num if of_prompts else 0
+            dealt.append((seq, num, of_prompts))
+        return sorted(dealt, key=lambda share: share[0].rank) if more else dealt
 
     def _reserve(self, seq: Sequence, upto: int, draft: _Draft) -> Grown | None:
         """Blocks for a running sequence, at the cost of those that rank behind it."""

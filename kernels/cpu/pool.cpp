@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -61,6 +62,7 @@ struct Pool {
     alignas(64) std::atomic<uint32_t> run{0};  // changes when there is work, or the pool closes
     uint32_t run_at_start;
     alignas(64) std::atomic<uint32_t> asleep{0};
+    std::atomic<pid_t> caller{0};  // the thread of the last run
     bool closing = false;
     // The run's.
     void (*work)(Pool*, Lane*);
@@ -127,12 +129,15 @@ void keep_apart(Pool* pool, int32_t index) {
 }
 
 // Sleeps until there is work, bound to its CPU: a thread that is woken would else be put beside the
-// one that wakes it.
+// one that wakes it. Then it may use what the caller may, who is never bound: somebody may have given
+// the process other CPUs meanwhile.
 void sleep(Pool* pool, uint32_t seen) {
     cpu_set_t allowed;
     bool bound = !sched_getaffinity(0, sizeof allowed, &allowed) && bind(sched_getcpu());
     sleep_on(&pool->run, seen, &pool->asleep, OF_PROCESS, 0);
-    if (bound) sched_setaffinity(0, sizeof allowed, &allowed);
+    if (!bound) return;
+    sched_getaffinity(pool->caller.load(), sizeof allowed, &allowed);  // as before where it is gone
+    sched_setaffinity(0, sizeof allowed, &allowed);
 }
 
 // Once the last barrier is passed the caller may begin the next run: what a lane needs of this one
@@ -242,6 +247,7 @@ bool run_all(Pool* pool, void (*work)(Pool*, Lane*)) {
     }
     pool->work = work;
     pool->instructions = chosen_instructions();
+    pool->caller.store(static_cast<pid_t>(syscall(SYS_gettid)));
     see(pool, 0, sched_getcpu());
     begin_run(pool);
     work(pool, &pool->lanes[0]);

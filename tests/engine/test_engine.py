@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from shoal.engine import engine as engine_module
@@ -117,6 +118,25 @@ def test_a_name_may_be_used_again_after_an_abort() -> None:
         executor.gate.set()
         new.wait(1)
         assert new.tokens("x") == want(again) and old.updates == []
+
+
+def test_a_beam_search_shares_its_name_with_nobody() -> None:
+    """It has more sequences than answers."""
+    executor = Executor()
+    with running(executor) as engine:
+        caller = Caller()
+        executor.gate.clear()
+        search = request("x", max_tokens=20, use_beam_search=True, best_of=3, n=2, temperature=0.0)
+        engine.submit(replace(request("y", max_tokens=20), sibling=2), caller.sink)
+        engine.submit(search, caller.sink)
+        assert executor.waiting.wait(60)
+        with pytest.raises(InvalidRequest, match="running already"):
+            engine.submit(replace(search, id="y"), caller.sink)
+        engine.abort("x", 0)
+        with pytest.raises(InvalidRequest, match="running already"):
+            engine.submit(request("x", max_tokens=20), caller.sink)
+        executor.gate.set()
+        caller.wait(2)
 
 
 def test_a_name_used_again_while_the_inbox_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

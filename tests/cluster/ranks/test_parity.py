@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shoal.engine.config import from_keys
+from shoal.engine.engine import AsyncEngine
 from shoal.engine.request import FinishReason, Request, SamplingParams, Update, fold_seed
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -108,6 +110,17 @@ def test_ranks_say_what_one_says(engine: Any, expected: Found) -> None:
     health = engine.executor.call("health")
     assert [answer["rank"] for answer in health] == list(range(len(health)))
     assert len({answer["pid"] for answer in health}) == len(health)
+
+
+def test_an_engine_of_ranks_rehearses(ray_here: None, model: Path) -> None:
+    """As a replica that scales does, before anybody asks it anything."""
+    keys = {"model": str(model), "dtype": "float32", "threads": 1, "tensor_parallel_size": 2}
+    made = AsyncEngine(from_keys(keys | {"num_gpu_blocks_override": 40}), rehearses=True)
+    made.start()
+    try:
+        assert made.load().ticks > 0
+    finally:
+        made.close()
 
 
 def test_one_bad_request_in_sixteen_fails_alone(engine: Any) -> None:

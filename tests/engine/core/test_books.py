@@ -13,6 +13,7 @@ from shoal.engine.features.beams import search_of
 from shoal.engine.loop import Loop
 from shoal.engine.plan import Plan
 from shoal.engine.request import FinishReason, Request, SamplingParams
+from shoal.engine.sequence import Sequence
 
 from .fake import FakeExecutor, beams, capacity, reference
 
@@ -329,6 +330,32 @@ def test_a_prompt_starves_nobody() -> None:
     world.check()
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_better_rank_takes_blocks_from_the_worse(depth: int) -> None:
+    """Also where it computes a prompt, and the worse one its next token."""
+    world = World(
+        EngineConfig(max_num_seqs=4, max_num_batched_tokens=9, scheduling_policy="priority"),
+        capacity(num_blocks=12, max_model_len=40),
+        depth=depth,
+    )
+    roster = world.scheduler.roster
+    preempt, victims = roster.preempt, []
+
+    def seen(seq: Sequence) -> None:
+        victims.append(seq.request.id)
+        preempt(seq)
+
+    roster.preempt = seen  # type: ignore[method-assign]
+    params = SamplingParams(max_tokens=24, ignore_eos=True, seed=0)
+    world.add(Request(id="low", prompt=(1,) * 15, params=params, priority=5))
+    for _ in range(4):
+        world.step()
+    world.add(Request(id="high", prompt=(2,) * 30, params=replace(params, max_tokens=9)))
+    world.finish()
+    world.check()
+    assert victims == ["low"]
+
+
 def test_priority_goes_first() -> None:
     world = World(
         EngineConfig(max_num_seqs=1, scheduling_policy="priority"), capacity(num_blocks=40)
@@ -426,6 +453,44 @@ def test_beams_aborted_and_failed_at_every_phase(sibling: int | None) -> None:
             world.check()
             if sibling is not None and not poison:
                 assert len([end for end in world.ends if end[0] == "a"]) >= 2
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_siblings_begin_though_their_prompt_came_back_from_the_cache(depth: int) -> None:
+    """Prompts of whole blocks, which others have computed too, of leaders that are preempted."""
+    preemptions = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        world = World(
+            EngineConfig(max_num_seqs=6, max_num_batched_tokens=64),
+            capacity(num_blocks=rng.choice((9, 10, 11)), max_model_len=32),
+            depth=depth,
+        )
+        for number in range(5):
+            params = SamplingParams(
+                n=rng.choice((1, 2, 3)), max_tokens=rng.randint(1, 16), ignore_eos=True, seed=number
+            )
+            world.add(Request(id=str(number), prompt=(1, 2, 3, 4) * 2, params=params))
+            for _ in range(rng.randint(0, 3)):
+                world.step()
+        world.finish()
+        world.check()
+        preemptions += world.scheduler.counters.preemptions
+    assert preemptions, "the schedules no longer meet the hard case"
+
+
+def test_a_preempted_sibling_finds_what_it_has_said_in_the_cache() -> None:
+    world = World(EngineConfig(max_num_seqs=4), capacity(num_blocks=200, max_model_len=64))
+    params = SamplingParams(n=2, max_tokens=50, ignore_eos=True, seed=5)
+    world.add(Request(id="a", prompt=tuple(range(1, 11)), params=params))
+    for _ in range(43):
+        world.step()
+    before = world.scheduler.counters.computed_tokens
+    world.scheduler.roster.preempt(world.scheduler.roster.live["a"][1])
+    world.step()
+    assert world.scheduler.counters.computed_tokens - before <= 1 + world.capacity.block_size
+    world.finish()
+    world.check()
 
 
 def test_siblings_share_the_prompt_of_one_that_is_gone() -> None:

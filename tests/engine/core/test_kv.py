@@ -38,6 +38,17 @@ def test_the_last_token_is_always_computed() -> None:
     assert kv.match(sequence(tuple(range(17)))) == 16
 
 
+def test_a_prompt_is_computed_again_until_its_log_probabilities_are_known() -> None:
+    kv = KVManager(capacity(num_blocks=50), caching=True)
+    store(kv, tuple(range(16)))
+    scored = sequence(tuple(range(17)))
+    scored.prompt_logprobs = [None, (), None, *[()] * 14]
+    assert kv.match(scored) == 0
+    kv.release(kv.detach(scored))
+    scored.prompt_logprobs[2] = ()
+    assert kv.match(scored) == 16
+
+
 def test_a_window_group_needs_only_the_blocks_inside_its_window() -> None:
     kv = KVManager(capacity(num_blocks=50, windows=(None, 6)), caching=True)
     store(kv, tuple(range(24)))

@@ -95,6 +95,27 @@ def test_a_lane_that_waits_for_one_without_a_core_sleeps() -> None:
         os.sched_setaffinity(0, cores)
 
 
+def test_threads_that_slept_use_the_cores_that_the_process_was_given_meanwhile() -> None:
+    cores, before = os.sched_getaffinity(0), set(threads())
+    if len(cores) < 2:
+        pytest.skip("of one core no other can be given")
+    pool, total = Pool(2), torch.zeros(2, 8)
+    run = adder(pool, total)
+    assert run() == 0
+    (other,) = set(threads()) - before
+    wait_for(lambda: threads()[other] == "S")
+    try:
+        for given in ({min(cores)}, cores):
+            os.sched_setaffinity(0, given)
+            os.sched_setaffinity(int(other), given)
+            assert run() == 0
+            wait_for(lambda: threads()[other] == "S")
+            assert run() == 0 and os.sched_getaffinity(int(other)) == given
+    finally:
+        os.sched_setaffinity(0, cores)
+        pool.close()
+
+
 def test_pages_are_taken_while_there_is_no_work_and_keep_what_they_hold() -> None:
     pool, total = Pool(2), torch.zeros(4, 8)
     run = adder(pool, total)
