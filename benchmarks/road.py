@@ -6,7 +6,8 @@ and how much of the throughput of the engine alone is left.
 Each round runs the engine alone (`shoal bench throughput`, as many sequences at once as there are
 streams), then serves the model once with `--local` and once through Ray, on a port of its own, asks
 for one token, and runs `shoal bench serve`, with as many requests and warm-ups. Every second round
-runs backwards. Flags are the engine's. Medians over the rounds are printed, and what Ray adds.
+runs backwards. Flags are the engine's. Medians over the rounds are printed, what Ray adds, and the
+rows of the README's table.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,11 @@ def main() -> None:
                 found[turn].append(measure(chosen, ROADS[turn]))
     medians = {road: median(runs) for road, runs in found.items()}
     engine = {streams: statistics.median(taken) for streams, taken in alone.items()}
+    whole = {"command": sys.argv, "engine_tokens_per_s": engine, **medians}
     if chosen.json is not None:
-        whole = {"command": sys.argv, "engine_tokens_per_s": engine, **medians}
         chosen.json.write_text(json.dumps(whole, indent=1) + "\n")
     report(medians, engine)
+    print("\n".join(rows(whole)))
 
 
 def arguments() -> argparse.Namespace:
@@ -168,6 +171,42 @@ def report(medians: dict[str, dict[str, Any]], engine: dict[int, float]) -> None
             f"         the engine alone makes {alone:.1f} tokens/s; "
             f"{left[0]:.0%} of it are left with --local, {left[1]:.0%} through Ray"
         )
+
+
+def rows(whole: dict[str, Any]) -> list[str]:
+    """Rows of a table of both roads, with and without Ray, from what the JSON holds."""
+    roads = [whole[road] for road in ROADS]
+    alone = [*whole["engine_tokens_per_s"].values()]
+    num_streams = " / ".join(str(level["streams"]) for level in roads[0]["levels"])
+
+    def row(words: str, of_a_road: Callable[[dict[str, Any]], str]) -> str:
+        return f"| {words} | {' | '.join(map(of_a_road, roads))} |"
+
+    def each(name: str) -> Callable[[dict[str, Any]], str]:
+        return lambda road: " / ".join(significant(level[name]) for level in road["levels"])
+
+    def left(road: dict[str, Any]) -> str:
+        pairs = zip(road["levels"], alone, strict=True)
+        return " / ".join(f"{level['tokens_per_s'] / most:.0%}" for level, most in pairs)
+
+    makes = " / ".join(map(significant, alone))
+    return [
+        row("seconds from the command to ready", lambda road: f"{road['ready_s']:.1f}"),
+        row(
+            f"output tokens/s at {num_streams} streams; the engine alone makes {makes}",
+            each("tokens_per_s"),
+        ),
+        row("share of the engine alone", left),
+        row("time to first token, p50, ms", each("ttft_ms_p50")),
+        row("time a token, p50, ms", each("tpot_ms_p50")),
+    ]
+
+
+def significant(value: float | None) -> str:
+    """A figure with three digits at least."""
+    if value is None:
+        return "-"
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def shown(value: float | None, digits: int) -> str:
