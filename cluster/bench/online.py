@@ -149,9 +149,7 @@ class _Bench:
         asked = self._conversations(plan.prompts(level), name)
         if not self.levels:
             self._try(warm + asked)
-        if warm:
-            self._drive(Level(concurrency=level.concurrency), warm, "warm-up")
-        done = self._drive(level, asked, level.title)
+        done = self._drive(level, warm, asked)
         found = figures.summary(
             done,
             percents=plan.percents,
@@ -226,18 +224,22 @@ class _Bench:
             self.asked.update(made)
         return made
 
-    def _drive(self, level: Level, asked: list[Conversation], title: str) -> Run:
+    def _drive(self, level: Level, warm: list[Conversation], asked: list[Conversation]) -> Run:
         client, form = self.client, self.form
         # Text is made before the load begins: the server would bear its making too.
-        talks = [form.talk(form.spelled(conversation, self.text_of)) for conversation in asked]
+        before, talks = (
+            [form.talk(form.spelled(conversation, self.text_of)) for conversation in some]
+            for some in (warm, asked)
+        )
         with _bar(quiet=self.plan.quiet) as bar:
-            task = bar.add_task(title, total=len(asked))
+            task = bar.add_task(level.title, total=len(warm) + len(asked))
             return asyncio.run(
                 drive(
                     client.url + form.path,
                     level,
                     talks,
                     headers=client.headers,
+                    warm=before,
                     metrics_url=f"{client.url}/metrics",
                     seed=self.plan.dataset.seed,
                     on_done=lambda: bar.advance(task),

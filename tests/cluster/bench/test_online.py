@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from shoal.cluster.bench import stream, traffic, watch
 from shoal.cluster.bench.datasets import LOWEST_ID
 from shoal.cluster.cli import app
 from shoal.engine.errors import ShoalError
@@ -174,8 +178,6 @@ def test_a_refusal_of_every_form_is_one_error(server: Server) -> None:
         (("--burstiness", "inf", "--request-rate", "1"), "--burstiness must be a number above 0"),
         (("--goodput", "ttft:inf"), "each with milliseconds above 0"),
         (("--think-time", "nan"), "--think-time must be at least 0, got nan"),
-        (("--input-len", "0"), "--input-len must be at least 1, got 0"),
-        (("--output-len", "0"), "--output-len must be at least 1, got 0"),
         (
             ("--dataset-name", "sharegpt", "--sharegpt-output-len", "-4"),
             "--sharegpt-output-len must be at least 1, got -4",
@@ -302,6 +304,59 @@ def test_fields_of_a_request(server: Server) -> None:
     (body,) = server.bodies[ONE_TRIED:]
     assert (body["top_p"], body["temperature"], body["min_tokens"]) == (0.5, 0.7, 2)
     assert "ignore_eos" not in body and "top_k" not in body
+
+
+def test_warm_connections_are_those_that_are_measured(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ENDING_S", 60.0)
+    monkeypatch.setattr(traffic, "IDLE_S", 60.0)
+    server.gauges = "vllm:num_requests_running 3\n"
+    loads = ["--max-concurrency", "2", "--num-warmups", "2", "--num-prompts", "6"]
+    line = ["bench", "serve", "--url", server.url, *loads, "--output-len", "2"]
+    assert CliRunner().invoke(app, line).exit_code == 0
+    assert len(server.bodies) == ONE_TRIED + 2 + 6
+    assert len(server.peers) <= ONE_TRIED + 2
+
+
+def test_the_load_goes_through_the_proxy_that_the_card_came_through(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url)
+    server.gauges = "vllm:num_requests_running 3\n"
+    sizes = ["--num-prompts", "2", "--num-warmups", "0", "--output-len", "2"]
+    line = ["bench", "serve", "--url", "http://shoal.invalid:8000", *sizes]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    assert len(server.bodies) == ONE_TRIED + 2 and server.num_readings
+
+
+def test_a_server_that_does_not_answer_is_one_error(server: Server) -> None:
+    server.hangs_up = True
+    done = bench(server, "--max-concurrency", "1,2")
+    assert done.returncode == 1 and len(server.bodies) == 1
+    assert f"no answer began to a request of one token to {server.url}/v1/comp" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_gauges_are_read_on_after_a_reading_that_failed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EVERY_S", 0.001)
+    server.gauges, server.gauges_fail = "vllm:num_requests_running 3\n", {2}
+
+    async def read() -> None:
+        async with (
+            aiohttp.ClientSession() as session,
+            watch.watching(partial(session.get, f"{server.url}/metrics")) as readings,
+        ):
+            while len(readings) < 2:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(read(), 60))
+    assert server.num_readings >= 3
 
 
 def test_an_interrupt_leaves_what_was_found(server: Server, tmp_path: Path) -> None:
