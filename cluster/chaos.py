@@ -7,8 +7,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from rich.table import Table
 from . import chaos_streams
 from .chaos_streams import Told
 from .client import Client
+from .invocation import invocation
 from .open_files import lift_limit
 
 POLL_S = 0.05
@@ -91,7 +90,7 @@ def run(client: Client, plan: Plan, faults: Faults, json_file: Path | None) -> b
     if json_file is not None:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         shape = {name: getattr(plan, name) for name in Plan.__slots__}
-        whole = {"date": date, "command": _command(), "model": model, "plan": shape} | found
+        whole = {"date": date, "command": invocation(), "model": model, "plan": shape} | found
         json_file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     spared = found["hung_up"] if "gateway" in plan.faults else 0
     return bool(found["identical"] + spared == plan.streams and freed_s is not None)
@@ -216,13 +215,6 @@ async def _whole(session: aiohttp.ClientSession, url: str) -> bool:
             return bool((await answer.json())["status"] == "ready")
     except (aiohttp.ClientError, OSError, ValueError, KeyError):
         return False
-
-
-def _command() -> str:
-    """How this program was called."""
-    program, *words = sys.argv
-    shown = ["shoal"] if Path(program).name in ("shoal", "__main__.py") else ["python", program]
-    return shlex.join([*shown, *words])
 
 
 def _most_at_once(told: Sequence[Told]) -> int:

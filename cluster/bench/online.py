@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from ..client import Client, ClientError
+from ..invocation import invocation
 from . import figures
 from .arrivals import Level
 from .datasets import LOWEST_ID, Dataset
@@ -183,7 +184,7 @@ class _Bench:
             self._note(line)
         found = {
             "date": self.date,
-            "command": " ".join(["shoal", *sys.argv[1:]]),
+            "command": invocation(),
             "url": self.client.url,
             "model": self.model,
             "workload": self._workload(),

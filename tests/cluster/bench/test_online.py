@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -304,6 +306,21 @@ def test_fields_of_a_request(server: Server) -> None:
     (body,) = server.bodies[ONE_TRIED:]
     assert (body["top_p"], body["temperature"], body["min_tokens"]) == (0.5, 0.7, 2)
     assert "ignore_eos" not in body and "top_k" not in body
+
+
+def test_no_file_holds_a_secret(server: Server, tmp_path: Path) -> None:
+    sizes = ["--num-prompts", "1", "--num-warmups", "0", "--output-len", "2"]
+    secrets = ["--api-key", "sk-one", "--header", "Authorization=Bearer zwei", "x=drei"]
+    saving = ["--save-detailed", "--result-dir", str(tmp_path), "--label", "two words"]
+    files = ["--json", str(tmp_path / "found.json"), "--report", str(tmp_path / "page.html")]
+    assert bench(server, *sizes, *secrets, "--header=y=vier", *saving, *files).returncode == 0
+    written = list(tmp_path.iterdir())
+    assert len(written) == 3
+    for file in written:
+        assert not re.search(r"sk-one|zwei|drei|vier", file.read_text()), file.name
+    words = shlex.split(json.loads((tmp_path / "found.json").read_text())["command"])
+    assert words[words.index("--label") + 1] == "two words"
+    assert words[words.index("--header") :][:4] == ["--header", "...", "...", "--header=..."]
 
 
 def test_warm_connections_are_those_that_are_measured(
