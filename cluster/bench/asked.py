@@ -11,7 +11,7 @@ from ...engine.errors import ConfigError
 from .arrivals import Ramp, levels
 from .datasets import Dataset
 from .online import Plan
-from .save import Saving, writable
+from .save import Saving, writable, writable_folder
 from .slo import objectives
 from .table import METRICS
 
@@ -179,8 +179,11 @@ def _metrics(text: str) -> tuple[str, ...]:
 def _saving(given: Mapping[str, Any]) -> Saving | None:
     if not (given["save_result"] or given["save_detailed"] or given["append_result"]):
         return None
+    folder = writable_folder(given["result_dir"] or ".", "--result-dir")
+    if given["result_filename"]:
+        writable(str(folder / given["result_filename"]), "--result-filename")
     return Saving(
-        folder=Path(given["result_dir"] or "."),
+        folder=folder,
         filename=given["result_filename"],
         label=given["label"],
         detailed=given["save_detailed"],

@@ -76,14 +76,14 @@ class Plan:
 def run(client: Client, plan: Plan) -> bool:
     """Run every level, print the table, and say whether every request succeeded.
 
-    An interrupt ends it with what the levels before it have shown. Raises ConfigError, ClientError.
+    Whatever ends it, the levels before have shown what they did. Raises ConfigError, ClientError.
     """
     route(plan.endpoint)
     bench = _Bench(client, plan, _card(client, plan))
     try:
         for level in plan.levels:
             bench.run(level)
-    except KeyboardInterrupt:
+    except BaseException:
         if bench.levels:
             bench.finish()
         raise

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,13 @@ def test_a_refusal_of_every_form_is_one_error(server: Server) -> None:
         (("--burstiness", "inf", "--request-rate", "1"), "--burstiness must be a number above 0"),
         (("--goodput", "ttft:inf"), "each with milliseconds above 0"),
         (("--think-time", "nan"), "--think-time must be at least 0, got nan"),
+        (("--save-result", "--result-dir", "/dev/null"), "--result-dir /dev/null: File exists"),
+        (
+            ("--save-result", "--result-dir", "/", "--result-filename", "nowhere/x.json"),
+            "no folder /nowhere",
+        ),
+        (("--input-len", "0"), "--input-len must be at least 1, got 0"),
+        (("--output-len", "0"), "--output-len must be at least 1, got 0"),
         (
             ("--dataset-name", "sharegpt", "--sharegpt-output-len", "-4"),
             "--sharegpt-output-len must be at least 1, got -4",
@@ -190,6 +198,7 @@ def test_a_wrong_call_is_refused(server: Server, args: tuple[str, ...], said: st
     result = CliRunner().invoke(app, ["bench", "serve", "--url", server.url, *args])
     assert isinstance(result.exception, ShoalError)
     assert said in result.exception.message
+    assert not server.bodies, "it is refused before the load"
 
 
 def test_a_page_and_files_as_vllm_writes_them(server: Server, tmp_path: Path) -> None:
@@ -374,6 +383,22 @@ def test_gauges_are_read_on_after_a_reading_that_failed(
 
     asyncio.run(asyncio.wait_for(read(), 60))
     assert server.num_readings >= 3
+
+
+def test_an_error_leaves_what_was_found(server: Server, tmp_path: Path) -> None:
+    file, folder = tmp_path / "figures.json", tmp_path / "saved"
+
+    def before(number: int) -> None:
+        if number == ONE_TRIED + 2 + 1:  # the second level's first
+            shutil.rmtree(folder)
+
+    server.before = before
+    sizes = ["--num-prompts", "2", "--num-warmups", "0", "--output-len", "3"]
+    loads = ["--max-concurrency", "1,2,3", "--json", str(file)]
+    done = bench(server, *sizes, *loads, "--save-result", "--result-dir", str(folder))
+    assert done.returncode == 2 and "--result-dir" in done.stderr
+    assert "1 at once" in done.stdout and "Traceback" not in done.stderr
+    assert [level["max_concurrency"] for level in json.loads(file.read_text())["levels"]] == [1, 2]
 
 
 def test_an_interrupt_leaves_what_was_found(server: Server, tmp_path: Path) -> None:
