@@ -10,8 +10,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from shoal.cluster.bench.datasets import Dataset
+from shoal.cluster.bench import unread
+from shoal.cluster.bench.datasets import DATASETS, Dataset
 from shoal.cluster.bench.lengths import around, sharegpt
+from shoal.cluster.bench.options import DATA
 from shoal.cluster.bench.talks import Conversation, Form
 from shoal.cluster.bench.vocabulary import vocabulary_size
 from shoal.engine.errors import ConfigError
@@ -180,3 +182,11 @@ def test_the_vocabulary_is_found(tmp_path: Path) -> None:
     assert vocabulary_size({"vocab_size": 5}, None) == 5
     assert vocabulary_size({"root": str(tmp_path)}, None) == 77
     assert vocabulary_size({"root": "org/name"}, None) is None
+
+
+def test_some_data_set_reads_every_flag() -> None:
+    tables = (unread._READ, unread._READ_WITH_FILE)
+    read = {name for table in tables for names in table.values() for name in names}
+    assert read.isdisjoint(unread._ALWAYS)
+    assert read.union(unread._ALWAYS) == {option.name for option in DATA}
+    assert {name for table in tables for name in table} == set(DATASETS)

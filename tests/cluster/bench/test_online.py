@@ -180,7 +180,37 @@ def test_a_refusal_of_every_form_is_one_error(server: Server) -> None:
         (("--shared-prefix-len", "-5"), "--shared-prefix-len must be at least 0, got -5"),
         (("--burstiness", "inf", "--request-rate", "1"), "--burstiness must be a number above 0"),
         (("--goodput", "ttft:inf"), "each with milliseconds above 0"),
-        (("--think-time", "nan"), "--think-time must be at least 0, got nan"),
+        (
+            ("--dataset-name", "multi_turn", "--think-time", "nan"),
+            "--think-time must be at least 0, got nan",
+        ),
+        (("--think-time", "1"), "--think-time is nothing that --dataset-name random reads"),
+        (("--dataset-path", "x"), "--dataset-path is nothing that --dataset-name random reads"),
+        (
+            ("--dataset-name", "prefix_repetition", "--shared-prefix-len", "8"),
+            "--shared-prefix-len is nothing that --dataset-name prefix_repetition reads: remove "
+            "it, or take a data set that does: random, multi_turn",
+        ),
+        (
+            ("--dataset-name", "prefix_repetition", "--random-prefix-len", "8"),
+            "--random-prefix-len is nothing that --dataset-name prefix_repetition reads",
+        ),
+        (
+            ("--dataset-name", "prefix_repetition", "--input-len", "0"),
+            "--input-len must be at least 1, got 0",
+        ),
+        (
+            ("--dataset-name", "sharegpt", "--input-len", "9"),
+            "--input-len is nothing that --dataset-name sharegpt reads",
+        ),
+        *(
+            (
+                ("--dataset-name", name, "--dataset-path", "x", flag, "9"),
+                f"{flag} is nothing that --dataset-name {name} with --dataset-path reads",
+            )
+            for name in ("sharegpt", "custom", "multi_turn")
+            for flag in ("--input-len", "--shared-prefix-len", "--random-prefix-len")
+        ),
         (("--save-result", "--result-dir", "/dev/null"), "--result-dir /dev/null: File exists"),
         (
             ("--save-result", "--result-dir", "/", "--result-filename", "nowhere/x.json"),
@@ -315,6 +345,14 @@ def test_fields_of_a_request(server: Server) -> None:
     (body,) = server.bodies[ONE_TRIED:]
     assert (body["top_p"], body["temperature"], body["min_tokens"]) == (0.5, 0.7, 2)
     assert "ignore_eos" not in body and "top_k" not in body
+
+
+def test_log_probabilities_are_asked_for_as_the_route_takes_them(server: Server) -> None:
+    sizes = ["--num-prompts", "1", "--num-warmups", "0", "--output-len", "2", "--logprobs", "5"]
+    assert bench(server, *sizes).returncode == 0
+    assert server.bodies[-1]["logprobs"] == 5 and "top_logprobs" not in server.bodies[-1]
+    assert bench(server, *sizes, "--endpoint", "chat").returncode == 0
+    assert (server.bodies[-1]["logprobs"], server.bodies[-1]["top_logprobs"]) == (True, 5)
 
 
 def test_no_file_holds_a_secret(server: Server, tmp_path: Path) -> None:
