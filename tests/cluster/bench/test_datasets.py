@@ -175,13 +175,16 @@ def test_completions_of_a_chat_are_text() -> None:
     assert prompts[1].startswith(prompts[0] + "\nanswer 1\n")
 
 
-def test_the_vocabulary_is_found(tmp_path: Path) -> None:
+def test_the_vocabulary_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 77}}')
     assert vocabulary_size({}, 9) == 9
     assert vocabulary_size({"vocab_size": 5}, str(tmp_path)) == 77
     assert vocabulary_size({"vocab_size": 5}, None) == 5
     assert vocabulary_size({"root": str(tmp_path)}, None) == 77
     assert vocabulary_size({"root": "org/name"}, None) is None
+    monkeypatch.chdir(tmp_path)
+    assert vocabulary_size({"root": ""}, None) is None
+    assert vocabulary_size({}, None) is None
 
 
 def test_some_data_set_reads_every_flag() -> None:
