@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import chaos_streams
+from .bench.save import write
 from .chaos_streams import Told
 from .client import Client
 from .invocation import invocation
@@ -68,10 +69,10 @@ class Fault(NamedTuple):
 
 
 def run(client: Client, plan: Plan, faults: Faults, json_file: Path | None) -> bool:
-    """Run undisturbed, then under faults; print the report.
+    """Run undisturbed, then under faults; write and print the report.
 
-    Whether every stream was the same, but for those whose gateway was killed. Raises ConfigError,
-    ClientError.
+    Whether there were faults and every stream was the same, but for those whose gateway was killed.
+    Raises ConfigError, ClientError.
     """
     lift_limit()
     model = client.model()
@@ -84,16 +85,22 @@ def run(client: Client, plan: Plan, faults: Faults, json_file: Path | None) -> b
     begin = time.perf_counter()
     told, made, freed_s = asyncio.run(_disturbed(client, plan, sent, faults))
     found = summary(calm, told, made, time.perf_counter() - begin, freed_s)
-    Console().print(table(found, faults.words))
-    for line in (*found["errors"], *found["differences"]):
-        note.print(f"  note: {line}")
     if json_file is not None:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         shape = {name: getattr(plan, name) for name in Plan.__slots__}
         whole = {"date": date, "command": invocation(), "model": model, "plan": shape} | found
-        json_file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        write(json_file, json.dumps(whole, indent=2), "--json")
+    Console().print(table(found, faults.words))
+    lines = [*found["errors"], *found["differences"]]
+    if not made:
+        lines.append(
+            f"no fault was made in the {found['duration_s']:.1f} s of the streams, one being due "
+            f"every {plan.every_s:g} s: give more --streams, or a shorter --every"
+        )
+    for line in lines:  # which a model's text may be in
+        note.print(f"  note: {line}", markup=False, highlight=False)
     spared = found["hung_up"] if "gateway" in plan.faults else 0
-    return bool(found["identical"] + spared == plan.streams and freed_s is not None)
+    return bool(made and found["identical"] + spared == plan.streams and freed_s is not None)
 
 
 def summary(
