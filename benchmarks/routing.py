@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -327,7 +328,8 @@ def main() -> None:
     for one in times:
         print(json.dumps(one))
     if asked.json:
-        found = {"trace": vars(trace), "load_average": os.getloadavg()[0]}
+        command = " ".join(["python", "benchmarks/routing.py", *sys.argv[1:]])
+        found = {"command": command, "trace": vars(trace), "load_average": os.getloadavg()[0]}
         asked.json.write_text(json.dumps(found | {"runs": runs, "choice": times}, indent=2) + "\n")
 
 
