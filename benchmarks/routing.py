@@ -270,7 +270,7 @@ def choice_times(replicas: int, keys: int, prompt: int) -> dict[str, Any]:
     """Microseconds of a choice and of hashing, by the real clock."""
     draw = Random(0)
     chooser = Chooser()
-    card = SimpleNamespace(block_size=BLOCK)
+    card = SimpleNamespace(block_size=BLOCK, window=0)
     links = []
     tokens = tuple(draw.randrange(VOCAB) for _ in range(prompt))
     hashed = prompt_keys(tokens, BLOCK)
