@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from shoal.cluster import chaos
+from shoal.cluster.bench.save import writable
 from shoal.cluster.client import Client, ClientError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +106,7 @@ def main() -> int:
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--every", type=float, default=5.0)
     parser.add_argument("--faults", default=",".join(FAULTS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json")
     asked = parser.parse_args()
     plan = chaos.Plan(
         streams=asked.streams,
@@ -116,12 +117,13 @@ def main() -> int:
         every_s=asked.every,
         timeout_s=180.0,
     )
+    file = writable(asked.json, "--json")
     with hosts(2) as made:
         serving = serve(made, made.folder)
         try:
             client = Client(f"http://{made.address[HEAD]}:{PORT}")
             wait(lambda: _answers(client), START_S)
-            return 0 if chaos.run(client, plan, Nodes(made), asked.json) else 1
+            return 0 if chaos.run(client, plan, Nodes(made), file) else 1
         finally:
             serving.terminate()
             serving.wait()

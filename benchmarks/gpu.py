@@ -41,6 +41,9 @@ from shoal.kernels.gpu import choice
 
 SHAPES = Path(__file__).parent / "shapes"
 TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny"
+GIB = 1 << 30
+ROOM = 0.85
+"""Of a GPU's memory, for weights and cache."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,12 @@ def chip_here() -> Chip:
     sys.exit(f"{name} is not in gpu_arithmetic.CHIPS: add its bytes a second and its FLOP/s")
 
 
-def fits(model: Model, batch: int, context: int, steps: int) -> bool:
-    """Whether weights and cache leave a tenth of the GPU's memory free."""
+def misfit(model: Model, batch: int, context: int, steps: int) -> str:
+    """Why weights and cache have no room in `ROOM` of the GPU's memory; empty where they have."""
     weights = (model.layers * model.layer_weights + 2 * model.head_weights) * model.itemsize
-    total = torch.cuda.get_device_properties(0).total_memory
-    return weights + batch * (context + steps) * model.kv_bytes < 0.85 * total
+    need = weights + batch * (context + steps) * model.kv_bytes
+    room = ROOM * torch.cuda.get_device_properties(0).total_memory
+    return "" if need < room else f"does not fit: {need / GIB:.1f} GiB of {room / GIB:.1f} GiB"
 
 
 _SEEDS = count(1)
@@ -263,20 +267,19 @@ def measured(
     """Each cell, or why there is none. An engine that failed is dropped; one that cannot be made is
     not tried again.
     """
-    side, refused = None, ""
+    model, side, refused = read_model(folder), None, ""
     for batch, context in sizes:
-        reason = refused
+        reason = refused or misfit(model, batch, context, options.steps)
         if not reason:
             try:
                 side = side or make()
                 yield measure(side, who, folder, batch, context, options)
+                continue
             except Exception as error:  # out of memory, refused, broken: the others can be measured
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if not reason:
-            continue
-        refused = "" if side else reason
-        drop(side)
-        side = None
+            refused = "" if side else reason
+            drop(side)
+            side = None
         yield Missing(who, folder.name, batch, context, reason)
     drop(side)
 
@@ -320,12 +323,7 @@ def main() -> int:
     for shape in options.shapes.split(","):
         folder = SHAPES / shape
         model = read_model(folder)
-        sizes = [
-            (batch, context)
-            for batch in options.batches
-            for context in options.contexts
-            if fits(model, batch, context, options.steps)
-        ]
+        sizes = [(batch, context) for batch in options.batches for context in options.contexts]
         makers: list[tuple[str, Callable[[], Any]]] = [
             (f"shoal {name}", partial(ours, str(folder), options, name))
             for name in backends(options, model)

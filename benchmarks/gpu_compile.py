@@ -234,7 +234,9 @@ def main() -> int:
             f"{shared:11.1f}{one.warps:7}{'-' if one.ahead is None else one.ahead:>7}"
         )
     if chosen.json:
-        facts = {"triton": triton.__version__, "kernels": [asdict(one) for one in made]}
+        command = " ".join(["python", "benchmarks/gpu_compile.py", *sys.argv[1:]])
+        facts = {"command": command, "triton": triton.__version__}
+        facts["kernels"] = [asdict(one) for one in made]
         chosen.json.write_text(json.dumps(facts, indent=1) + "\n")
     over = [o for o in made if o.spilled or o.shared > SHARED_KB[o.target] * 1024]
     for one in over:

@@ -5,7 +5,8 @@
 Weights rotate over more than 300 MB, so that they come from memory as in a step. In every round
 each way has its turn; the best few weights in a row count, since another program can only make them
 slower. A share is of the limit that binds: the time to read the weights, or to multiply, whichever
-is longer; both limits are probed in the same run.
+is longer. Each limit is one of the run, the best that any probe beside any shape found: memory that
+others use too is twice as fast at one moment as at another. So shares come last.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +71,50 @@ def main() -> None:
         "linears": [],
     }
     pool = Pool(chosen.threads)
-    print("shape     rows  native us  torch us  mkldnn us   GB/s of limit  GFLOP/s of limit  share")
+    limits = Limits()
+    print("shape     rows  native us  torch us  mkldnn us   GB/s  GFLOP/s")
     for shape in chosen.shapes.split(","):
         linears = Linears(pool, *SHAPES[shape])
         for rows in map(int, chosen.rows.split(",")):
             if shape == "head" and rows > 32:
                 continue
-            figures = measure(linears, roof, rows, chosen.rounds)
+            figures = measure(linears, roof, limits, rows, chosen.rounds)
             found["linears"].append({"shape": shape, "rows": rows, **figures})
-            print(line(shape, rows, figures), flush=True)
+            print(line(found["linears"][-1]), flush=True)
     pool.close()
+    found |= asdict(limits)
+    print(f"limits: {limits.read_gb_s:.1f} GB/s, {limits.multiply_gflop_s:.0f} GFLOP/s")
+    for one in found["linears"]:
+        one["share"] = limits.share(one)
+        print(f"{one['shape']:8}  {one['rows']:4}  {one['share']:5.0%}")
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def line(shape: str, rows: int, figures: dict[str, float]) -> str:
+def line(figures: dict[str, Any]) -> str:
     return (
-        f"{shape:8}  {rows:4}  {figures['native_us']:9.0f}  {figures['torch_us']:8.0f}  "
-        f"{figures['mkldnn_us']:9.0f}  {figures['gb_s']:5.1f}  {figures['read_gb_s']:7.1f}  "
-        f"{figures['gflop_s']:7.0f}  {figures['multiply_gflop_s']:7.0f}  {figures['share']:5.0%}"
+        f"{figures['shape']:8}  {figures['rows']:4}  {figures['native_us']:9.0f}  "
+        f"{figures['torch_us']:8.0f}  {figures['mkldnn_us']:9.0f}  {figures['gb_s']:5.1f}  "
+        f"{figures['gflop_s']:7.0f}"
     )
+
+
+@dataclass
+class Limits:
+    """The most that any probe of the run has found."""
+
+    read_gb_s: float = 0.0
+    multiply_gflop_s: float = 0.0
+
+    def probed(self, bytes_per_s: float, flop_per_s: float) -> None:
+        """Take a probe in."""
+        self.read_gb_s = max(self.read_gb_s, bytes_per_s / 1e9)
+        self.multiply_gflop_s = max(self.multiply_gflop_s, flop_per_s / 1e9)
+
+    def share(self, figures: dict[str, Any]) -> float:
+        """Of the limit that binds."""
+        read = figures["gb_s"] / self.read_gb_s
+        return float(max(read, figures["gflop_s"] / self.multiply_gflop_s))
 
 
 class Roof:
@@ -164,16 +190,17 @@ class Linears:
         return run
 
 
-def measure(linears: Linears, roof: Roof, rows: int, rounds: int) -> dict[str, float]:
+def measure(
+    linears: Linears, roof: Roof, limits: Limits, rows: int, rounds: int
+) -> dict[str, float]:
     x = torch.randn(rows, linears.inputs).bfloat16()
     ways = {"native": linears.native(x), "torch": linears.torch(x), "mkldnn": linears.mkldnn(x)}
     best = dict.fromkeys(ways, float("inf"))
-    read = multiply = 0.0
     turn = max(1, linears.copies // 8 // (1 + rows // 32))
     for _ in range(rounds):
         # The same memory: on some machines a part of it is twice as fast as another.
-        read = max(read, *(roof.read(weight.data) for weight in linears.packed))
-        multiply = max(multiply, roof.multiply())
+        read = max(roof.read(weight.data) for weight in linears.packed)
+        limits.probed(read, roof.multiply())
         for name, way in ways.items():
             time.sleep(SETTLE_S)
             for first in range(0, linears.copies - turn + 1, turn):
@@ -186,9 +213,6 @@ def measure(linears: Linears, roof: Roof, rows: int, rounds: int) -> dict[str, f
         **{f"{name}_us": seconds * 1e6 for name, seconds in best.items()},
         "gb_s": num_bytes / best["native"] / 1e9,
         "gflop_s": flop / best["native"] / 1e9,
-        "read_gb_s": read / 1e9,
-        "multiply_gflop_s": multiply / 1e9,
-        "share": max(num_bytes / read, flop / multiply) / best["native"],
     }
 
 

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -269,7 +270,7 @@ def choice_times(replicas: int, keys: int, prompt: int) -> dict[str, Any]:
     """Microseconds of a choice and of hashing, by the real clock."""
     draw = Random(0)
     chooser = Chooser()
-    card = SimpleNamespace(block_size=BLOCK)
+    card = SimpleNamespace(block_size=BLOCK, window=0)
     links = []
     tokens = tuple(draw.randrange(VOCAB) for _ in range(prompt))
     hashed = prompt_keys(tokens, BLOCK)
@@ -327,7 +328,8 @@ def main() -> None:
     for one in times:
         print(json.dumps(one))
     if asked.json:
-        found = {"trace": vars(trace), "load_average": os.getloadavg()[0]}
+        command = " ".join(["python", "benchmarks/routing.py", *sys.argv[1:]])
+        found = {"command": command, "trace": vars(trace), "load_average": os.getloadavg()[0]}
         asked.json.write_text(json.dumps(found | {"runs": runs, "choice": times}, indent=2) + "\n")
 
 

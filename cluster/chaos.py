@@ -7,8 +7,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from . import chaos_streams
+from .bench.save import write
 from .chaos_streams import Told
 from .client import Client
+from .invocation import invocation
 from .open_files import lift_limit
 
 POLL_S = 0.05
@@ -69,10 +69,10 @@ class Fault(NamedTuple):
 
 
 def run(client: Client, plan: Plan, faults: Faults, json_file: Path | None) -> bool:
-    """Run undisturbed, then under faults; print the report.
+    """Run undisturbed, then under faults; write and print the report.
 
-    Whether every stream was the same, but for those whose gateway was killed. Raises ConfigError,
-    ClientError.
+    Whether there were faults and every stream was the same, but for those whose gateway was killed.
+    Raises ConfigError, ClientError.
     """
     lift_limit()
     model = client.model()
@@ -85,16 +85,22 @@ def run(client: Client, plan: Plan, faults: Faults, json_file: Path | None) -> b
     begin = time.perf_counter()
     told, made, freed_s = asyncio.run(_disturbed(client, plan, sent, faults))
     found = summary(calm, told, made, time.perf_counter() - begin, freed_s)
-    Console().print(table(found, faults.words))
-    for line in (*found["errors"], *found["differences"]):
-        note.print(f"  note: {line}")
     if json_file is not None:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         shape = {name: getattr(plan, name) for name in Plan.__slots__}
-        whole = {"date": date, "command": _command(), "model": model, "plan": shape} | found
-        json_file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        whole = {"date": date, "command": invocation(), "model": model, "plan": shape} | found
+        write(json_file, json.dumps(whole, indent=2), "--json")
+    Console().print(table(found, faults.words))
+    lines = [*found["errors"], *found["differences"]]
+    if not made:
+        lines.append(
+            f"no fault was made in the {found['duration_s']:.1f} s of the streams, one being due "
+            f"every {plan.every_s:g} s: give more --streams, or a shorter --every"
+        )
+    for line in lines:  # which a model's text may be in
+        note.print(f"  note: {line}", markup=False, highlight=False)
     spared = found["hung_up"] if "gateway" in plan.faults else 0
-    return bool(found["identical"] + spared == plan.streams and freed_s is not None)
+    return bool(made and found["identical"] + spared == plan.streams and freed_s is not None)
 
 
 def summary(
@@ -216,13 +222,6 @@ async def _whole(session: aiohttp.ClientSession, url: str) -> bool:
             return bool((await answer.json())["status"] == "ready")
     except (aiohttp.ClientError, OSError, ValueError, KeyError):
         return False
-
-
-def _command() -> str:
-    """How this program was called."""
-    program, *words = sys.argv
-    shown = ["shoal"] if Path(program).name in ("shoal", "__main__.py") else ["python", program]
-    return shlex.join([*shown, *words])
 
 
 def _most_at_once(told: Sequence[Told]) -> int:

@@ -9,7 +9,7 @@ from ssl import SSLCertVerificationError, SSLError
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import ProxyHandler, Request, build_opener, getproxies, proxy_bypass
 
 from ..engine.errors import ShoalError
 
@@ -38,8 +38,7 @@ class Client:
         self.headers = {"Content-Type": "application/json", "User-Agent": "shoal"}
         if api_key:
             self.headers["Authorization"] = f"Bearer {api_key}"
-        near = urlsplit(self.url).hostname in LOOPBACK
-        self._opener = build_opener(ProxyHandler({})) if near else build_opener()
+        self._opener = build_opener(ProxyHandler({})) if _near(self.url) else build_opener()
         self._timeout_s = timeout_s
 
     def model(self) -> str:
@@ -94,6 +93,19 @@ def base(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ClientError(f"{url!r} is no address of a server; try http://127.0.0.1:8000")
     return full.rstrip("/").removesuffix("/v1")
+
+
+def proxy_of(url: str) -> str | None:
+    """The environment's proxy for a URL as `Client` uses it, for whoever asks by other means."""
+    parts = urlsplit(url)
+    if _near(url) or proxy_bypass(parts.netloc):
+        return None
+    proxy = getproxies().get(parts.scheme)
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
+
+
+def _near(url: str) -> bool:
+    return urlsplit(url).hostname in LOOPBACK
 
 
 def refusal(status: int, body: bytes) -> str:

@@ -11,9 +11,11 @@ from ...engine.errors import ConfigError
 from .arrivals import Ramp, levels
 from .datasets import Dataset
 from .online import Plan
-from .save import Saving, writable
+from .save import Saving, writable, writable_folder
 from .slo import objectives
 from .table import METRICS
+from .talks import route
+from .unread import refuse_unread
 
 BACKENDS = {
     "openai": "completions",
@@ -29,20 +31,20 @@ _SAMPLING = (
 
 def plan_of(given: Mapping[str, Any]) -> Plan:
     """What `shoal bench serve` was asked, by the names of its options. Raises ConfigError."""
-    wanted = {name: given[name] for name in _SAMPLING if given[name] is not None}
+    path = route(_endpoint(given))
     return Plan(
         levels=levels(
             given["max_concurrency"], given["request_rate"], given["burstiness"], _ramp(given)
         ),
         dataset=dataset_of(given),
-        endpoint=_endpoint(given),
+        endpoint=path,
         model=given["model"] or given["served_model_name"],
         vocab_size=_least("vocab_size", given, 2),
         tokenizer=given["tokenizer"],
         num_prompts=_least("num_prompts", given, 1),
         num_warmups=_least("num_warmups", given, 0),
         ignore_eos=given["ignore_eos"],
-        sampling=wanted,
+        sampling=_sampling(given, path),
         extra_body=_object(given["extra_body"]),
         percents=_percents(given["metric_percentiles"]),
         metrics=_metrics(given["percentile_metrics"]),
@@ -58,27 +60,7 @@ def plan_of(given: Mapping[str, Any]) -> Plan:
 def dataset_of(given: Mapping[str, Any]) -> Dataset:
     """The data set of the flags. Raises ConfigError."""
     name = given["dataset_name"]
-    shape: dict[str, Any] = {
-        "input_len": 128 if given["input_len"] is None else given["input_len"],
-        "output_len": 64 if given["output_len"] is None else given["output_len"],
-        "prefix_len": given["random_prefix_len"],
-    }
-    if shared := _least("shared_prefix_len", given, 0):
-        if shared >= shape["input_len"]:
-            raise ConfigError(
-                f"--shared-prefix-len ({shared}) is part of --input-len ({shape['input_len']}) and "
-                "cannot exceed it, nor fill it; --random-prefix-len comes in addition",
-                "shared_prefix_len",
-            )
-        shape["prefix_len"] += shared
-        shape["input_len"] -= shared
-    if name == "prefix_repetition":
-        shape = {
-            "input_len": given["input_len"] or given["prefix_repetition_suffix_len"],
-            "output_len": given["output_len"] or given["prefix_repetition_output_len"],
-            "prefix_len": given["prefix_repetition_prefix_len"],
-            "num_prefixes": given["prefix_repetition_num_prefixes"],
-        }
+    refuse_unread(given)
     return Dataset(
         name=name,
         path=Path(given["dataset_path"]) if given["dataset_path"] else None,
@@ -88,8 +70,39 @@ def dataset_of(given: Mapping[str, Any]) -> Dataset:
         fixed_output_len=_fixed_output_len(name, given),
         shuffle=not given["disable_shuffle"],
         seed=given["seed"],
-        **shape,
+        **(_of_prefixes(given) if name == "prefix_repetition" else _drawn(given)),
     )
+
+
+def _drawn(given: Mapping[str, Any]) -> dict[str, int]:
+    """The shape of prompts that have one beginning, or none, in common."""
+    input_len = _first(given["input_len"], 128)
+    shared = _least("shared_prefix_len", given, 0) or 0
+    if shared and shared >= input_len:
+        raise ConfigError(
+            f"--shared-prefix-len ({shared}) is part of --input-len ({input_len}) and cannot "
+            "exceed it, nor fill it; --random-prefix-len comes in addition",
+            "shared_prefix_len",
+        )
+    return {
+        "input_len": input_len - shared,
+        "output_len": _first(given["output_len"], 64),
+        "prefix_len": given["random_prefix_len"] + shared,
+    }
+
+
+def _of_prefixes(given: Mapping[str, Any]) -> dict[str, int]:
+    """The shape of prompts that begin with several prefixes in turn."""
+    return {
+        "input_len": _first(given["input_len"], given["prefix_repetition_suffix_len"]),
+        "output_len": _first(given["output_len"], given["prefix_repetition_output_len"]),
+        "prefix_len": given["prefix_repetition_prefix_len"],
+        "num_prefixes": given["prefix_repetition_num_prefixes"],
+    }
+
+
+def _first(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
 
 
 def pairs(words: Iterable[str], flag: str) -> dict[str, str]:
@@ -101,6 +114,15 @@ def pairs(words: Iterable[str], flag: str) -> dict[str, str]:
             raise ConfigError(f"{flag} is {word!r}; expected KEY=VALUE", flag)
         found[key] = value
     return found
+
+
+def _sampling(given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The fields of `_SAMPLING` that are given, as the route takes them."""
+    wanted = {name: given[name] for name in _SAMPLING if given[name] is not None}
+    if "logprobs" in wanted and path.endswith("/chat/completions"):
+        # There `logprobs` is whether, `top_logprobs` how many.
+        wanted |= {"logprobs": True, "top_logprobs": wanted["logprobs"]}
+    return wanted
 
 
 def _fixed_output_len(dataset: str, given: Mapping[str, Any]) -> int | None:
@@ -179,8 +201,11 @@ def _metrics(text: str) -> tuple[str, ...]:
 def _saving(given: Mapping[str, Any]) -> Saving | None:
     if not (given["save_result"] or given["save_detailed"] or given["append_result"]):
         return None
+    folder = writable_folder(given["result_dir"] or ".", "--result-dir")
+    if given["result_filename"]:
+        writable(str(folder / given["result_filename"]), "--result-filename")
     return Saving(
-        folder=Path(given["result_dir"] or "."),
+        folder=folder,
         filename=given["result_filename"],
         label=given["label"],
         detailed=given["save_detailed"],

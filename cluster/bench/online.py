@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from ..client import Client, ClientError
+from ..invocation import invocation
 from . import figures
 from .arrivals import Level
 from .datasets import LOWEST_ID, Dataset
@@ -75,14 +76,14 @@ class Plan:
 def run(client: Client, plan: Plan) -> bool:
     """Run every level, print the table, and say whether every request succeeded.
 
-    An interrupt ends it with what the levels before it have shown. Raises ConfigError, ClientError.
+    Whatever ends it, the levels before have shown what they did. Raises ConfigError, ClientError.
     """
     route(plan.endpoint)
     bench = _Bench(client, plan, _card(client, plan))
     try:
         for level in plan.levels:
             bench.run(level)
-    except KeyboardInterrupt:
+    except BaseException:
         if bench.levels:
             bench.finish()
         raise
@@ -149,9 +150,7 @@ class _Bench:
         asked = self._conversations(plan.prompts(level), name)
         if not self.levels:
             self._try(warm + asked)
-        if warm:
-            self._drive(Level(concurrency=level.concurrency), warm, "warm-up")
-        done = self._drive(level, asked, level.title)
+        done = self._drive(level, warm, asked)
         found = figures.summary(
             done,
             percents=plan.percents,
@@ -185,7 +184,7 @@ class _Bench:
             self._note(line)
         found = {
             "date": self.date,
-            "command": " ".join(["shoal", *sys.argv[1:]]),
+            "command": invocation(),
             "url": self.client.url,
             "model": self.model,
             "workload": self._workload(),
@@ -226,18 +225,22 @@ class _Bench:
             self.asked.update(made)
         return made
 
-    def _drive(self, level: Level, asked: list[Conversation], title: str) -> Run:
+    def _drive(self, level: Level, warm: list[Conversation], asked: list[Conversation]) -> Run:
         client, form = self.client, self.form
         # Text is made before the load begins: the server would bear its making too.
-        talks = [form.talk(form.spelled(conversation, self.text_of)) for conversation in asked]
+        before, talks = (
+            [form.talk(form.spelled(conversation, self.text_of)) for conversation in some]
+            for some in (warm, asked)
+        )
         with _bar(quiet=self.plan.quiet) as bar:
-            task = bar.add_task(title, total=len(asked))
+            task = bar.add_task(level.title, total=len(warm) + len(asked))
             return asyncio.run(
                 drive(
                     client.url + form.path,
                     level,
                     talks,
                     headers=client.headers,
+                    warm=before,
                     metrics_url=f"{client.url}/metrics",
                     seed=self.plan.dataset.seed,
                     on_done=lambda: bar.advance(task),

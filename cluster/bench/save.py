@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,6 @@ class Saving:
             content |= details(run)
         path = self.folder / (self.filename or self._name(model, date, level))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("a" if self.append else "w", encoding="utf-8") as file:
                 file.write(json.dumps(content) + "\n")
         except OSError as error:
@@ -104,6 +104,25 @@ def writable(name: str | None, flag: str) -> Path | None:
     path = Path(name)
     if not path.parent.is_dir() or path.is_dir():
         raise ConfigError(f"{flag} {name}: there is no folder {path.parent} to write it in", flag)
+    return _permitted(path, path if path.exists() else path.parent, flag)
+
+
+def writable_folder(name: str, flag: str) -> Path:
+    """The folder of this name, which is made where it is not there. Raises ConfigError where there
+    can be none, or nothing can be written in it.
+    """
+    path = Path(name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag} {name}: {error.strerror}", flag) from None
+    return _permitted(path, path, flag)
+
+
+def _permitted(path: Path, touched: Path, flag: str) -> Path:
+    """The path, where this user may change what is `touched` by writing it."""
+    if not os.access(touched, os.W_OK):
+        raise ConfigError(f"{flag} {path}: this user may not write to {touched}", flag)
     return path
 
 

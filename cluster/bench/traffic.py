@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from random import Random
+from typing import TypeAlias
 
 import aiohttp
 
-from ..client import refusal
+from ..client import proxy_of, refusal
 from .arrivals import Level, starts
 from .stream import Record, read
 from .talks import Ask, Talk
-from .watch import Reading, watch
+from .watch import Get, Reading, watching
 
 IDLE_S = 4.0
 """How long a connection may lie idle: many servers close theirs after 5 s, and a request sent at
 that very moment would fail."""
+
+Post: TypeAlias = Callable[..., AbstractAsyncContextManager[aiohttp.ClientResponse]]
+"""Sends the body that it is given as `data`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ async def drive(
     talks: Sequence[Talk],
     *,
     headers: Mapping[str, str],
+    warm: Sequence[Talk] = (),
     metrics_url: str | None = None,
     seed: int = 0,
     timeout_s: float = 600.0,
@@ -50,66 +56,81 @@ async def drive(
 ) -> Run:
     """Send all talks to `url` as `level` says, in their order, and wait for all answers.
 
-    A talk takes one place among those at once from its first request to its last answer.
+    A talk takes one place among those at once from its first request to its last answer. Those of
+    `warm` come before, over the same connections and as many at once, and count for nothing.
     `timeout_s` bounds the silence on a stream. A failure is in the record, and ends its talk; it is
     never raised.
     """
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=timeout_s)
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
-    room = asyncio.Semaphore(level.concurrency)
-    records: list[Record] = []
-
-    async def hold(talk: Talk, due: float) -> None:
-        try:
-            await _converse(session, url, talk, due, records.append)
-        finally:
-            room.release()
-        on_done()
-
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, headers=headers
-    ) as session:
+    # The gauges have connections of their own: they would take one that is warm.
+    async with _session(headers, timeout_s) as session, _session(headers, timeout_s) as aside:
+        post = partial(session.post, url, proxy=proxy_of(url))
+        get: Get | None = None
+        if metrics_url is not None:
+            get = partial(aside.get, metrics_url, proxy=proxy_of(metrics_url))
+        await _load(post, Level(concurrency=level.concurrency), warm, on_done=on_done)
         begin, spent = time.perf_counter(), time.process_time()
-        watched: list[Reading] = []
-        watcher = asyncio.create_task(watch(session, metrics_url, watched))
-        async with asyncio.TaskGroup() as group:
-            for talk, due in zip(talks, starts(level, len(talks), Random(seed)), strict=True):
-                await _until(begin + due)
-                await room.acquire()
-                group.create_task(hold(talk, begin + due))
-        duration = max((record.end for record in records), default=begin) - begin
-        spent = time.process_time() - spent
-        watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
+        async with watching(get) as readings:
+            records = await _load(post, level, talks, seed=seed, begin=begin, on_done=on_done)
+            duration = max((record.end for record in records), default=begin) - begin
+            spent = time.process_time() - spent
     return Run(
         level=level,
         records=tuple(records),
         duration_s=duration,
         client_cpu_s=spent,
         begin=begin,
-        readings=tuple(watched),
+        readings=tuple(readings),
     )
+
+
+def _session(headers: Mapping[str, str], timeout_s: float) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=timeout_s),
+        headers=headers,
+    )
+
+
+async def _load(
+    post: Post,
+    level: Level,
+    talks: Sequence[Talk],
+    *,
+    seed: int = 0,
+    begin: float = 0.0,
+    on_done: Callable[[], None],
+) -> list[Record]:
+    """The records of all talks, whose moments count from `begin`."""
+    room = asyncio.Semaphore(level.concurrency)
+    records: list[Record] = []
+
+    async def hold(talk: Talk, due: float) -> None:
+        try:
+            await _converse(post, talk, due, records.append)
+        finally:
+            room.release()
+        on_done()
+
+    async with asyncio.TaskGroup() as group:
+        for talk, due in zip(talks, starts(level, len(talks), Random(seed)), strict=True):
+            await _until(begin + due)
+            await room.acquire()
+            group.create_task(hold(talk, begin + due))
+    return records
 
 
 def _until(moment: float) -> Awaitable[None]:
     return asyncio.sleep(max(0.0, moment - time.perf_counter()))
 
 
-async def _converse(
-    session: aiohttp.ClientSession,
-    url: str,
-    talk: Talk,
-    due: float,
-    keep: Callable[[Record], None],
-) -> None:
+async def _converse(post: Post, talk: Talk, due: float, keep: Callable[[Record], None]) -> None:
     """All requests of a talk, each once the one before it is answered."""
     ask: Ask | None = next(talk, None)
     turn = 0
     while ask is not None:
         if ask.pause_s:
             await asyncio.sleep(ask.pause_s)
-        record = await _send(session, url, ask)
+        record = await _send(post, ask)
         record.turn, record.due = turn, record.begin if turn else due
         keep(record)
         turn += 1
@@ -119,10 +140,10 @@ async def _converse(
             ask = None
 
 
-async def _send(session: aiohttp.ClientSession, url: str, ask: Ask) -> Record:
+async def _send(post: Post, ask: Ask) -> Record:
     record = Record(begin=time.perf_counter(), expected=ask.output_len, num_prompt=ask.input_len)
     try:
-        async with session.post(url, data=ask.body) as response:
+        async with post(data=ask.body) as response:
             record.status = response.status
             if response.status != 200:
                 record.error = refusal(response.status, await response.read())

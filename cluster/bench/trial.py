@@ -20,11 +20,16 @@ OF_ANY_FORM = frozenset({401, 403, 404, 405})
 def tried(client: Client, form: Form, ids: tuple[int, ...]) -> Form:
     """The form as the server takes it: with text instead of token ids, or without `ignore_eos`.
 
-    `ids` are sent as the prompt, or where there are none a word. Failures that are no refusals are
-    left to the load, which counts them. Raises ClientError.
+    `ids` are sent as the prompt, or where there are none a word. Failures after an answer has begun
+    are left to the load, which counts them, and so is a busy server. Raises ClientError.
     """
     for plainer in _ways(form, ids=bool(ids)):
         record = _sent(client, plainer, ids)
+        if not record.status:
+            raise ClientError(
+                f"no answer began to a request of one token to {client.url}{form.path}: "
+                f"{record.error}. Is there a proxy between (http_proxy, https_proxy, no_proxy)?"
+            )
         if not 400 <= record.status < 500 or record.status == BUSY:
             return plainer
         if record.status in OF_ANY_FORM:

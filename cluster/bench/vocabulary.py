@@ -77,6 +77,8 @@ def vocabulary_size(card: dict[str, Any], told: int | str | None) -> int | None:
 
 
 def _size_in(folder: str) -> int | None:
+    if not folder:  # as a path it would be the working directory
+        return None
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import NamedTuple, TypeAlias
 
 import aiohttp
 
@@ -18,7 +21,10 @@ _GAUGES = {
 }
 """What shoal, vLLM and SGLang call them, behind a prefix of their own."""
 
-_LINE = re.compile(r"^(?:shoal_|vllm:|sglang:)(\w+)(?:\{[^}]*\})? ([-+\d.eE]+)")
+_LINE = re.compile(r"^(?:shoal_|vllm:|sglang:)(\w+)(?:\{[^}]*\})? (\S+)")
+
+Get: TypeAlias = Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]
+"""Asks for the server's /metrics."""
 
 
 class Reading(NamedTuple):
@@ -32,18 +38,36 @@ class Reading(NamedTuple):
     waiting: float
 
 
-async def watch(session: aiohttp.ClientSession, url: str | None, readings: list[Reading]) -> None:
-    """Read the gauges again and again; ends at once where the server does not tell them."""
-    while url is not None:
+@asynccontextmanager
+async def watching(get: Get | None) -> AsyncIterator[list[Reading]]:
+    """The readings, which grow until the body ends; without `get` there are none."""
+    readings: list[Reading] = []
+    watcher = asyncio.create_task(_watch(get, readings)) if get is not None else None
+    try:
+        yield readings
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+
+
+async def _watch(get: Get, readings: list[Reading]) -> None:
+    """Read the gauges again and again; ends at once where the server does not tell them. One that
+    has told them may fail to at times, as a busy one does.
+    """
+    while True:
         begin = time.perf_counter()
         try:
-            async with session.get(url) as answer:
+            async with get() as answer:
                 text = await answer.text() if answer.status == 200 else ""
         except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError):
+            text = ""
+        found = reading(text, begin)
+        if found is not None:
+            readings.append(found)
+        elif not readings:
             return
-        if (found := reading(text, begin)) is None:
-            return
-        readings.append(found)
         await asyncio.sleep(EVERY_S)
 
 
@@ -54,8 +78,9 @@ def reading(text: str, at: float) -> Reading | None:
     """
     values: dict[str, list[float]] = {}
     for line in text.splitlines():
-        if found := _LINE.match(line):
-            values.setdefault(line[: found.start(1)] + found[1], []).append(float(found[2]))
+        found = _LINE.match(line)
+        if found and (value := _finite(found[2])) is not None:
+            values.setdefault(line[: found.start(1)] + found[1], []).append(value)
 
     def of(gauge: str) -> list[float]:
         for name in _GAUGES[gauge]:
@@ -68,3 +93,11 @@ def reading(text: str, at: float) -> Reading | None:
     if not (usage or running or waiting):
         return None
     return Reading(at, max(usage, default=0.0), sum(running), sum(waiting))
+
+
+def _finite(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,7 +38,7 @@ def bench_chaos(
     every: Annotated[float, typer.Option(help="Seconds between faults.", metavar="S")] = 5.0,
     stop_for: Annotated[float, typer.Option(help="Seconds that `stop` lasts.", metavar="S")] = 6.0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for all figures.", metavar="FILE")
+        str | None, typer.Option("--json", help="File for all figures.", metavar="FILE")
     ] = None,
     api_key: Secret = None,
 ) -> None:
@@ -49,6 +48,7 @@ def bench_chaos(
     is started for it.
     """
     from .. import chaos, chaos_faults
+    from ..bench.save import writable
 
     plan = chaos.Plan(
         streams=streams,
@@ -59,16 +59,17 @@ def bench_chaos(
         every_s=every,
         timeout_s=120.0,
     )
+    file = writable(json_file, "--json")
     if url is not None:
         server = client(url, api_key)
         found = [entry.pid for entry in running() if entry.url == server.url]
         if not found:
             raise ConfigError(f"no serve of this user on this machine has {server.url}", "url")
         processes = chaos_faults.Processes(found[0], plan.faults, stop_for)
-        same = chaos.run(server, plan, processes, json_file)
+        same = chaos.run(server, plan, processes, file)
     else:
         with chaos_faults.served(serve or ["--replicas", "3"]) as (address, pid):
             processes = chaos_faults.Processes(pid, plan.faults, stop_for)
-            same = chaos.run(client(address, api_key), plan, processes, json_file)
+            same = chaos.run(client(address, api_key), plan, processes, file)
     if not same:
         raise typer.Exit(FAILED)

@@ -8,6 +8,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,8 +126,9 @@ def test_a_cell_that_cannot_be_measured_takes_no_other_with_it(
     file = tmp_path / "found.json"
     given = "gpu.py --shapes qwen3-0.6b --batches 1,64,2 --contexts 8 --steps 2 --side-by-side"
     monkeypatch.setattr(sys, "argv", [*given.split(), "--json", str(file)])
+    memory = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
     monkeypatch.setattr(gpu, "chip_here", lambda: chips["H200"])
-    monkeypatch.setattr(gpu, "fits", lambda *_: True)
     monkeypatch.setattr(gpu, "backends", lambda *_: ["auto", "broken"])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(gpu, "Theirs", lambda folder: Side())
@@ -156,6 +158,26 @@ def test_a_cell_that_cannot_be_measured_takes_no_other_with_it(
     assert all("it cannot be served" in c["reason"] for c in cells[3:6])
     assert tried == ["auto", "auto", "broken"] and Side.open == 0
     assert "| transformers | qwen3-0.6b | 64 | 8 | OutOfMemoryError" in capsys.readouterr().out
+
+
+def test_a_cell_that_does_not_fit_says_so_and_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, chips = module("gpu"), module("gpu_arithmetic").CHIPS
+    memory = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
+    folder = ROOT / "benchmarks/shapes/qwen3-0.6b"
+    options = argparse.Namespace(steps=2, rounds=1, chip=chips["H200"])
+    sizes = [(1, 1_000_000), (1, 8), (2, 1_000_000), (2, 8)]
+    made = []
+
+    def make() -> Side:
+        made.append(Side())
+        return made[-1]
+
+    cells = list(gpu.measured("shoal", make, folder, sizes, options))
+    assert [(cell.batch, cell.context) for cell in cells] == sizes
+    assert [isinstance(cell, gpu.Missing) for cell in cells] == [True, False, True, False]
+    assert cells[0].reason == "does not fit: 108.2 GiB of 68.0 GiB"
+    assert len(made) == 1 and Side.open == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +104,42 @@ def test_every_peer_keeps_the_contract() -> None:
             else:
                 with pytest.raises(contract.Refused, match=f"{name} is measured on"):
                     peer.check(device)
-        launch = contract.Launch(
-            environment=contract.Environment(Path("/env")),
-            model=Path("/model"),
-            device="cpu",
-            threads=2,
-            port=1234,
-        )
-        words = peer.command(launch)
-        assert words[0].startswith("/env/bin/")
-        if peer.over == contract.HTTP:
-            assert "1234" in words and "bfloat16" in words
-        else:
-            assert json.loads(words[-1])["model"] == "/model"
-            assert Path(words[1]).is_file()
+        for device in peer.devices:
+            words = peer.command(launch_on(device))
+            assert words[0].startswith("/env/bin/")
+            keeps_the_contract(peer, device, words)
+    for over, shoal in module("peer_shoal").SIDES.items():
+        assert shoal.over == over
+        for device in shoal.devices:
+            keeps_the_contract(shoal, device, shoal.command(launch_on(device)))
+
+
+def launch_on(device: str) -> Any:
+    contract = module("contract")
+    return contract.Launch(
+        environment=contract.Environment(Path("/env")),
+        model=Path("/model"),
+        device=device,
+        threads=2,
+        port=1234,
+    )
+
+
+SHARE_FLAGS = ("--gpu-memory-utilization", "--mem-fraction-static")
+
+
+def keeps_the_contract(peer: Any, device: str, words: list[str]) -> None:
+    """One that is asked over HTTP has all limits in its command, a driver in its options."""
+    contract = module("contract")
+    if peer.over != contract.HTTP:
+        options = json.loads(words[-1])
+        assert (options["model"], options["device"]) == ("/model", device)
+        assert Path(words[1]).is_file()
+        return
+    pairs = set(pairwise(words))
+    assert "/model" in words and ("--port", "1234") in pairs and ("--dtype", "bfloat16") in pairs
+    shares = {value for flag, value in pairs if flag in SHARE_FLAGS}
+    assert shares == ({str(contract.GPU_SHARE)} if device == "cuda" else set())
 
 
 def test_vllm_is_given_as_many_processors_as_shoal(tmp_path: Path) -> None:

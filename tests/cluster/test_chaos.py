@@ -7,13 +7,20 @@ import json
 import os
 import socket
 import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from shoal.cluster.chaos import Fault, summary, table
+from aiohttp import web
+from shoal.cluster.chaos import Fault, Plan, run, summary, table
 from shoal.cluster.chaos_faults import FAULTS, Processes, named
 from shoal.cluster.chaos_streams import AGAIN_S, Told, bodies, tell_all
+from shoal.cluster.cli import app
+from shoal.cluster.client import Client
 from shoal.cluster.ports import free_port
 from shoal.engine.errors import ConfigError
+from typer.testing import CliRunner
 
 RESET = struct.pack("ii", 1, 0)
 """Linger for no time: a close is a reset."""
@@ -104,3 +111,105 @@ def test_a_stream_that_is_cut_off_before_its_answer_lost_its_gateway() -> None:
         assert told.hung_up and told.error and not told.choices
 
     asyncio.run(test())
+
+
+class Door:
+    """A server that is always whole; streams are told `texts` in turn, the last one ever after."""
+
+    def __init__(self) -> None:
+        self.texts = ["a"]
+        self.loop = asyncio.new_event_loop()
+        self.url = ""
+
+    async def start(self) -> None:
+        door = web.Application()
+        door.router.add_get("/v1/models", self.models)
+        door.router.add_get("/health", self.health)
+        door.router.add_get("/cluster", self.cluster)
+        door.router.add_post("/v1/completions", self.answer)
+        self.runner = web.AppRunner(door)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+
+    async def models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ready"})
+
+    async def cluster(self, _: web.Request) -> web.Response:
+        return web.json_response({"replicas": []})
+
+    async def answer(self, _: web.Request) -> web.Response:
+        text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
+        event = {"choices": [{"index": 0, "text": text}]}
+        return web.Response(text=f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
+
+
+@pytest.fixture
+def door() -> Iterator[Door]:
+    door = Door()
+    door.loop.run_until_complete(door.start())
+    thread = threading.Thread(target=door.loop.run_forever)
+    thread.start()
+    yield door
+    asyncio.run_coroutine_threadsafe(door.runner.cleanup(), door.loop).result()
+    door.loop.call_soon_threadsafe(door.loop.stop)
+    thread.join()
+    door.loop.close()
+
+
+class Harmless:
+    """Faults that nobody feels."""
+
+    words = FAULTS
+
+    async def strike(self, kind: str, number: int) -> int | None:
+        """See `chaos.Faults`."""
+        await asyncio.sleep(0)
+        return 7
+
+
+def plan(every_s: float) -> Plan:
+    return Plan(
+        streams=2,
+        distinct=1,
+        concurrency=1,
+        output_len=1,
+        faults=("kill",),
+        every_s=every_s,
+        timeout_s=60.0,
+    )
+
+
+def test_streams_that_are_the_same_under_faults_are_a_success(door: Door, tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    assert run(Client(door.url), plan(0.0), Harmless(), file)
+    found = json.loads(file.read_text())
+    assert found["identical"] == 2 and found["faults"] and found["command"]
+
+
+def test_a_text_that_differs_may_hold_anything(
+    door: Door, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    door.texts = ["[/x]", "[/y]"]
+    file = tmp_path / "found.json"
+    assert not run(Client(door.url), plan(0.0), Harmless(), file)
+    assert json.loads(file.read_text())["identical"] == 0
+    assert "'[/y]' != '[/x]'" in capsys.readouterr().err
+
+
+def test_a_run_without_a_fault_shows_nothing(
+    door: Door, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "found.json"
+    assert not run(Client(door.url), plan(3600.0), Harmless(), file)
+    assert json.loads(file.read_text())["identical"] == 2
+    assert "no fault was made" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(door: Door) -> None:
+    line = ["bench", "chaos", "--url", door.url, "--json", "/nowhere/x.json"]
+    refused = CliRunner().invoke(app, line).exception
+    assert isinstance(refused, ConfigError) and "no folder /nowhere" in refused.message

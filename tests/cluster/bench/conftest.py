@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pytest
@@ -18,8 +18,9 @@ class Server:
     `paths` are of all that it was asked. Every `fail_every`-th request is refused, every
     `break_every`-th one broken off. `scripts`, where there are any, are the events of the answers
     in turn, and `tail` what follows the last of them. Where `lingers`, the end of HTTP's message
-    comes after the answer, or not at all.
-    `peers` are the connections that requests came on.
+    comes after the answer, or not at all. Where it `hangs_up`, no answer begins.
+    `peers` are the connections that requests came on. `before` is told the number of each request.
+    `gauges_fail` are the numbers of the readings of its gauges that it refuses.
     """
 
     def __init__(self) -> None:
@@ -29,9 +30,13 @@ class Server:
         self.routes = {"/v1/completions", "/v1/chat/completions"}
         self.at_once = self.most_at_once = 0
         self.fail_every = self.break_every = 0
+        self.hangs_up = False
+        self.before: Callable[[int], object] = lambda number: None
         self.models_status = 200
         self.card: dict[str, Any] = {"id": "fake", "vocab_size": 300}
         self.gauges = ""
+        self.gauges_fail: set[int] = set()
+        self.num_readings = 0
         self.tells_usage = True
         self.scripts: list[list[bytes]] = []
         self.tail = b"\n\n"
@@ -65,6 +70,9 @@ class Server:
         return web.json_response({"prompt": " ".join(map(str, ids))})
 
     async def metrics(self, _: web.Request) -> web.Response:
+        self.num_readings += 1
+        if self.num_readings in self.gauges_fail:
+            raise web.HTTPServiceUnavailable()
         return web.Response(text=self.gauges)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -73,6 +81,9 @@ class Server:
         self.bodies.append(body)
         assert request.transport is not None
         self.peers.add(request.transport.get_extra_info("peername"))
+        self.before(len(self.bodies))
+        if self.hangs_up:
+            request.transport.abort()
         if said := self.refusal(request.path, body):
             status = 400 if request.path in self.routes else 404
             return web.json_response({"error": {"message": said}}, status=status)

@@ -10,8 +10,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from shoal.cluster.bench.datasets import Dataset
+from shoal.cluster.bench import unread
+from shoal.cluster.bench.datasets import DATASETS, Dataset
 from shoal.cluster.bench.lengths import around, sharegpt
+from shoal.cluster.bench.options import DATA
 from shoal.cluster.bench.talks import Conversation, Form
 from shoal.cluster.bench.vocabulary import vocabulary_size
 from shoal.engine.errors import ConfigError
@@ -173,10 +175,21 @@ def test_completions_of_a_chat_are_text() -> None:
     assert prompts[1].startswith(prompts[0] + "\nanswer 1\n")
 
 
-def test_the_vocabulary_is_found(tmp_path: Path) -> None:
+def test_the_vocabulary_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 77}}')
     assert vocabulary_size({}, 9) == 9
     assert vocabulary_size({"vocab_size": 5}, str(tmp_path)) == 77
     assert vocabulary_size({"vocab_size": 5}, None) == 5
     assert vocabulary_size({"root": str(tmp_path)}, None) == 77
     assert vocabulary_size({"root": "org/name"}, None) is None
+    monkeypatch.chdir(tmp_path)
+    assert vocabulary_size({"root": ""}, None) is None
+    assert vocabulary_size({}, None) is None
+
+
+def test_some_data_set_reads_every_flag() -> None:
+    tables = (unread._READ, unread._READ_WITH_FILE)
+    read = {name for table in tables for names in table.values() for name in names}
+    assert read.isdisjoint(unread._ALWAYS)
+    assert read.union(unread._ALWAYS) == {option.name for option in DATA}
+    assert {name for table in tables for name in table} == set(DATASETS)

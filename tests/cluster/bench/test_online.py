@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from shoal.cluster.bench import stream, traffic, watch
 from shoal.cluster.bench.datasets import LOWEST_ID
 from shoal.cluster.cli import app
-from shoal.engine.errors import ShoalError
 from typer.testing import CliRunner
 
 Server = Any
@@ -143,51 +149,6 @@ def test_a_refusal_of_every_form_is_one_error(server: Server) -> None:
     assert bench(server, "--backend", "openai-chat", "--num-prompts", "2").returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (("--max-concurrency", "1,x"), "expected numbers such as 8 or 1,8,32"),
-        (("--model", "other"), "serves no 'other', but: fake"),
-        (("--endpoint", "talk"), "--endpoint must be completions or chat"),
-        (("--endpoint", "/v1/embeddings"), "--endpoint must be completions or chat"),
-        (("--backend", "tgi"), "--backend must be one of openai, vllm"),
-        (("--gooput", "ttft:1"), "unknown flag --gooput: did you mean --goodput?"),
-        (("--plot-timeline",), "--report FILE draws it"),
-        (("--hf-subset", "x"), "hub data sets are not fetched"),
-        (("--goodput", "ttft:500", "speed:3"), "--goodput knows ttft, tpot, e2el"),
-        (("--goodput", "ttft"), "expected METRIC:MILLISECONDS"),
-        (("--metric-percentiles", "50,200"), "expected numbers of 0 to 100"),
-        (("--percentile-metrics", "ttft,speed"), "knows ttft, tpot, itl, e2el; got 'speed'"),
-        (("--dataset-name", "sonnet"), "--dataset-name must be one of random, sharegpt"),
-        (("--dataset-name", "custom"), "needs --dataset-path"),
-        (("--dataset-name", "custom", "--dataset-path", "/nowhere"), "No such file"),
-        (("--request-rate", "0"), "--request-rate must be above 0"),
-        (("--burstiness", "0", "--request-rate", "1"), "--burstiness must be a number above 0"),
-        (("--ramp-up-start-rps", "1"), "go together"),
-        (("--extra-body", "[1]"), "must be a JSON object"),
-        (("--save-result", "--metadata", "x"), "expected KEY=VALUE"),
-        (("--json", "/nowhere/x.json"), "no folder /nowhere"),
-        (("--port", "1"), "keep one"),
-        (("--tokenizer", "/nowhere"), "--tokenizer /nowhere is no folder"),
-        (("--shared-prefix-len", "500"), "cannot exceed it"),
-        (("--shared-prefix-len", "-5"), "--shared-prefix-len must be at least 0, got -5"),
-        (("--burstiness", "inf", "--request-rate", "1"), "--burstiness must be a number above 0"),
-        (("--goodput", "ttft:inf"), "each with milliseconds above 0"),
-        (("--think-time", "nan"), "--think-time must be at least 0, got nan"),
-        (("--input-len", "0"), "--input-len must be at least 1, got 0"),
-        (("--output-len", "0"), "--output-len must be at least 1, got 0"),
-        (
-            ("--dataset-name", "sharegpt", "--sharegpt-output-len", "-4"),
-            "--sharegpt-output-len must be at least 1, got -4",
-        ),
-    ],
-)
-def test_a_wrong_call_is_refused(server: Server, args: tuple[str, ...], said: str) -> None:
-    result = CliRunner().invoke(app, ["bench", "serve", "--url", server.url, *args])
-    assert isinstance(result.exception, ShoalError)
-    assert said in result.exception.message
-
-
 def test_a_page_and_files_as_vllm_writes_them(server: Server, tmp_path: Path) -> None:
     server.gauges = 'vllm:kv_cache_usage_perc{engine="0"} 0.25\nvllm:num_requests_running 3\n'
     page = tmp_path / "page.html"
@@ -302,6 +263,98 @@ def test_fields_of_a_request(server: Server) -> None:
     (body,) = server.bodies[ONE_TRIED:]
     assert (body["top_p"], body["temperature"], body["min_tokens"]) == (0.5, 0.7, 2)
     assert "ignore_eos" not in body and "top_k" not in body
+
+
+def test_log_probabilities_are_asked_for_as_the_route_takes_them(server: Server) -> None:
+    sizes = ["--num-prompts", "1", "--num-warmups", "0", "--output-len", "2", "--logprobs", "5"]
+    assert bench(server, *sizes).returncode == 0
+    assert server.bodies[-1]["logprobs"] == 5 and "top_logprobs" not in server.bodies[-1]
+    assert bench(server, *sizes, "--endpoint", "chat").returncode == 0
+    assert (server.bodies[-1]["logprobs"], server.bodies[-1]["top_logprobs"]) == (True, 5)
+
+
+def test_no_file_holds_a_secret(server: Server, tmp_path: Path) -> None:
+    sizes = ["--num-prompts", "1", "--num-warmups", "0", "--output-len", "2"]
+    secrets = ["--api-key", "sk-one", "--header", "Authorization=Bearer zwei", "x=drei"]
+    saving = ["--save-detailed", "--result-dir", str(tmp_path), "--label", "two words"]
+    files = ["--json", str(tmp_path / "found.json"), "--report", str(tmp_path / "page.html")]
+    assert bench(server, *sizes, *secrets, "--header=y=vier", *saving, *files).returncode == 0
+    written = list(tmp_path.iterdir())
+    assert len(written) == 3
+    for file in written:
+        assert not re.search(r"sk-one|zwei|drei|vier", file.read_text()), file.name
+    words = shlex.split(json.loads((tmp_path / "found.json").read_text())["command"])
+    assert words[words.index("--label") + 1] == "two words"
+    assert words[words.index("--header") :][:4] == ["--header", "...", "...", "--header=..."]
+
+
+def test_warm_connections_are_those_that_are_measured(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ENDING_S", 60.0)
+    monkeypatch.setattr(traffic, "IDLE_S", 60.0)
+    server.gauges = "vllm:num_requests_running 3\n"
+    loads = ["--max-concurrency", "2", "--num-warmups", "2", "--num-prompts", "6"]
+    line = ["bench", "serve", "--url", server.url, *loads, "--output-len", "2"]
+    assert CliRunner().invoke(app, line).exit_code == 0
+    assert len(server.bodies) == ONE_TRIED + 2 + 6
+    assert len(server.peers) <= ONE_TRIED + 2
+
+
+def test_the_load_goes_through_the_proxy_that_the_card_came_through(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url)
+    server.gauges = "vllm:num_requests_running 3\n"
+    sizes = ["--num-prompts", "2", "--num-warmups", "0", "--output-len", "2"]
+    line = ["bench", "serve", "--url", "http://shoal.invalid:8000", *sizes]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    assert len(server.bodies) == ONE_TRIED + 2 and server.num_readings
+
+
+def test_a_server_that_does_not_answer_is_one_error(server: Server) -> None:
+    server.hangs_up = True
+    done = bench(server, "--max-concurrency", "1,2")
+    assert done.returncode == 1 and len(server.bodies) == 1
+    assert f"no answer began to a request of one token to {server.url}/v1/comp" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_gauges_are_read_on_after_a_reading_that_failed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EVERY_S", 0.001)
+    server.gauges, server.gauges_fail = "vllm:num_requests_running 3\n", {2}
+
+    async def read() -> None:
+        async with (
+            aiohttp.ClientSession() as session,
+            watch.watching(partial(session.get, f"{server.url}/metrics")) as readings,
+        ):
+            while len(readings) < 2:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(read(), 60))
+    assert server.num_readings >= 3
+
+
+def test_an_error_leaves_what_was_found(server: Server, tmp_path: Path) -> None:
+    file, folder = tmp_path / "figures.json", tmp_path / "saved"
+
+    def before(number: int) -> None:
+        if number == ONE_TRIED + 2 + 1:  # the second level's first
+            shutil.rmtree(folder)
+
+    server.before = before
+    sizes = ["--num-prompts", "2", "--num-warmups", "0", "--output-len", "3"]
+    loads = ["--max-concurrency", "1,2,3", "--json", str(file)]
+    done = bench(server, *sizes, *loads, "--save-result", "--result-dir", str(folder))
+    assert done.returncode == 2 and "--result-dir" in done.stderr
+    assert "1 at once" in done.stdout and "Traceback" not in done.stderr
+    assert [level["max_concurrency"] for level in json.loads(file.read_text())["levels"]] == [1, 2]
 
 
 def test_an_interrupt_leaves_what_was_found(server: Server, tmp_path: Path) -> None:
