@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import torch
@@ -198,8 +199,8 @@ def measure(
     best = dict.fromkeys(ways, float("inf"))
     turn = max(1, linears.copies // 8 // (1 + rows // 32))
     for _ in range(rounds):
-        # The same memory: on some machines a part of it is twice as fast as another.
-        read = max(roof.read(weight.data) for weight in linears.packed)
+        # The same memory, all of it: some of the last weights may still lie in a cache.
+        read = harmonic_mean([roof.read(weight.data) for weight in linears.packed])
         limits.probed(read, roof.multiply())
         for name, way in ways.items():
             time.sleep(SETTLE_S)
