@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from .family import Family, family
+from .room import num_splits
 from .tile import power_of_two
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -86,14 +87,6 @@ class Plan:
             parts, marks = (q.new_empty(*shape, n, dtype=torch.float32) for n in (q.shape[2], 2))
             self._room = parts, marks
         return self._room
-
-
-def num_splits(num_keys: int) -> int:
-    """How many splits that many keys have, at least 1; by `split_of` in `attention_kernels`."""
-    key = max(num_keys - 1, 0)
-    if key < 4096:
-        return key // 256 + 1
-    return (16 + (key - 4096) // 1024 if key < 32768 else 44 + (key - 32768) // 4096) + 1
 
 
 def choose(
