@@ -114,6 +114,9 @@ def choose(
         tiles = tiles._replace(rows=max(tiles.rows, least))
         if alibi:
             tiles = tiles._replace(keys=min(tiles.keys, 32), stages=min(tiles.stages, 2))
+            if kind is Family.SAFE and tiles.rows == tiles.keys == 32:
+                # Triton 3.7 cannot compile such for AMD, nor 4 warps for Blackwell without spills.
+                tiles = tiles._replace(keys=16, warps=8)
         return tiles
 
     return Launch(fitted(decode), fitted(prefill), exact)
