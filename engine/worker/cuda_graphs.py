@@ -208,7 +208,7 @@ class Graphed:
         try:
             graph = self._recorder.record(lambda: self._compute(size))
         except RuntimeError as error:
-            log.warning("steps run op by op: they cannot be recorded (%s)", error)
+            log.warning("steps not yet recorded run op by op: they cannot be (%s)", error)
             self._records = False
             return None
         log.debug("recorded a step of %d rows, of texts up to %d", *size)

@@ -127,8 +127,8 @@ def test_what_cannot_be_recorded_runs_op_by_op(caplog):
     rows = [len(batch.tokens) for batch in steps]
     assert rows == [8, 8, 4, 4, 4, 4, 2, 2, 1, 1, 1], "as many as ranks that replay have"
     assert [record.message for record in caplog.records] == [
-        "steps run op by op: they cannot be recorded (operation not permitted when stream is "
-        "capturing)"
+        "steps not yet recorded run op by op: they cannot be (operation not permitted when stream "
+        "is capturing)"
     ]
 
 
