@@ -143,6 +143,11 @@ class Ours:
         self.llm.close()
 
 
+def has_third() -> bool:
+    """Whether FlashAttention 3 serves here; the second reads blocks of 256 tokens."""
+    return torch.cuda.get_device_capability()[0] == 9 and choice.missing(THIRD) is None
+
+
 def ours(model: str, options: argparse.Namespace, backend: str, **keys: Any) -> Ours:
     """An engine of random weights with one of the attentions."""
     keys = {
@@ -154,7 +159,7 @@ def ours(model: str, options: argparse.Namespace, backend: str, **keys: Any) -> 
         "max_num_seqs": max(options.batches),
         "max_num_batched_tokens": 8192,
         "attention_backend": backend,
-        "block_size": 256 if backend == "FLASH_ATTN" and choice.missing(THIRD) else 16,
+        "block_size": 256 if backend == "FLASH_ATTN" and not has_third() else 16,
         "deterministic": options.deterministic and backend == "auto",
     } | keys
     executor = LocalExecutor(from_keys(keys))
