@@ -5,8 +5,9 @@
 
 Random weights in the shape of a real model, bfloat16, greedy. A cell is one batch decoding
 `--steps` tokens behind prompts of one length: the time of a step is the difference that these make,
-sampling and host included. The prompts are in the prefix cache then, so that all sequences begin to
-decode together; otherwise the first would be done while the last are still read. `gap`: from a
+sampling and host included. The prompts are in the prefix cache then, but for a token each, so that
+all sequences begin to decode together; otherwise the first would be done while the last are still
+read. For that contexts are multiples of a KV block (256 tokens for FlashAttention 2). `gap`: from a
 step's last draw to the next one's first layer, by the device's own clock: the host being late, and
 the copies of that step's rows. Prefill: one new prompt alone, by its time to the first token. Best
 of `--rounds`. A cell that cannot be measured says why, its engine is made anew for the next, and
@@ -41,6 +42,7 @@ from shoal.kernels.gpu import choice
 
 SHAPES = Path(__file__).parent / "shapes"
 TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny"
+THIRD = "flash_attn_interface"
 GIB = 1 << 30
 ROOM = 0.85
 """Of a GPU's memory, for weights and cache."""
@@ -77,10 +79,13 @@ def chip_here() -> Chip:
     if not torch.cuda.is_available():
         sys.exit("gpu.py measures a CUDA device, and torch sees none; gpu_compile.py needs none")
     name = torch.cuda.get_device_name()
-    for part, chip in CHIPS.items():
-        if part in name:
-            return chip
-    sys.exit(f"{name} is not in gpu_arithmetic.CHIPS: add its bytes a second and its FLOP/s")
+    chip = CHIPS.get(name.removeprefix("NVIDIA "))
+    if chip is None:
+        sys.exit(
+            f"{name} is not in gpu_arithmetic.CHIPS ({', '.join(CHIPS)}): add its bytes a second "
+            f"and its FLOP/s, from its datasheet"
+        )
+    return chip
 
 
 def misfit(model: Model, batch: int, context: int, steps: int) -> str:
@@ -110,7 +115,6 @@ class Ours:
 
     llm: LLM
     executor: LocalExecutor
-    block_size: int
     uncached: int = 0
 
     def run_s(self, inputs: list[dict[str, Any]], tokens: int) -> float:
@@ -126,8 +130,8 @@ class Ours:
         return took_s
 
     def read_anew(self) -> bool:
-        """Whether the last call computed prompts that it had computed before."""
-        return self.uncached > self.block_size
+        """Whether the last call computed more of a prompt than the token that it must."""
+        return self.uncached > 1
 
     def gap_s(self) -> float | None:
         """The device's idle time between steps, over the last ones."""
@@ -137,6 +141,11 @@ class Ours:
     def close(self) -> None:
         """Free its memory."""
         self.llm.close()
+
+
+def has_third() -> bool:
+    """Whether FlashAttention 3 serves here; the second reads blocks of 256 tokens."""
+    return torch.cuda.get_device_capability()[0] == 9 and choice.missing(THIRD) is None
 
 
 def ours(model: str, options: argparse.Namespace, backend: str, **keys: Any) -> Ours:
@@ -150,11 +159,11 @@ def ours(model: str, options: argparse.Namespace, backend: str, **keys: Any) -> 
         "max_num_seqs": max(options.batches),
         "max_num_batched_tokens": 8192,
         "attention_backend": backend,
-        "block_size": 256 if backend == "FLASH_ATTN" else 16,
+        "block_size": 256 if backend == "FLASH_ATTN" and not has_third() else 16,
         "deterministic": options.deterministic and backend == "auto",
     } | keys
     executor = LocalExecutor(from_keys(keys))
-    return Ours(LLM(executor=executor, **keys), executor, int(keys["block_size"]))
+    return Ours(LLM(executor=executor, **keys), executor)
 
 
 def measure(
@@ -162,13 +171,16 @@ def measure(
 ) -> Cell:
     """Decode by the difference of two lengths, which leaves the prompt out; best of rounds."""
     model, chip = read_model(folder), options.chip
-    inputs = prompts(batch, context, model.vocab)
+    inputs = prompts(batch, context + 1, model.vocab)
     for _ in range(2):  # fills the prefix cache; then all decode together, and graphs are recorded
         side.run_s(inputs, 4)
     few = min(side.run_s(inputs, 4) for _ in range(options.rounds))
     many = min(side.run_s(inputs, 4 + options.steps) for _ in range(options.rounds))
     if side.read_anew():
-        raise RuntimeError(f"the cache does not hold {batch} prompts of {context}: measure fewer")
+        raise RuntimeError(
+            f"{side.uncached} tokens of a prompt were computed anew, where 1 has to be: the cache "
+            f"does not hold {batch} prompts of {context}, or {context} is no multiple of its block"
+        )
     step_s = (many - few) / options.steps
     gap_s = side.gap_s()
     news = [prompts(1, context, model.vocab, next(_SEEDS)) for _ in range(options.rounds)]
@@ -237,7 +249,7 @@ def backends(options: argparse.Namespace, model: Model) -> list[str]:
     )
     there = {
         "triton": meant != "triton" or options.deterministic,
-        "FLASH_ATTN": not all(map(choice.missing, ("flash_attn", "flash_attn_interface"))),
+        "FLASH_ATTN": not all(map(choice.missing, ("flash_attn", THIRD))),
         "FLASHINFER": not choice.missing("flashinfer"),
     }
     return ["auto", *(name for name, measured in there.items() if measured)]

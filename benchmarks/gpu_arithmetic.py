@@ -20,11 +20,13 @@ class Chip:
     flops: float
 
 
-# By a part of the name that the driver gives. Datasheets of the vendor: an upper bound.
+# By the name that the driver gives, whole: what else it says (PCIe, NVL, 40GB) is another chip.
+# Datasheets of the vendor: an upper bound.
 CHIPS = {
     "H200": Chip("H200 SXM", 4.8e12, 989e12),
-    "H100": Chip("H100 SXM", 3.35e12, 989e12),
-    "A100": Chip("A100 80 GB", 2.0e12, 312e12),
+    "H100 80GB HBM3": Chip("H100 SXM", 3.35e12, 989e12),
+    "A100-SXM4-80GB": Chip("A100 SXM 80 GB", 2.039e12, 312e12),
+    "A100 80GB PCIe": Chip("A100 PCIe 80 GB", 1.935e12, 312e12),
     "L40S": Chip("L40S", 0.864e12, 362e12),
     "B200": Chip("B200", 8.0e12, 2250e12),
 }

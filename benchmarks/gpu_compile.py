@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,9 +65,8 @@ class Compiled:
     ahead: int | None
 
 
-def compile_for(target: Target, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Compile a kernel as a launch with these arguments would."""
-    options = {name: named.pop(name) for name in OPTIONS if name in named}
+def source_of(function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> ASTSource:
+    """What a launch of a kernel with these arguments compiles."""
     bound = inspect.signature(function.fn).bind(*args, **named).arguments
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
@@ -86,7 +86,11 @@ def compile_for(target: Target, function: Any, args: tuple[Any, ...], named: dic
             signature[parameter.name] = "i32"
             if special and value % 16 == 0:
                 attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(function, signature, constants, attributes)
+    return ASTSource(function, signature, constants, attributes)
+
+
+def compile_for(target: Target, source: ASTSource, options: dict[str, Any]) -> Any:
+    """Compile it for a target."""
     kind = ("cuda", target, 32) if isinstance(target, int) else ("hip", target, 64)
     return triton.compile(source, target=GPUTarget(*kind), options=options)
 
@@ -123,14 +127,17 @@ def copies_ahead(built: Any) -> int | None:
 
 @contextmanager
 def compiling(target: Target, case: str, made: list[Compiled]) -> Iterator[None]:
-    """Compile what would be launched, once a kernel and its constants."""
+    """Compile what would be launched, once a kernel, its types and its constants."""
     seen: set[str] = set()
 
     def run(function: Any, *args: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
-        if function.__name__ in seen:
+        options = {name: named.pop(name) for name in OPTIONS if name in named}
+        source = source_of(function, args, named)
+        key = f"{source.hash()} {options}"
+        if key in seen:
             return
-        seen.add(function.__name__)
-        built = compile_for(target, function, args, named)
+        seen.add(key)
+        built = compile_for(target, source, options)
         used = (*resources(built), built.metadata.shared, built.metadata.num_warps)
         made.append(Compiled(function.__name__, case, target, *used, copies_ahead(built)))
 
@@ -147,7 +154,7 @@ def compiling(target: Target, case: str, made: list[Compiled]) -> Iterator[None]
 
 
 def attend(
-    size: int, group: int, dtype: torch.dtype, exact: bool, alibi: bool = False, **named: Any
+    size: int, group: int, exact: bool, dtype: torch.dtype, *, alibi: bool = False, **named: Any
 ) -> None:
     """Prefill and decode of heads of one size."""
     named["alibi"] = torch.empty(8 * group, 1024) if alibi else None
@@ -168,12 +175,22 @@ def small_ops(dtype: torch.dtype) -> None:
     elementwise.store_kv(heads[:, :8], heads[:, 8:16], kv, slots)
     own = torch.empty(128, dtype=dtype)
     turned.turn_and_store(heads, kv, slots, angles, angles, (own, own, 1e-6))
+    turned.turn_and_store(heads, kv, slots, angles, angles, None)
     elementwise.embed(slots, x)
     elementwise.silu_mul(torch.empty(32, 28672, dtype=dtype))
 
 
-def sampling(dtype: torch.dtype) -> None:
-    """Draws over a vocabulary of 128k; of no dtype but float32."""
+def norms(dtype: torch.dtype) -> None:
+    """The other norms, of rows and of heads."""
+    x, weight = torch.empty(32, 4096, dtype=dtype), torch.empty(4096, dtype=dtype)
+    norm.rms_norm(x, weight, 1e-5)
+    norm.rms_norm(torch.empty(32, 40, 128, dtype=dtype), weight[:128], 1e-5)
+    norm.layer_norm(x, weight, weight, 1e-5)
+    norm.add_layer_norm(x, torch.empty_like(x), weight, weight, 1e-5)
+
+
+def sampling() -> None:
+    """Draws over a vocabulary of 128k, in float32."""
     rows = torch.zeros(8, dtype=torch.int64)
     x, one = torch.empty(8, 128256), torch.empty(8)
     u = torch.empty(8, dtype=torch.float64)
@@ -186,30 +203,42 @@ def sampling(dtype: torch.dtype) -> None:
     penalties.penalize(x, rows, ids, rows, rows, one, one, one)
 
 
-def products(dtype: torch.dtype) -> None:
-    """The exact product, of few rows and of many."""
+def products(rows: int, dtype: torch.dtype) -> None:
+    """The exact product, without and with a bias."""
     weight = torch.empty(4096, 4096, dtype=dtype)
-    linear.linear(torch.empty(8, 4096, dtype=dtype), weight)
+    for bias in (None, weight[0]):
+        linear.linear(torch.empty(rows, 4096, dtype=dtype), weight, bias)
+
+
+def heads_of(quick: bool) -> Iterator[tuple[int, int, bool, dict[str, Any]]]:
+    """Shapes of attention: head size, group, exact, and what else it is asked."""
+    yield 128, 4, False, {}
+    if quick:
+        return
+    yield 128, 4, True, {}
+    yield from ((size, 4, exact, {}) for size in (64, 256) for exact in (False, True))
+    yield from [(128, 7, False, {}), (80, 1, False, {}), (128, 8, False, {"window": 4096})]
+    yield 128, 4, False, {"softcap": 30.0}
+    yield from (
+        (size, 4, exact, {"alibi": True}) for size in (64, 128, 256) for exact in (False, True)
+    )
 
 
 def cases(quick: bool) -> Iterator[tuple[str, Callable[[torch.dtype], None]]]:
-    """What is compiled, by name."""
-    shapes = [(128, 4, False, {})] if quick else []
-    if not quick:
-        shapes = [(size, 4, exact, {}) for size in (64, 128, 256) for exact in (False, True)]
-        shapes += [(128, 7, False, {}), (80, 1, False, {}), (128, 8, False, {"window": 4096})]
-        shapes += [(128, 4, False, {"softcap": 30.0})]
-        shapes += [(size, 4, False, {"alibi": True}) for size in (64, 128, 256)]
-        shapes += [(256, 4, True, {"alibi": True})]
-    for size, group, exact, named in shapes:
+    """What is compiled, by name, in the dtype that a target prefers; then in float32."""
+    own: dict[str, Callable[[torch.dtype], None]] = {}
+    for size, group, exact, named in heads_of(quick):
         words = [f"heads of {size}, {group} a group", *named, *(["exact"] if exact else [])]
-        yield (
-            ", ".join(words),
-            lambda dtype, s=size, g=group, e=exact, n=named: attend(s, g, dtype, e, **n),
-        )
-    yield "8B", small_ops
-    yield "128k ids", sampling
-    yield "4096 x 4096", products
+        own[", ".join(words)] = partial(attend, size, group, exact, **named)
+    own["8B"] = small_ops
+    own["8B, other norms"] = norms
+    own["4096 x 4096, few rows"] = partial(products, linear.FEW_ROWS)
+    own["4096 x 4096, many rows"] = partial(products, linear.FEW_ROWS + 1)
+    yield from own.items()
+    yield "128k ids", lambda _: sampling()
+    if not quick:
+        for case, launch in own.items():
+            yield f"{case}, float32", lambda _, launch=launch: launch(torch.float32)
 
 
 def main() -> int:
@@ -219,18 +248,22 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write what was found there")
     chosen = parser.parse_args()
     made: list[Compiled] = []
+    broken: list[str] = []
     for name in chosen.targets.split(","):
         target = int(name) if name.isdigit() else name
         dtype = torch.float16 if target in (70, 75) else torch.bfloat16
         for case, launch in cases(chosen.quick):
-            with compiling(target, case, made):
-                launch(dtype)
+            try:
+                with compiling(target, case, made):
+                    launch(dtype)
+            except RuntimeError as error:
+                broken.append(f"{case}, for {target}: {error}")
     columns = f"{'target':>8}{'regs':>6}{'spill':>7}{'shared KB':>11}{'warps':>7}{'ahead':>7}"
-    print(f"{'kernel':22}{'case':34}{columns}")
+    print(f"{'kernel':22}{'case':48}{columns}")
     for one in made:
         shared = one.shared / 1024
         print(
-            f"{one.kernel:22}{one.case:34}{one.target!s:>8}{one.registers:6}{one.spilled:7}"
+            f"{one.kernel:22}{one.case:48}{one.target!s:>8}{one.registers:6}{one.spilled:7}"
             f"{shared:11.1f}{one.warps:7}{'-' if one.ahead is None else one.ahead:>7}"
         )
     if chosen.json:
@@ -241,7 +274,9 @@ def main() -> int:
     over = [o for o in made if o.spilled or o.shared > SHARED_KB[o.target] * 1024]
     for one in over:
         print(f"too much: {one}", file=sys.stderr)
-    return 1 if over else 0
+    for words in broken:
+        print(f"does not compile: {words}", file=sys.stderr)
+    return 1 if over or broken else 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..kernels.gpu.room import NONE as NO_ROOM
+from ..kernels.gpu.room import Room, num_splits
 from .config import EngineConfig
 from .errors import ConfigError
 from .plan import CacheSpec
@@ -17,7 +19,10 @@ from .plan import CacheSpec
 PIECE_BYTES = 256 << 20
 """Most bytes of float32 logits held at once: longer lists of rows are done in pieces."""
 
-_COPIES_OF_LOGITS = 4
+_COPIES_ON_CPU = 4
+_COPIES_ON_GPU = 6
+"""Logits, what is kept of them, and what sampling derives, at once: finding the top ones of a row
+takes three copies on a GPU, which orders integers of 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +45,8 @@ class Footprint:
     """What of a model decides its memory.
 
     `specs`: a layer each. `width`: the most elements a token has alive at once inside a layer.
-    `max_model_len`: the model's own. `itemsize`: bytes of an element of weights and cache.
+    `max_model_len`: the model's own. `itemsize`: bytes of an element of weights and cache. `room`:
+    what attention takes beside its results.
     """
 
     weight_bytes: int
@@ -49,6 +55,7 @@ class Footprint:
     vocab_size: int
     max_model_len: int
     itemsize: int
+    room: Room = NO_ROOM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,19 +92,35 @@ def block_bytes(footprint: Footprint, block_size: int) -> int:
 
 
 def activation_bytes(
-    config: EngineConfig, footprint: Footprint, max_model_len: int, step_tokens: int
+    config: EngineConfig,
+    footprint: Footprint,
+    max_model_len: int,
+    step_tokens: int,
+    *,
+    host: bool,
 ) -> int:
-    """A bound on what a step needs beside weights and cache.
+    """A bound on what a step needs beside weights and cache, in a machine's own RAM (`host`) or on
+    a GPU.
 
-    Every token of the budget at its widest in float32, the logits of the sampled rows with what
-    sampling derives from them, and, as plain attention gathers them, the keys and values that one
-    layer has of the longest sequence.
+    Every token of the budget at its widest in float32; the logits of the sampled rows, on a GPU of
+    all tokens, as where prompts are scored, with what is derived from them (of RAM the cache leaves
+    a share that holds this); as plain attention gathers them, the keys and values that one layer
+    has of the longest sequence; and attention's own room.
     """
     tokens = step_tokens * footprint.width * 4
-    logits = min(config.max_num_seqs * footprint.vocab_size * 4, PIECE_BYTES)
+    rows, copies = (config.max_num_seqs, _COPIES_ON_CPU) if host else (step_tokens, _COPIES_ON_GPU)
+    logits = min(rows * footprint.vocab_size * 4, PIECE_BYTES) * copies
     widest = max(spec.num_kv_heads * spec.head_size for spec in footprint.specs)
     gathered = 2 * max_model_len * widest * footprint.itemsize
-    return tokens + logits * _COPIES_OF_LOGITS + gathered
+    return tokens + logits + gathered + _room_bytes(config, footprint.room, max_model_len)
+
+
+def _room_bytes(config: EngineConfig, room: Room, max_model_len: int) -> int:
+    """Attention's own room: partial sums twice, for steps that run op by op and for CUDA graphs,
+    whose memory is theirs and whose rows are a power of 2.
+    """
+    sequences = 1 << (config.max_num_seqs - 1).bit_length()
+    return 2 * sequences * num_splits(max_model_len) * room.of_split + room.fixed
 
 
 def size(
@@ -115,7 +138,7 @@ def size(
     """
     length = _max_model_len(config, footprint)
     each = block_bytes(footprint, block_size)
-    activations = activation_bytes(config, footprint, length, step_tokens)
+    activations = activation_bytes(config, footprint, length, step_tokens, host=memory.host)
     budget = _budget(config, memory, footprint.weight_bytes + activations, step_tokens)
     num_blocks = _num_blocks(config, budget, each, -(-length // block_size))
     if num_blocks * each > budget.spare:
@@ -154,7 +177,8 @@ def _longest(
     each = block_bytes(footprint, block_size)
 
     def too_long(blocks: int) -> bool:
-        longest = activation_bytes(config, footprint, blocks * block_size, step_tokens)
+        length = blocks * block_size
+        longest = activation_bytes(config, footprint, length, step_tokens, host=memory.host)
         fixed = footprint.weight_bytes + longest
         left = _left(config, memory, fixed)
         return _num_blocks(config, left, each, blocks) < blocks + 1

@@ -27,6 +27,13 @@ def use(choice: Choice) -> None:
     _chosen.choice = choice
 
 
+def release(choice: Choice) -> None:
+    """Let go of the memory that this choice's backends keep on a GPU from step to step."""
+    for module in backends(*choice):
+        if hasattr(module, "release"):
+            module.release()
+
+
 _BACKENDS: dict[str, tuple[ModuleType, ...]] = {
     "cpu": (native, native_sampling, reference),
     "meta": (native, reference),

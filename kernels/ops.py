@@ -23,6 +23,7 @@ from .choice import dtype_gap as dtype_gap
 from .choice import fused as _fused
 from .choice import is_slow as is_slow
 from .choice import page_columns as page_columns
+from .choice import release as release
 from .choice import serving_dtype as serving_dtype
 from .choice import use as use
 from .cpu import backend as native

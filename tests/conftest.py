@@ -7,6 +7,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import httpx2 as httpx
@@ -25,7 +26,18 @@ os.environ.update(
         "GOMP_SPINCOUNT": "1000",  # read when torch is imported; see engine/local.py
     }
 )
-if not Path("/dev/nvidiactl").exists():
+
+
+def _has_gpu() -> bool:
+    """Whether torch will see a GPU, as far as can be told without loading it: by what it was built
+    for, and the driver's node: NVIDIA's, AMD's, or WSL's for either.
+    """
+    build = metadata.version("torch").partition("+")[2]
+    driver = "/dev/kfd" if build.startswith("rocm") else "/dev/nvidiactl"
+    return build != "cpu" and any(Path(node).exists() for node in (driver, "/dev/dxg"))
+
+
+if not _has_gpu():
     # Without a GPU kernels are interpreted; read when triton is first imported, by any test.
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))

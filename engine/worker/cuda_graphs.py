@@ -3,13 +3,15 @@
 A graph holds the model's launches for so many rows and for texts up to some length, over memory of
 its own; a batch is copied there, filled up with rows that read and write block 0. The first batch
 of a size runs op by op, so that start-up and the first token wait for no graph; the second records
-it. Longer queries run op by op.
+it. Where that fails, batches are filled up all the same and run op by op: ranks that add up their
+results may have recorded theirs, and all must add up as many rows. Longer queries run op by op.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import torch
@@ -58,9 +60,21 @@ class CudaRecorder:
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = compute()
+        except RuntimeError:
+            self._leave_pool()
+            raise
         finally:  # where a recording fails, torch leaves its own stream in place
             torch.cuda.set_stream(stream)
         return Recorded(result, graph.replay)
+
+    def _leave_pool(self) -> None:
+        """Have the allocator know that nothing is recorded any more. torch does not tell it where
+        the recording turned out invalid; and while one is under way, it gives no memory back.
+        """
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):  # it was told: it knows of no recording
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
 
 
 class Size(NamedTuple):
@@ -146,19 +160,18 @@ class Graphed:
         self._plain = plain
         self._model = model
         self._limits = limits
-        self._recorder: Recorder | None = recorder
+        self._recorder = recorder
+        self._records = True
         self._last = last
         self._given = Given(cache, limits, dtype)
         self._graphs: dict[Size, Recorded | None] = {}
 
     def hidden(self, batch: ModelInput, handed: Tensor | None = None) -> Tensor:
-        if batch.max_query > 1 or self._recorder is None:
+        if batch.max_query > 1:
             return self._plain.hidden(batch, handed)
         size = self._size(batch)
         self._given.fill(batch, handed, size.rows)
-        result = self._computed(size, self._recorder)
-        if result is None:
-            return self._plain.hidden(batch, handed)
+        result = self._computed(size)
         return ops.gather(result, batch.wanted) if self._last else result[: len(batch.tokens)]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -175,26 +188,31 @@ class Graphed:
             keys *= 4
         return Size(rows, min(keys, self._limits.model_len))
 
-    def _computed(self, size: Size, recorder: Recorder) -> Tensor | None:
-        """The result for what was filled in; None where it turned out that nothing can be recorded.
+    def _computed(self, size: Size) -> Tensor:
+        """The result for what was filled in.
 
         The second time a size is met its kernels are loaded, and it is recorded.
         """
         if size not in self._graphs:
             self._graphs[size] = None
-            return self._compute(size)
+        elif self._graphs[size] is None and self._records:
+            self._graphs[size] = self._recorded(size)
         graph = self._graphs[size]
         if graph is None:
-            try:
-                graph = recorder.record(lambda: self._compute(size))
-            except RuntimeError as error:
-                log.warning("steps run op by op: they cannot be recorded (%s)", error)
-                self._recorder = None
-                return None
-            self._graphs[size] = graph
-            log.debug("recorded a step of %d rows, of texts up to %d", *size)
+            return self._compute(size)
         graph.replay()
         return graph.result
+
+    def _recorded(self, size: Size) -> Recorded | None:
+        """The graph of a size; None where it turns out that none can be recorded."""
+        try:
+            graph = self._recorder.record(lambda: self._compute(size))
+        except RuntimeError as error:
+            log.warning("steps not yet recorded run op by op: they cannot be (%s)", error)
+            self._records = False
+            return None
+        log.debug("recorded a step of %d rows, of texts up to %d", *size)
+        return graph
 
     def _compute(self, size: Size) -> Tensor:
         handed = self._given.handed

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +19,10 @@ from ...kernels.cpu import memory
 from ...kernels.cpu.backend import gap
 from ...kernels.cpu.bindings import Pool, absence, instructions, left_out
 from ...kernels.gpu.choice import Model, choose_attention, gpu
+from ...kernels.gpu.room import NONE as NO_ROOM
+from ...kernels.gpu.room import Room, room
 from ..errors import ConfigError
+from ..plan import CacheSpec
 from ..sizing import Memory
 from .machine import free_memory, num_cores
 
@@ -152,8 +156,8 @@ class Device:
 
     @property
     def reads_past_ends(self) -> bool:
-        """Whether its attention multiplies the values behind a text's end by 0, and these must be
-        finite: FlashAttention 3 reads whole tiles of a block. Triton's kernels mask what they read.
+        """Whether its attention may multiply the values behind a text's end by 0, and these must be
+        finite: nothing says that all of a library's kernels mask what they read, as Triton's do.
         """
         return self.choice.attention in ("FLASH_ATTN", "FLASHINFER")
 
@@ -218,6 +222,16 @@ class Device:
     def page_columns(self, dtype: torch.dtype, head_size: int, block_size: int) -> int:
         """How many columns its cache has for a head of this size."""
         return ops.page_columns(self.place, dtype, head_size, block_size)
+
+    def room(self, heads: int, specs: Sequence[CacheSpec]) -> Room:
+        """What its attention takes beside its results, for so many query heads of layers with these
+        specs; on CPUs, and by torch's ops, it is counted with the activations.
+        """
+        if self.is_cpu:
+            return NO_ROOM
+        pages = [(spec.num_kv_heads, spec.head_size) for spec in dict.fromkeys(specs)]
+        found = torch.cuda.get_device_properties(self.place)
+        return room(self.choice.attention, heads, pages, found.multi_processor_count)
 
     def handed(self, own: torch.dtype) -> torch.dtype:
         """What stages hand hidden states on in: CPUs keep the residual stream in float32."""
@@ -287,6 +301,7 @@ class Device:
     def release(self) -> None:
         """Give freed memory back to the driver."""
         if not self.is_cpu:
+            ops.release(self.choice)
             torch.cuda.empty_cache()
 
 

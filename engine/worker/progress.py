@@ -38,7 +38,9 @@ class Progress:
     timeline   the last steps: number, when it began and ended (s, monotonic), and how much of that
                went by waiting for another stage
     gaps       for how long the device did nothing for the model between one step's last draw and
-               the next one's first layer (s): the host being late, and the copies of its rows
+               the next one's first layer (s): the host being late, and the copies of its rows;
+               not between a step and one that was launched once it was done, for then there may
+               have been nothing to do
 
     A device that computes by itself has a step under way when the next one begins.
     """
@@ -84,6 +86,11 @@ class Progress:
             self._ticks += mark.value
             self._operation = self.operation
             self._tape = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a plan has begun and is not done."""
+        return bool(self._begun)
 
     def begin(self, step: int, num_tokens: int) -> None:
         """A plan of so many tokens begins."""

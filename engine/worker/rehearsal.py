@@ -29,7 +29,9 @@ PARAMS = (
 def rehearsal(
     num_slots: int, num_groups: int, num_tokens: int, block_size: int
 ) -> tuple[Plan, ...]:
-    """A prompt of `num_tokens` and one of a token where there are slots for both; then none."""
+    """A prompt of `num_tokens` and one of a token where there are slots for both; the first one's
+    next token, as decode computes few rows by programs of its own; then none.
+    """
     lengths = (num_tokens, 1)[:num_slots]
     started = tuple(
         Start(slot, (0,) * length, length, _nowhere(length, num_groups, block_size), PARAMS[slot])
@@ -38,6 +40,7 @@ def rehearsal(
     rows = tuple(Row(slot, 0, length, (), True) for slot, length in enumerate(lengths))
     return (
         Plan(step=-1, started=started, rows=rows),
+        Plan(step=-1, rows=(Row(0, num_tokens, 1, (), True, (0,)),)),
         Plan(step=-1, stopped=tuple(range(len(lengths)))),
     )
 

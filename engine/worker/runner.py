@@ -96,6 +96,7 @@ class Runner:
         may be launched before this one's result is read.
         """
         self._device.enter()
+        follows = self._progress.is_under_way
         self._progress.begin(plan.step, sum(row.num_tokens for row in plan.rows))
         self._enter(plan)
         nothing = Launched(lambda: Result(step=plan.step, tokens=()), lambda: True)
@@ -123,7 +124,7 @@ class Runner:
         def finish() -> Result:
             """Wait for what was drawn; once, for it is read from the device only then."""
             drawn = _gathered(pieces)
-            if before is not None:
+            if follows and before is not None:
                 self._progress.gaps.append(ready.since_s(before))
             return Result(
                 step=plan.step,

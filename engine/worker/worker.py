@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from ...kernels.cpu.bindings import Pool
 from ...kernels.cpu.threads import using
+from ...kernels.gpu.room import NONE as NO_ROOM
+from ...kernels.gpu.room import Room
 from .. import sizing
 from ..config import EngineConfig
 from ..errors import ConfigError
@@ -98,6 +100,7 @@ def forecast(config: EngineConfig, seat: Seat | None = None) -> Forecast:
             own,
             packed=device.packs_weights,
             columns=lambda head_size: device.page_columns(dtype, head_size, block_size),
+            room=device.room(-(-model.num_attention_heads // mesh.size), own.cache_specs),
         ),
         device.memory(),
         block_size,
@@ -150,10 +153,11 @@ def footprint(
     *,
     packed: bool = False,
     columns: Callable[[int], int] = int,
+    room: Room = NO_ROOM,
 ) -> Footprint:
     """What decides the memory of a rank, from the shapes of its part of the model alone.
 
-    `columns`: how many the cache has for a head of a size.
+    `columns`: how many the cache has for a head of a size. `room`: what attention takes.
     """
     assert isinstance(shapes, torch.nn.Module)
     return Footprint(
@@ -163,6 +167,7 @@ def footprint(
         vocab_size=config.vocab_size,
         max_model_len=config.max_length,
         itemsize=dtype.itemsize,
+        room=room,
     )
 
 

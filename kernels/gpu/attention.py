@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from .family import Family, family
+from .room import num_splits
 from .tile import power_of_two
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,14 +89,6 @@ class Plan:
         return self._room
 
 
-def num_splits(num_keys: int) -> int:
-    """How many splits that many keys have, at least 1; by `split_of` in `attention_kernels`."""
-    key = max(num_keys - 1, 0)
-    if key < 4096:
-        return key // 256 + 1
-    return (16 + (key - 4096) // 1024 if key < 32768 else 44 + (key - 32768) // 4096) + 1
-
-
 def choose(
     head_size: int,
     group: int,
@@ -121,6 +114,9 @@ def choose(
         tiles = tiles._replace(rows=max(tiles.rows, least))
         if alibi:
             tiles = tiles._replace(keys=min(tiles.keys, 32), stages=min(tiles.stages, 2))
+            if kind is Family.SAFE and tiles.rows == tiles.keys == 32:
+                # Triton 3.7 cannot compile such for AMD, nor 4 warps for Blackwell without spills.
+                tiles = tiles._replace(keys=16, warps=8)
         return tiles
 
     return Launch(fitted(decode), fitted(prefill), exact)

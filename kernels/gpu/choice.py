@@ -12,6 +12,11 @@ import torch
 Gap = str | None
 """Why a backend cannot serve; None where it can."""
 
+WHOLE_TILES = 64
+"""From so many tokens on FlashAttention 3 may read KV blocks in whole tiles (its smallest is of so
+many keys). It hides only the scores behind a text's end: NaN that another text left there would
+come through, times 0, from the values. Smaller blocks it reads row by row."""
+
 
 class Library(NamedTuple):
     """What is called of a module, and how one comes by it."""
@@ -110,7 +115,7 @@ def _flash_attn(gpu: Gpu, model: Model, missing: Callable[[str], Gap]) -> Gap:
         return f"its heads are multiples of 8 up to 256, and the model's {model.head_sizes}"
     gaps = []
     if gpu.capability[0] == 9:
-        gaps.append(missing("flash_attn_interface"))
+        gaps.append(missing("flash_attn_interface") or _whole_tiles(model.block_size))
         if gaps[0] is None:
             return None
     gaps.append(missing("flash_attn"))
@@ -122,6 +127,15 @@ def _flash_attn(gpu: Gpu, model: Model, missing: Callable[[str], Gap]) -> Gap:
             f"{model.block_size}: set block_size to 256"
         )
     return None
+
+
+def _whole_tiles(block_size: int) -> Gap:
+    if block_size < WHOLE_TILES:
+        return None
+    return (
+        f"FlashAttention 3 reads behind a text's end in KV blocks of {WHOLE_TILES} tokens and "
+        f"more, and these are of {block_size}: set block_size to 16"
+    )
 
 
 def _flashinfer(gpu: Gpu, model: Model, missing: Callable[[str], Gap]) -> Gap:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +11,9 @@ from .attention import DTYPES as DTYPES
 from .attention import plan_attention as plan_attention
 from .linear import linear as linear
 
-paged_attention = partial(attention.paged_attention, exact=True)
+
+def paged_attention(*tensors: Tensor, **options: Any) -> Tensor:
+    return attention.paged_attention(*tensors, **options, exact=True)
 
 
 def logits(x: Tensor, weight: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import attention
+from .room import workspace_bytes
 
 DTYPES = (torch.bfloat16, torch.float16)
-WORKSPACE_BYTES = 128 << 20
 
 
 class Plan:
@@ -75,9 +75,21 @@ def _wrapper(device: torch.device, key: tuple[Any, ...]) -> Any:
     what they ask of it, so none plans over another's plan.
     """
     library = import_module("flashinfer")
-
-    workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+    (heads, size), (_, kv_heads, _) = key[:2]
+    num_bytes = workspace_bytes(heads, kv_heads, size, _num_processors(device))
+    workspace = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     return library.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+
+
+def _num_processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def release() -> None:
+    """Let go of what is kept from step to step: a workspace for each kind of layer."""
+    _wrapper.cache_clear()
 
 
 def plan_attention(

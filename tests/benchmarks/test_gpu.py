@@ -61,17 +61,44 @@ def test_an_h200_needs_3_4_ms_to_read_the_8b() -> None:
     assert floor_s == pytest.approx(3.15e-3, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H200", "H200 SXM"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA A100-SXM4-80GB", "A100 SXM 80 GB"),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-SXM4-40GB", None),
+    ],
+)
+def test_a_chip_is_known_by_its_whole_name(
+    name: str, known: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = module("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    if known:
+        assert gpu.chip_here().name == known
+        return
+    with pytest.raises(SystemExit, match=f"{name} is not in .*A100-SXM4-80GB.*datasheet"):
+        gpu.chip_here()
+
+
 def test_both_sides_are_measured(tiny_model: Path) -> None:
     gpu, chips = module("gpu"), module("gpu_arithmetic").CHIPS
     options = argparse.Namespace(
-        contexts=[8], batches=[2], steps=3, rounds=1, deterministic=False, chip=chips["H200"]
+        contexts=[16], batches=[2], steps=3, rounds=1, deterministic=False, chip=chips["H200"]
     )
     side = gpu.ours(str(tiny_model), options, "auto", num_gpu_blocks_override=64, device="cpu")
     for who, one in (("shoal", side), ("transformers", gpu.Theirs(tiny_model, "cpu"))):
-        cell = gpu.measure(one, who, tiny_model, 2, 8, options)
-        assert (cell.who, cell.batch, cell.context) == (who, 2, 8)
+        cell = gpu.measure(one, who, tiny_model, 2, 16, options)
+        assert (cell.who, cell.batch, cell.context) == (who, 2, 16)
         assert cell.prefill_s > 0 and cell.prefill_share > 0
         gpu.show(cell)
+        if who == "shoal":
+            with pytest.raises(RuntimeError, match=r"9 tokens .* 8 is no multiple of its block"):
+                gpu.measure(one, who, tiny_model, 2, 8, options)
         one.close()
 
 
@@ -79,12 +106,12 @@ def test_prompts_that_decode_together_are_in_the_cache(tiny_model: Path) -> None
     gpu = module("gpu")
     options = argparse.Namespace(contexts=[48], batches=[3], steps=3, deterministic=False)
     side = gpu.ours(str(tiny_model), options, "auto", num_gpu_blocks_override=64, device="cpu")
-    inputs = gpu.prompts(3, 48, 200)
-    assert inputs == gpu.prompts(3, 48, 200) != gpu.prompts(3, 48, 200, seed=1)
+    inputs = gpu.prompts(3, 49, 200)
+    assert inputs == gpu.prompts(3, 49, 200) != gpu.prompts(3, 49, 200, seed=1)
     side.run_s(inputs, 4)
-    assert side.read_anew() and side.uncached == 48
+    assert side.read_anew() and side.uncached == 49
     side.run_s(inputs, 4)
-    assert not side.read_anew() and side.uncached == 16
+    assert not side.read_anew() and side.uncached == 1
     side.close()
 
 

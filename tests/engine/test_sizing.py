@@ -10,6 +10,7 @@ from shoal.engine.config import EngineConfig
 from shoal.engine.errors import ConfigError
 from shoal.engine.plan import CacheSpec
 from shoal.engine.sizing import Footprint, Memory
+from shoal.kernels.gpu.room import Room
 
 GIB = 1 << 30
 STEP = 512
@@ -48,7 +49,7 @@ def test_the_cache_takes_the_stated_share_of_free_memory():
     shape, config = footprint(), EngineConfig(max_num_seqs=16)
     each = sizing.block_bytes(shape, 32)
     assert each == 2 * 28 * 8 * 128 * 32 * 2
-    spare = 16 * GIB - GIB - sizing.activation_bytes(config, shape, 8192, STEP)
+    spare = 16 * GIB - GIB - sizing.activation_bytes(config, shape, 8192, STEP, host=True)
     assert found.num_blocks == int(spare * 0.25) // each
     assert found.max_model_len == 8192 and found.block_size == 32
 
@@ -70,11 +71,34 @@ def test_an_engine_that_comes_back_beside_its_siblings_fits():
 def test_cuda_takes_a_share_of_what_is_free_weights_included():
     mem = memory(80, total=80 * GIB, source="a GPU", host=False)
     found = size(mem, max_num_seqs=256, gpu_memory_utilization=0.5)
-    shape, config = footprint(), EngineConfig()
-    cache = 40 * GIB - GIB - sizing.activation_bytes(config, shape, 8192, STEP)
+    shape, config = footprint(), EngineConfig(max_num_seqs=256)
+    cache = 40 * GIB - GIB - sizing.activation_bytes(config, shape, 8192, STEP, host=False)
     assert found.num_blocks == cache // sizing.block_bytes(shape, 32)
     labels = dict(found.table)
     assert "gpu_memory_utilization" not in labels and "50%" in labels["KV cache"]
+
+
+def test_a_gpu_has_room_for_the_scores_of_prompts():
+    """They take as many rows as a step has tokens, however few sequences there are."""
+
+    def needed(max_num_seqs, vocab_size, host):
+        given = (EngineConfig(max_num_seqs=max_num_seqs), footprint(vocab_size=vocab_size))
+        return sizing.activation_bytes(*given, 8192, STEP, host=host)
+
+    logits = STEP * 1000 * 4
+    assert needed(1, 1000, False) - needed(1, 0, False) == 6 * logits
+    assert needed(64, 1000, False) == needed(1, 1000, False)
+    assert needed(1, 10**6, False) - needed(1, 0, False) == 6 * sizing.PIECE_BYTES
+    assert needed(1, 1000, True) - needed(1, 0, True) == 4 * 1000 * 4
+
+
+def test_what_attention_keeps_is_counted_twice_and_a_workspace_once():
+    config = EngineConfig(max_num_seqs=200)
+    plain, shape = footprint(), footprint(room=Room(of_split=1000, fixed=7))
+    without, found = (
+        sizing.activation_bytes(config, each, 8192, STEP, host=False) for each in (plain, shape)
+    )
+    assert found - without == 2 * 256 * 20 * 1000 + 7
 
 
 def test_no_more_blocks_than_could_be_of_use():
@@ -186,5 +210,5 @@ def test_a_tiny_model_asks_for_little():
         max_model_len=2048,
         itemsize=4,
     )
-    assert sizing.activation_bytes(EngineConfig(), tiny, 2048, STEP) < 64 << 20
+    assert sizing.activation_bytes(EngineConfig(), tiny, 2048, STEP, host=True) < 64 << 20
     assert size(memory(2), tiny, max_num_seqs=256).num_blocks > 64

@@ -118,36 +118,55 @@ def test_a_graph_is_for_texts_up_to_some_length():
 
 
 def test_what_cannot_be_recorded_runs_op_by_op(caplog):
-    run, _ = graphed(Recorder(failing=True))
+    run, model = graphed(Recorder(failing=True))
     found = together(run, PROMPTS, STEPS)
-    alone, _ = runner(PrefixModel(), num_blocks=200)
-    assert found[0] == play(alone, *reversed(PROMPTS[0]), STEPS[0])[0]
+    for slot, (prompt, params) in enumerate(PROMPTS):
+        alone, _ = runner(PrefixModel(), num_blocks=200)
+        assert found[slot] == play(alone, params, prompt, STEPS[slot])[0]
+    steps = [batch for batch in model.batches if batch.max_query == 1]
+    rows = [len(batch.tokens) for batch in steps]
+    assert rows == [8, 8, 4, 4, 4, 4, 2, 2, 1, 1, 1], "as many as ranks that replay have"
     assert [record.message for record in caplog.records] == [
-        "steps run op by op: they cannot be recorded (operation not permitted when stream is "
-        "capturing)"
+        "steps not yet recorded run op by op: they cannot be (operation not permitted when stream "
+        "is capturing)"
     ]
 
 
-def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch):
+@pytest.mark.parametrize("told", [False, True])
+def test_a_recording_that_fails_leaves_stream_and_allocator_as_they_were(monkeypatch, told):
+    """`told`: torch had told the allocator of the end before it failed."""
+
     class Broken(contextlib.AbstractContextManager):
         def __init__(self, graph, **options):
-            pass
+            self.pool = options["pool"]
 
         def __enter__(self):
             streams.append("torch's own")
+            under_way.append(self.pool)
 
         def __exit__(self, *error):
+            if told:
+                under_way.remove(self.pool)
             raise RuntimeError("the capture was invalidated")
 
-    streams = ["ours"]
+    def end(device, pool):
+        if pool not in under_way:
+            raise RuntimeError("not currently recording to this pool")
+        under_way.remove(pool)
+
+    streams, under_way, released = ["ours"], [], []
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", Broken)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *given: released.append(given))
     with pytest.raises(RuntimeError, match="invalidated"):
         CudaRecorder().record(lambda: torch.zeros(1))
     assert streams == ["ours", "torch's own", "ours"]
+    assert not under_way and released == ([] if told else [(3, (0, 1))])
 
 
 @pytest.mark.parametrize(
@@ -161,9 +180,17 @@ def test_attention_that_asks_the_device_is_not_recorded(attention, recorded):
 
 
 @pytest.mark.gpu
-def test_real_graphs_give_what_op_by_op_gives(tiny_model):
+def test_real_graphs_give_what_op_by_op_gives(tiny_model, monkeypatch, caplog):
     from shoal.engine.llm import LLM
 
+    replays = Counter()
+    replay = torch.cuda.CUDAGraph.replay
+
+    def counted(graph):
+        replays[eager] += 1
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
     texts = {}
     for eager in (True, False):
         llm = LLM(str(tiny_model), dtype="bfloat16", enforce_eager=eager, deterministic=True)
@@ -171,3 +198,4 @@ def test_real_graphs_give_what_op_by_op_gives(tiny_model):
         prompts = ["Once", "The sea is", "Two plus two", "a", "b"]
         texts[eager] = [out.outputs[0].token_ids for out in llm.generate(prompts, params)]
     assert texts[True] == texts[False]
+    assert replays[False] > 20 and not replays[True], caplog.text

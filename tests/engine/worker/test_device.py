@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from shoal.engine.config import EngineConfig
@@ -11,9 +13,11 @@ from shoal.engine.worker import device as device_module
 from shoal.engine.worker import worker as worker_module
 from shoal.engine.worker.cache import allocate
 from shoal.engine.worker.device import Device
+from shoal.engine.worker.rehearsal import rehearsal
 from shoal.engine.worker.worker import forecast
 from shoal.kernels import ops
 from shoal.kernels.gpu.choice import Gpu
+from shoal.kernels.gpu.room import Room, num_splits, room
 
 CPU, CUDA = Device(torch.device("cpu")), Device(torch.device("cuda", 0))
 
@@ -110,3 +114,37 @@ def test_a_rehearsal_of_exact_products_has_more_than_few_rows():
 
     exact = Device(torch.device("cuda", 0), ops.Choice("triton", True))
     assert CUDA.rehearsed_tokens == 2 and exact.rehearsed_tokens == FEW_ROWS + 1
+
+
+def test_a_rehearsal_decodes_few_rows():
+    plans = rehearsal(8, 1, 129, 16)
+    assert [sum(row.num_tokens for row in plan.rows) for plan in plans] == [130, 1, 0]
+    (row,) = plans[1].rows
+    assert row.start == 129 and row.tokens
+
+
+@pytest.mark.parametrize(
+    ("attention", "right"),
+    [
+        ("triton", Room(of_split=16 * 130 * 4)),
+        ("FLASH_ATTN", Room()),
+        ("torch", Room()),
+        ("FLASHINFER", Room(fixed=2 * (128 << 20))),
+    ],
+)
+def test_attention_s_room_is_known_before_loading(monkeypatch, attention, right):
+    """A workspace for each kind of layer; partial sums are shared by all."""
+    h200 = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: h200)
+    specs = [CacheSpec(4, 128), CacheSpec(4, 128, 4096)] * 3
+    assert Device(torch.device("cuda", 0), ops.Choice(attention)).room(16, specs) == right
+    assert CPU.room(16, specs) == Room()
+
+
+def test_the_room_is_what_attention_takes():
+    from shoal.kernels.gpu.attention import Plan
+
+    q, (length, sequences) = torch.empty(5, 16, 128), (9000, 3)
+    taken = sum(part.nbytes for part in Plan(1, length).room(sequences, q))
+    of_split = room("triton", 16, [(4, 128)], 132).of_split
+    assert taken == sequences * num_splits(length) * of_split

@@ -191,12 +191,15 @@ def test_another_shape_of_model_is_explained_too(tmp_path: Path) -> None:
     assert {"linear + gelu", "layer_norm", "paged_attention"} <= native(explain(config(tmp_path)))
 
 
-@pytest.mark.parametrize("attention", ["triton", "FLASH_ATTN", "torch"])
+@pytest.mark.parametrize(
+    ("attention", "exact"),
+    [("triton", False), ("triton", True), ("FLASH_ATTN", False), ("torch", False)],
+)
 def test_on_a_gpu_it_names_the_backend(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str, exact: bool
 ) -> None:
     pytest.importorskip("triton")
-    device = Device(torch.device("cuda", 0), ops.Choice(attention))
+    device = Device(torch.device("cuda", 0), ops.Choice(attention, exact))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(module, "pick", lambda name: device)
@@ -204,7 +207,8 @@ def test_on_a_gpu_it_names_the_backend(
     found = explain(config(saved(tmp_path), dtype="bfloat16"))
     runs = {p.op: (p.runs, p.why) for p in found.parts}
     assert runs["paged_attention"][0] == attention
-    assert runs["linear"] == runs["logits"] == ("torch", "cuBLAS")
+    products = ("triton", "") if exact else ("torch", "cuBLAS")
+    assert runs["linear"] == runs["logits"] == products
     assert runs["silu_mul"] == runs["add_rms_norm"] == ("triton", "")
     assert found.facts["attention"] == f"{attention} (first for Hopper)"
     graphs = "decode in CUDA graphs, the rest op by op"

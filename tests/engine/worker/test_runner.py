@@ -250,3 +250,19 @@ def test_a_gap_ends_where_the_rows_are_ready(model, monkeypatch):
     play(run, GREEDY, PROMPT, 4)
     gaps = list(run._progress.gaps)
     assert len(gaps) >= 3 and min(gaps) > 100
+
+
+def test_time_without_work_is_no_gap(model):
+    run, _ = runner(model)
+    start = Start(0, PROMPT, len(PROMPT), blocks_for(len(PROMPT) + 4, 1), GREEDY)
+    rows = [Row(0, 0, len(PROMPT), (), True)]
+    rows += [Row(0, len(PROMPT) + i, 1, (), True) for i in range(3)]
+    plans = [Plan(step=i, started=(start,)[i:], rows=(row,)) for i, row in enumerate(rows)]
+    for plan in plans[:2]:
+        run.run(plan)
+        run._progress.done(plan.step)
+    assert not run._progress.gaps, "the second was launched when the first was done"
+    under_way = [run.launch(plan) for plan in plans[2:]]
+    for launched in under_way:
+        launched.result()
+    assert len(run._progress.gaps) == 1

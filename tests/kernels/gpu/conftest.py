@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from shoal.kernels.gpu.family import Family, family
@@ -18,6 +20,8 @@ torch.set_num_threads(1)
 def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cpu" and torch.cuda.is_available():
         pytest.skip("with a GPU the kernels are compiled")
+    if request.param == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.fail("there is a GPU, and TRITON_INTERPRET=1 has its kernels interpreted: unset it")
     return torch.device(request.param)
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from shoal.kernels import reference
 from shoal.kernels.gpu.choice import missing
+from shoal.kernels.gpu.room import workspace_bytes
 from torch import Tensor
 
 from .scene import Shape, make
@@ -62,6 +63,7 @@ def right(
 
 def third(q, k_cache, v_cache, *, cache_seqlens, page_table, cu_seqlens_q, max_seqlen_q, **named):  # type: ignore[no-untyped-def]
     assert max_seqlen_q == int(cu_seqlens_q.diff().max())
+    assert k_cache.shape[1] < 64, "it would read whole tiles of a page"
     return right(q, k_cache, v_cache, page_table, cu_seqlens_q, cache_seqlens, **named)
 
 
@@ -78,6 +80,7 @@ class Wrapper:
 
     def __init__(self, workspace: Tensor, layout: str) -> None:
         assert workspace.dtype == torch.uint8 and layout == "NHD"
+        assert len(workspace) >= 128 << 20
 
     def plan(self, starts, page_start, pages, last_page, heads, kv_heads, size, page, **named):  # type: ignore[no-untyped-def]
         assert starts.device.type == page_start.device.type == last_page.device.type == "cpu"
@@ -134,10 +137,46 @@ def test_an_adapter_says_what_the_library_reads(
     assert not found[-shape.tail :].any()
 
 
-def test_alibi_goes_to_triton() -> None:
+def test_large_pages_go_to_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoal.kernels.gpu import with_flash_attn
+
+    installed(monkeypatch, "flash_attn_interface", flash_attn_with_kvcache=third)
+    installed(monkeypatch, "flash_attn", flash_attn_varlen_func=second)
+    tensors, named = make(replace(SHAPE, page=256), torch.float32, torch.device("cpu"))
+    tensors[2] = tensors[2].clamp_max(tensors[1].shape[1] - 1)
+    plan = with_flash_attn.plan_attention(*tensors[1:], max_query=5, max_kv=40)
+    found = with_flash_attn.paged_attention(*tensors, **named, plan=plan)
+    assert torch.allclose(found, reference.paged_attention(*tensors, **named), atol=1e-5)
+
+
+def test_a_workspace_is_let_go_of_with_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoal.kernels import ops
+    from shoal.kernels.gpu import with_flashinfer
+
+    installed(monkeypatch, "flashinfer", BatchPrefillWithPagedKVCacheWrapper=Wrapper)
+    ops.release(ops.Choice("FLASHINFER"))
+    tensors, named = make(SHAPE, torch.float32, torch.device("cpu"))
+    tensors[2] = tensors[2].clamp_max(tensors[1].shape[1] - 1)
+    kept = with_flashinfer._wrapper.cache_info
+    for _ in range(2):
+        with_flashinfer.paged_attention(*tensors, **named)
+    assert kept().currsize == 1
+    ops.release(ops.Choice("FLASHINFER"))
+    assert kept().currsize == 0
+
+
+def test_a_workspace_holds_what_flashinfer_cuts() -> None:
+    """An H200 has 132 processors; heads of 128 in groups of 4 fit in what it asks for at least."""
+    least = 128 << 20
+    assert workspace_bytes(32, 8, 128, 132) == least
+    assert workspace_bytes(64, 8, 128, 132) == 64 * 33 * 128 * 129 * 4 > least
+    assert workspace_bytes(32, 2, 128, 132) == 32 * 132 * 128 * 129 * 4
+
+
+def test_alibi_goes_to_triton(device: torch.device) -> None:
     from shoal.kernels.gpu import with_flash_attn, with_flashinfer
 
-    tensors, named = make(replace(SHAPE, alibi=True), torch.float32, torch.device("cpu"))
+    tensors, named = make(replace(SHAPE, alibi=True), torch.float32, device)
     expected = reference.paged_attention(*tensors, **named)
     tensors[2] = tensors[2].clamp_max(tensors[1].shape[1] - 1)
     for backend in (with_flash_attn, with_flashinfer):

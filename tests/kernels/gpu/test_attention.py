@@ -175,7 +175,7 @@ def test_decode_has_the_same_bits_in_company_without_being_asked(device: torch.d
 
 
 def test_splits_are_counted_as_the_kernels_cut_them() -> None:
-    from shoal.kernels.gpu.attention import num_splits
+    from shoal.kernels.gpu.room import num_splits
 
     bounds = [*range(0, 4096, 256), *range(4096, 32768, 1024), *range(32768, 200_000, 4096)]
     for keys in (0, 1, 256, 257, 4096, 4097, 5120, 5121, 32768, 32769, 36865, 131072):

@@ -51,6 +51,8 @@ def test_what_is_installed_is_taken_where_it_serves() -> None:
     paged = BRAIN._replace(block_size=256)
     assert choose("A100", paged, "auto", False, *both) == "FLASH_ATTN"
     assert choose("B200", paged, "auto", False, *both) == "triton"
+    assert choose("H200", paged, "auto", False, *both) == "FLASH_ATTN"  # the second
+    assert choose("H200", paged, "auto", False, "flash_attn_interface") == "triton"
     assert choose("T4", HALF, "FLASHINFER", False, *both) == "FLASHINFER"
     assert choose("H200", BRAIN._replace(dtype=torch.float32), "auto", False, *both) == "triton"
 
@@ -62,6 +64,13 @@ def test_what_is_installed_is_taken_where_it_serves() -> None:
         ("MI300X", HALF, "FLASHINFER", ("flashinfer",), "NVIDIA.*MI300X"),
         ("A100", BRAIN, "FLASH_ATTN", ("flash_attn",), "set block_size to 256"),
         ("A100", BRAIN, "FLASH_ATTN", (), "pip install flash-attn"),
+        (
+            "H200",
+            BRAIN._replace(block_size=64),
+            "FLASH_ATTN",
+            ("flash_attn_interface",),
+            "behind a text's end.*of 64: set block_size to 16",
+        ),
         ("H200", BRAIN, "FLASHINFER", (), "pip install flashinfer-python"),
         ("V100", HALF, "FLASHINFER", ("flashinfer",), "Turing"),
         ("H200", BRAIN._replace(head_sizes=(80,)), "FLASHINFER", ("flashinfer",), "of .80,"),

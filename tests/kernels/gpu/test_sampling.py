@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from shoal.kernels import sampling
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..masks import masked
 
@@ -115,6 +120,33 @@ def test_tops_are_ordered_by_value_and_then_by_id(device: torch.device) -> None:
     right_ids, right = sampling.top_tokens(values, 7)
     assert torch.equal(ids, right_ids) and torch.equal(found, right)
     assert top_tokens(values, 900)[0].shape == (ROWS, 90)
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that tensors made under it held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self._made = 0, list[weakref.ref[Tensor]]()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        self._made += [weakref.ref(each) for each in tree_leaves(found)]
+        alive = [each.untyped_storage() for made in self._made if (each := made()) is not None]
+        self.most = max(self.most, sum({one.data_ptr(): one.nbytes() for one in alive}.values()))
+        return found
+
+
+def test_tops_are_found_in_three_times_the_memory() -> None:
+    """What an engine's memory is planned with."""
+    from shoal.kernels.gpu.top import top_tokens
+
+    values = torch.randn(64, 4096)
+    with Held() as held:
+        top_tokens(values, 20)
+    assert 2 * values.nbytes < held.most < 3.1 * values.nbytes
 
 
 @pytest.mark.parametrize("vocab_size", [1, 40, 2100])
