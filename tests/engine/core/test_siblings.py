@@ -6,6 +6,7 @@ import random
 
 import pytest
 from shoal.engine.config import EngineConfig
+from shoal.engine.plan import Plan
 from shoal.engine.request import Request, SamplingParams
 
 from .fake import capacity
