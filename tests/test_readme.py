@@ -20,10 +20,12 @@ from shoal.cluster import (
     web,
 )
 from shoal.cluster.config import Autoscaling, Key, keys, model_keys
+from shoal.cluster.environment import READ
 from shoal.cluster.protocol import ChatRequest, CompletionRequest
 from shoal.cluster.resolve import resolve
 from shoal.cluster.unbuilt import UNBUILT
 from shoal.engine import bounds, confined
+from shoal.engine.model.hub import SWITCHES
 from shoal.engine.request import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +68,15 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     found = re.search(r"<!-- settings.*?-->\n(.*?)\n?<!-- /settings -->", SETTINGS, re.DOTALL)
     assert found
     assert found[1] == settings_table(), f"put this into configs/SETTINGS.md:\n{settings_table()}"
+
+
+def test_the_table_of_environment_variables_has_all_that_are_read() -> None:
+    section = SETTINGS.split("## Environment variables\n")[1]
+    rows = [row.split("|")[1:3] for row in re.findall(r"\| .*`.*", section)]
+    here = {name: means for names, means in rows for name in re.findall(r"`(\w+)`", names)}
+    assert {name for name in here if name.startswith(("SHOAL_", "VLLM_"))} == {*READ, *SWITCHES}
+    for name, (key, _) in READ.items():
+        assert f"`--{key.replace('_', '-')}`" in here[name], name
 
 
 def schema_of_models() -> str:

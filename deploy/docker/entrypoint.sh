@@ -5,14 +5,20 @@ set -eu
 
 needed_mb=256 # Ray's object store, and what ranks of a node and NCCL exchange
 
-case ${1:-} in
-    shoal | ray | serve | python | sh | bash) command=$1 ;;
-    *) command= ;;
-esac
+# Whether a command begins a Ray here; of `shoal serve` its own reading of flags and file says so, and what it
+# cannot read it refuses itself.
+begins_ray() {
+    case "$1 ${2:-}: $* " in
+        *" --help "* | *" --print-config "* | *" --explain "*) return 1 ;;
+        "ray start:"* | "serve run:"*) return 0 ;;
+        "shoal serve:"*) "$@" --print-config 2>/dev/null | grep -q '^local: false' ;;
+        *) return 1 ;;
+    esac
+}
 
 check_shared_memory() {
     found_mb=$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 { print int($2 / 1024) }')
-    if [ "${found_mb:-0}" -lt $needed_mb ]; then
+    if [ "${found_mb:-0}" -lt $needed_mb ] && begins_ray "$@"; then
         echo "shoal: /dev/shm has ${found_mb:-0} MB; $needed_mb MB are needed. Give the container more:" >&2
         echo "       docker run --shm-size=1g ...   (Compose: shm_size; Kubernetes: an emptyDir of medium Memory at /dev/shm)" >&2
         exit 2
@@ -27,14 +33,13 @@ check_cache() {
     fi
 }
 
-case " $* " in
-    *" --local "* | *" --local=true "* | *" --help "* | *" --version "*) ;;
-    *) case $command in sh | bash | python) ;; *) check_shared_memory ;; esac ;;
+case ${1:-} in
+    shoal | ray | serve | python | sh | bash) ;;
+    *)
+        # What is given later wins, so that --host and --port may be given all the same.
+        set -- shoal serve --host 0.0.0.0 --port "${PORT:-8000}" "$@"
+        check_cache
+        ;;
 esac
-
-if [ -n "$command" ]; then
-    exec "$@"
-fi
-check_cache
-# What is given later wins, so that --host and --port may be given all the same.
-exec shoal serve --host 0.0.0.0 --port "${PORT:-8000}" "$@"
+check_shared_memory "$@"
+exec "$@"

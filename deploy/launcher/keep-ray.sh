@@ -11,10 +11,14 @@ delay=${KEEP_RAY_DELAY:-2}
 
 running() { grep -qv ') Z ' "/proc/$1/stat" 2>/dev/null; }
 
+# The file outlives a reboot, after which another process may have the number.
+is_keeper() { tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" | grep -Eq 'keep-ray\.sh (start|keep) '; }
+
 stop() {
     [ -f "$keeper" ] || return 0
     pid=$(cat "$keeper")
     rm -f "$keeper"
+    is_keeper "$pid" || return 0
     kill -TERM "$pid" 2>/dev/null || return 0
     waited=0
     while running "$pid" && [ $waited -lt 300 ]; do

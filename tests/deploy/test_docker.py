@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -110,11 +111,15 @@ def test_the_version_in_the_readme_and_the_files_is_this_one() -> None:
 
 @pytest.fixture
 def container(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the script as a container would, with `shoal` and others that say their arguments."""
+    """Runs the script as a container would, with `shoal` and others that say their arguments.
+
+    What a configuration comes to, `shoal` says itself.
+    """
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("shoal", "ray", "serve"):
-        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+    real = f'case "$*" in *--print-config) exec {sys.executable} -m shoal "$@" ;; esac'
+    for name, first in (("shoal", real), ("ray", ":"), ("serve", ":")):
+        (programs / name).write_text(f'#!/bin/sh\n{first}\necho {name} "$@"\n')
     (programs / "df").write_text(
         "#!/bin/sh\necho Filesystem 1024-blocks Used\necho shm ${SHM_KB:-1048576} 0\n"
     )
@@ -129,6 +134,7 @@ def container(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
             env={
                 "PATH": f"{programs}:{os.environ['PATH']}",
                 "HF_HOME": f"{tmp_path}/huggingface",
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
                 **env,
             },
         )
@@ -165,18 +171,38 @@ def test_a_command_by_name_runs_as_it_is(container: Container, line: str) -> Non
     assert container(*line.split()).stdout.strip() == line
 
 
-@pytest.mark.parametrize("args", [(), ("--model", "m"), ("ray", "start")])
-def test_too_little_shared_memory_is_refused(container: Container, args: tuple[str, ...]) -> None:
-    done = container(*args, SHM_KB="65536")
+BEGIN_RAY = ("", "--model m", "--no-local", "shoal serve m", "ray start --head", "serve run a:b")
+NO_RAY = (
+    *("--local", "--model m --local true", "shoal serve --local", "--help", "--print-config"),
+    *("--explain", "shoal --version", "shoal ls", "shoal pull m", "shoal chat", "shoal k8s c.yaml"),
+    *("shoal bench serve", "serve deploy c.yaml", "ray status", "sh -c :", "--unknown"),
+)
+
+
+@pytest.mark.parametrize("line", BEGIN_RAY)
+def test_too_little_shared_memory_is_refused(container: Container, line: str) -> None:
+    done = container(*line.split(), SHM_KB="65536")
     assert done.returncode == 2 and not done.stdout
     assert "64 MB" in done.stderr and "--shm-size" in done.stderr
 
 
-@pytest.mark.parametrize("args", [("--local",), ("--help",), ("sh", "-c", "echo in")])
-def test_it_is_not_asked_for_where_it_is_not_needed(
-    container: Container, args: tuple[str, ...]
+@pytest.mark.parametrize("line", NO_RAY)
+def test_it_is_not_asked_for_where_no_ray_begins(container: Container, line: str) -> None:
+    done = container(*line.split(), SHM_KB="65536")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("local: true", 0), ("model: m\nlocal: yes", 0), ("model: m", 2)]
+)
+def test_a_configuration_file_says_whether_it_is_needed(
+    container: Container, tmp_path: Path, text: str, code: int
 ) -> None:
-    assert container(*args, SHM_KB="65536").returncode == 0
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    for args in (("--config", str(file)), ("shoal", "serve", f"--config={file}")):
+        assert container(*args, SHM_KB="65536").returncode == code
+    assert container("--config", str(file)).returncode == 0
 
 
 def test_a_cache_that_cannot_be_written_is_told(container: Container) -> None:

@@ -143,3 +143,16 @@ def test_a_second_start_takes_the_place_of_the_first(
     second = pids(tmp_path, 2)[-1]
     assert not alive(first) and alive(second)
     assert "RAY_gcs_storage" not in (tmp_path / "said").read_text()
+
+
+def test_a_process_that_has_a_keepers_number_now_is_left_alone(
+    keep_ray: Callable[..., None], tmp_path: Path
+) -> None:
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
+        for args in (("stop",), ("start", "--head")):
+            (tmp_path / "shoal" / "keep-ray.pid").write_text(f"{other.pid}\n")
+            keep_ray(*args)
+        pids(tmp_path, 1)
+        left_alone = alive(other.pid)
+        other.kill()
+    assert left_alone

@@ -1,7 +1,8 @@
 """Text and log probabilities are the same bits whatever company a request keeps.
 
 Not up to rounding: in bfloat16 too, where a difference in the last bit soon changes a word. The
-bundled model says 32 texts of about a hundred tokens in every variant, random models short ones.
+bundled model says 34 texts of about a hundred tokens in every variant, random models short ones.
+Two of the prompts are long, so that attention goes over several tiles of keys.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 2048,
 }
 GROUPED: dict[str, Any] = {**SIZES, "intermediate_size": 96, "num_key_value_heads": 2}
 MODELS = {
     "llama": LlamaConfig(**GROUPED),
     "qwen2": Qwen2Config(**GROUPED),
     "qwen3": Qwen3Config(**GROUPED, head_dim=32, tie_word_embeddings=True),
-    "mistral": MistralConfig(**GROUPED, sliding_window=24),
+    "mistral": MistralConfig(**GROUPED, sliding_window=40),
     "gpt2": GPT2Config(**SIZES),
     "falcon-alibi": FalconConfig(**SIZES, alibi=True, multi_query=False, parallel_attn=False),
     "falcon": FalconConfig(**SIZES),
@@ -73,12 +74,20 @@ VARIANTS = {
     ),
     "with prefixes cached": Variant({}, lambda c: c.prefix_hits),
     "preempted": Variant(
-        {"num_gpu_blocks_override": 26, "max_model_len": 256}, lambda c: c.preemptions
+        {"num_gpu_blocks_override": 80, "max_model_len": 1248}, lambda c: c.preemptions
     ),
     "on two threads, overlapped": Variant(
         {"threads": 2, "async_scheduling": True}, lambda c: c.steps
     ),
+    "at the usual budget, of which prompts have a part": Variant(
+        {"max_num_batched_tokens": None, "block_size": None, **UNCACHED},
+        lambda c: steps_of(c, 128, 512),
+    ),
 }
+
+LONG = (762, 1100)
+"""Prompts of several tiles of keys, which are of 256; the first one's text begins another. Threads
+share a text of several tiles where it has little company."""
 
 SHORT = 12
 
@@ -92,9 +101,9 @@ class Engine:
         plain = {"threads": 1, "max_num_seqs": 32, "max_num_batched_tokens": 512, "block_size": 16}
         config = from_keys({"model": str(model), **plain, **keys})
         self.executor = LocalExecutor(config)
-        capacity = self.executor.start(config)
+        self.capacity = self.executor.start(config)
         self.scheduler = Scheduler(
-            config, capacity, depth=self.executor.depth, resident=self.executor.resident
+            config, self.capacity, depth=self.executor.depth, resident=self.executor.resident
         )
         self.loop = Loop(self.scheduler, self.executor)
 
@@ -111,14 +120,20 @@ class Engine:
 
 
 def requests(num_tokens: int) -> list[Request]:
-    """A quarter of them with a beginning in common; some greedy, some drawn; their texts of
-    `num_tokens` and up to 4 more.
+    """32 short ones, a quarter of them with a beginning in common, then those of `LONG` prompts,
+    which outlast them; some greedy, some drawn; their texts of `num_tokens` and up to 4 more.
     """
     rng = random.Random(11)
-    shared = [rng.randrange(3, 120) for _ in range(70)]
-    made = []
+    shared, beginning = ([rng.randrange(3, 120) for _ in range(n)] for n in (70, 600))
+    prompts = []
     for number in range(32):
         own = [rng.randrange(3, 120) for _ in range(1 + 3 * number)]
+        prompts.append(shared[: 70 * (number % 4 == 0)] + own)
+    for length in LONG:
+        own = [rng.randrange(3, 120) for _ in range(length - len(beginning))]
+        prompts.append(beginning + own)
+    made = []
+    for number, prompt in enumerate(prompts):
         params = SamplingParams(
             temperature=0.9 * (number % 2),
             seed=number,
@@ -126,7 +141,6 @@ def requests(num_tokens: int) -> list[Request]:
             max_tokens=num_tokens + number % 5,
             ignore_eos=True,
         )
-        prompt = shared[: 70 * (number % 4 == 0)] + own
         made.append(Request(id=str(number), prompt=tuple(prompt), params=params))
     return made
 
@@ -162,6 +176,7 @@ def test_company_changes_no_bit(model: Path, tiny_model: Path, dtype: str) -> No
     for name, variant in VARIANTS.items():
         engine = Engine(model, dtype=dtype, **variant.keys)
         assert engine.executor.depth == 1 + ("overlapped" in name)
+        assert bool(engine.capacity.prompt_tokens) == ("usual" in name)
         assert engine.run(every) == alone, name
         assert variant.happened(engine.scheduler.counters), name
         assert engine.run(resumed(every, alone)) == after(alone), f"resumed, {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from .steps import draw, dtype_of, matrix, run
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("instructions")
 
+SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.05, 0.03, 0.01])
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -202,14 +204,18 @@ def test_queries_and_results_of_another_dtype_than_the_cache() -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("options", [{}, {"window": 300}, {"softcap": 3.0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 300}, {"softcap": 3.0}, {"alibi": SLOPES[:, None] * torch.arange(1100)}],
+    ids=["plain", "window", "softcap", "alibi"],
+)
 def test_bits_do_not_depend_on_chunks_company_or_lanes(
-    dtype: torch.dtype, options: dict[str, float]
+    dtype: torch.dtype, options: dict[str, Any]
 ) -> None:
     length = 1100
     made = batch([length, 37, 600], dtype=dtype)
     q = draw(length, 6, 64, dtype=dtype)
-    whole = made.attend(q, [length], [0], [length], **options)  # type: ignore[arg-type]
+    whole = made.attend(q, [length], [0], [length], **options)
     for chunk in (16, 333, 512):
         parts = [
             made.attend(
@@ -218,7 +224,7 @@ def test_bits_do_not_depend_on_chunks_company_or_lanes(
                 [0],
                 [min(at + chunk, length)],
                 **options,
-            )  # type: ignore[arg-type]
+            )
             for at in range(0, length, chunk)
         ]
         assert torch.equal(torch.cat(parts), whole), chunk
@@ -226,11 +232,11 @@ def test_bits_do_not_depend_on_chunks_company_or_lanes(
     for position in (0, 15, 16, 255, 256, 257, 700, length - 1):
         row = q[position : position + 1]
         for threads in (1, 2, 5):
-            alone = made.attend(row, [1], [0], [position + 1], threads=threads, **options)  # type: ignore[arg-type]
+            alone = made.attend(row, [1], [0], [position + 1], threads=threads, **options)
             assert torch.equal(alone[0], whole[position]), (position, threads)
         counts, lengths = [1, 1, 7], [37, position + 1, 600]
         among = torch.cat((others[:1], row, others[1:]))
-        found = made.attend(among, counts, [1, 0, 2], lengths, **options)  # type: ignore[arg-type]
+        found = made.attend(among, counts, [1, 0, 2], lengths, **options)
         assert torch.equal(found[1], whole[position]), position
 
 
