@@ -98,13 +98,17 @@ def run(loop: Loop, *requests: Request) -> Said:
     return said
 
 
-def wide(folder: Path) -> Path:
-    """A random layer whose MLP is added up in two parts."""
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = LlamaConfig(**sizes, num_hidden_layers=1, intermediate_size=1040, vocab_size=64)
+def random_layer(folder: Path) -> Path:
+    """A layer whose weights are large enough for a difference in the last bit to be heard."""
+    sizes: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    sizes |= {"hidden_size": 160, "intermediate_size": 160, "num_hidden_layers": 1}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64))
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, 0, 0.25)
+        model.save_pretrained(folder)
     return folder
 
 
@@ -113,14 +117,14 @@ def test_exact_kernels_give_a_long_text_the_same_bits_in_any_company(
 ) -> None:
     """Long enough for attention's second split, and for both ways to add up a product's parts."""
     from shoal.kernels.gpu import exact
-    from shoal.kernels.gpu.linear import FEW_ROWS, PART
+    from shoal.kernels.gpu import linear as products
 
     rows: set[int] = set()
     splits: set[tuple[bool, int]] = set()
     linear, paged_attention = exact.linear, exact.paged_attention
 
     def counted_linear(x: torch.Tensor, *others: Any) -> torch.Tensor:
-        if x.shape[1] > PART:
+        if x.shape[1] > products.PART:
             rows.add(len(x))
         return linear(x, *others)
 
@@ -128,24 +132,27 @@ def test_exact_kernels_give_a_long_text_the_same_bits_in_any_company(
         splits.add((plan.max_query > 1, plan.num_splits))
         return paged_attention(*tensors, plan=plan, **options)
 
+    # The interpreter would take long over products that are wide enough for several parts.
+    monkeypatch.setattr(products, "PART", 64)
     monkeypatch.setattr(exact, "linear", counted_linear)
     monkeypatch.setattr(exact, "paged_attention", counted_attention)
     on_triton(True)
 
-    drawn = SamplingParams(temperature=0.9, seed=3, max_tokens=3, logprobs=1, ignore_eos=True)
-    ids = tuple(Random(5).randrange(3, 60) for _ in range(270))
-    long, short = (Request(id=f"{n}", prompt=ids[:n], params=drawn) for n in (270, 4))
-    model = wide(tmp_path)
+    drawn = SamplingParams(temperature=0.9, seed=3, max_tokens=5, logprobs=60, ignore_eos=True)
+    ids = tuple(Random(5).randrange(3, 60) for _ in range(290))
+    long, short = (Request(id=f"{n}", prompt=ids[:n], params=drawn) for n in (290, 4))
+
+    model = random_layer(tmp_path)
     whole = engine(model, 512)
     alone = run(whole, short) | run(whole, long)
-    assert max(rows) > FEW_ROWS > min(rows) and splits >= {(True, 2), (False, 2)}
-    resumed = replace(long, emitted=tuple(token for token, _ in alone[long.id][:1]))
+    assert max(rows) > products.FEW_ROWS > min(rows) and splits >= {(True, 2), (False, 2)}
+    resumed = replace(long, emitted=tuple(token for token, _ in alone[long.id][:3]))
 
     for loop in (whole, engine(model, 16)):
         rows.clear()
         assert run(loop, short, long) == alone
         cached = loop.scheduler.counters.prefix_hits
-        assert run(loop, short, resumed) == {**alone, long.id: alone[long.id][1:]}
-        assert loop.scheduler.counters.prefix_hits == cached + 256
-        assert rows and max(rows) <= FEW_ROWS
+        assert run(loop, short, resumed) == {**alone, long.id: alone[long.id][3:]}
+        assert loop.scheduler.counters.prefix_hits > cached
+        assert rows and max(rows) <= products.FEW_ROWS
         loop.executor.close()
