@@ -254,19 +254,15 @@ class Scheduler:
         for seq in sorted(self.roster.running.values(), key=BY_RANK):
             num = self._wanted(seq)
             if num == 1:
-                ones.append((seq, 1))
+                ones.append((seq, 1, False))
             elif num:
                 more.append((seq, num))
-        budget, prompts = draft.budget, draft.prompts
-        dealt = []
-        for seq, wanted in (ones + more)[: draft.places]:
-            of_prompts = wanted > 1
-            num = min(wanted, budget, prompts) if of_prompts else min(1, budget)
-            if not num:
-                break
-            budget -= num
-            prompts -= num if of_prompts else 0
-            dealt.append((seq, num, of_prompts))
+        dealt = ones[: min(draft.budget, draft.places)]
+        room = min(draft.budget - len(dealt), draft.prompts)
+        for seq, wanted in more[: draft.places - len(dealt)]:
+            if num := min(wanted, room):
+                room -= num
+                dealt.append((seq, num, True))
         return sorted(dealt, key=lambda share: share[0].rank) if more else dealt
 
     def _reserve(self, seq: Sequence, upto: int, draft: _Draft) -> Grown | None:
