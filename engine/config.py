@@ -139,7 +139,7 @@ class EngineConfig:
     max_num_batched_tokens: int | None = setting(
         None,
         "Most tokens a step computes; where it is given, prompts may have all of them (default: "
-        "2,048 on CUDA; on CPUs 512, of which prompts 128, or 256 with AMX).",
+        "2,048 on CUDA; on CPUs 512, of which prompts 128, or 256 with AMX, but of `LLM` all).",
         group="Scheduling",
         first=True,
     )

@@ -57,15 +57,21 @@ class AsyncEngine:
     It knows token ids alone: stop strings, text and `bad_words` are the callers' (`text.py`).
     `submit`, `abort` and `load` may be called from any thread, sinks too. `executor` is who
     computes, from `start` on. `rehearses`: before the first request it finds out what a step of a
-    lone stream costs, in a few of them.
+    lone stream costs, in a few of them. `streams`: somebody waits for each token, so that prompts
+    have no more of a step than the device is best at; else all of it.
     """
 
     def __init__(
-        self, config: EngineConfig, executor: Executor | None = None, *, rehearses: bool = False
+        self,
+        config: EngineConfig,
+        executor: Executor | None = None,
+        *,
+        rehearses: bool = False,
+        streams: bool = True,
     ) -> None:
         self.config = config
         self.executor = executor
-        self._rehearses = rehearses
+        self._rehearses, self._streams = rehearses, streams
         self._capacity: Capacity | None = None
         self._seeds = admission.Seeds(config.seed)
         self._thread = threading.Thread(target=self._main, name="shoal-engine", daemon=True)
@@ -268,6 +274,8 @@ class AsyncEngine:
     def _load(self, executor: Executor) -> None:
         capacity = executor.start(self.config)
         executor.watch(self._lose_rank)
+        if not self._streams:
+            capacity = dataclasses.replace(capacity, prompt_tokens=None)
         self._scheduler = Scheduler(
             self.config,
             capacity,

@@ -62,7 +62,7 @@ class LLM:
         self._ids = itertools.count()
         self._defaults: SamplingParams | None = None
         self._transformers: Any = None
-        self._engine = AsyncEngine(config, executor)
+        self._engine = AsyncEngine(config, executor, streams=False)
         self.capacity = self._engine.start()
 
     def generate(

@@ -66,6 +66,22 @@ def test_a_rehearsal_leaves_no_trace(depth: int) -> None:
         engine.close()
 
 
+@pytest.mark.parametrize(("streams", "num_steps"), [(True, 10), (False, 1)])
+def test_prompts_have_all_of_a_step_where_nobody_streams(streams: bool, num_steps: int) -> None:
+    class Parted(Executor):
+        def start(self, config: EngineConfig) -> Capacity:
+            return replace(super().start(config), prompt_tokens=4)
+
+    engine, caller = AsyncEngine(EngineConfig(), Parted(), streams=streams), Caller()
+    engine.start()
+    try:
+        engine.submit(request("a", tuple(range(1, 41)), max_tokens=1), caller.sink)
+        caller.wait(1)
+        assert (engine.load().counters or {})["steps"] == num_steps
+    finally:
+        engine.close()
+
+
 def test_a_sink_gets_one_batch_a_step() -> None:
     executor = Executor()
     with running(executor) as engine:
