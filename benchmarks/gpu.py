@@ -39,10 +39,10 @@ from shoal import LLM, SamplingParams
 from shoal.engine.config import from_keys
 from shoal.engine.local import LocalExecutor
 from shoal.kernels.gpu import choice
+from shoal.kernels.gpu.with_flash_attn import is_third
 
 SHAPES = Path(__file__).parent / "shapes"
 TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny"
-THIRD = "flash_attn_interface"
 GIB = 1 << 30
 ROOM = 0.85
 """Of a GPU's memory, for weights and cache."""
@@ -143,13 +143,11 @@ class Ours:
         self.llm.close()
 
 
-def has_third() -> bool:
-    """Whether FlashAttention 3 serves here; the second reads blocks of 256 tokens."""
-    return torch.cuda.get_device_capability()[0] == 9 and choice.missing(THIRD) is None
-
-
 def ours(model: str, options: argparse.Namespace, backend: str, **keys: Any) -> Ours:
-    """An engine of random weights with one of the attentions."""
+    """An engine of random weights with one of the attentions. FlashAttention 2 reads blocks of 256
+    tokens.
+    """
+    in_large_blocks = backend == "FLASH_ATTN" and not is_third(torch.device("cuda"), 16)
     keys = {
         "model": model,
         "tokenizer": str(TOKENIZER),
@@ -159,7 +157,7 @@ def ours(model: str, options: argparse.Namespace, backend: str, **keys: Any) -> 
         "max_num_seqs": max(options.batches),
         "max_num_batched_tokens": 8192,
         "attention_backend": backend,
-        "block_size": 256 if backend == "FLASH_ATTN" and not has_third() else 16,
+        "block_size": 256 if in_large_blocks else 16,
         "deterministic": options.deterministic and backend == "auto",
     } | keys
     executor = LocalExecutor(from_keys(keys))
@@ -249,7 +247,7 @@ def backends(options: argparse.Namespace, model: Model) -> list[str]:
     )
     there = {
         "triton": meant != "triton" or options.deterministic,
-        "FLASH_ATTN": not all(map(choice.missing, ("flash_attn", THIRD))),
+        "FLASH_ATTN": not all(map(choice.missing, ("flash_attn", "flash_attn_interface"))),
         "FLASHINFER": not choice.missing("flashinfer"),
     }
     return ["auto", *(name for name, measured in there.items() if measured)]

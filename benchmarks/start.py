@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shoal.cluster.direct import direct_opener
+from shoal.cluster.launch import LEFT_OUT
 
 BARE = """
 import logging, os, ray
@@ -49,10 +50,10 @@ assert handle.remote().result() == 42
 print("ready", flush=True)
 input()
 """
-STRIPPED = """
+STRIPPED = f"""
 from ray._private.node import Node
 
-for part in ("start_monitor", "start_api_server", "start_log_monitor"):
+for part in {LEFT_OUT}:
     setattr(Node, part, lambda node, **options: None)
 """
 PROGRAMS = {"bare": BARE, "stripped": STRIPPED + BARE}

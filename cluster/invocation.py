@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-SECRETS = ("--api-key", "--header", "--hf-token")
+from .config import SECRET
+
+SECRETS = (*("--" + name.replace("_", "-") for name in SECRET), "--header")
 HIDDEN = "..."
 
 

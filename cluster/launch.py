@@ -40,6 +40,9 @@ idle tree would spend a fifth of its time on that.
 _QUIET_SIGNALS = {"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": True}
 """Else a SIGTERM while Ray starts prints the driver's stack and ends it without cleaning up."""
 
+LEFT_OUT = ("start_monitor", "start_api_server", "start_log_monitor")
+"""What the head of a Ray of our own does without, by the methods that would start it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -251,10 +254,9 @@ def _bare() -> Iterator[None]:
     def none(node: object, **options: object) -> None:
         pass
 
-    parts = ("start_monitor", "start_api_server", "start_log_monitor")
-    before = {name: getattr(Node, name) for name in parts}
+    before = {name: getattr(Node, name) for name in LEFT_OUT}
     try:
-        for name in parts:
+        for name in LEFT_OUT:
             setattr(Node, name, none)
         yield
     finally:

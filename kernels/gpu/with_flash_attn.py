@@ -78,7 +78,7 @@ def paged_attention(
         "window_size": (-1, -1) if window is None else (window - 1, 0),
         "softcap": softcap or 0.0,
     }
-    if _is_third(q.device, kv.shape[2]):
+    if is_third(q.device, kv.shape[2]):
         library = import_module("flash_attn_interface")
 
         out = library.flash_attn_with_kvcache(
@@ -109,6 +109,7 @@ def paged_attention(
     return found
 
 
-def _is_third(device: torch.device, block_size: int) -> bool:
+def is_third(device: torch.device, block_size: int) -> bool:
+    """Whether FlashAttention 3 serves KV blocks of this size there, and not the second."""
     hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
     return hopper and block_size < WHOLE_TILES and missing("flash_attn_interface") is None
